@@ -1,0 +1,128 @@
+"""cvit and its peers, each in a process of its own that is stopped whenever it is not its turn.
+
+A process of its own, because the spinning threads of one runtime slow another; stopped (SIGSTOP) between its turns,
+because some spin for a while after their work is done. See `serve.py` for what a worker is and answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ...errors import check
+from ..machine import pick_cpus
+
+HERE = Path(__file__).parent
+
+# name: (worker script, variant)
+WORKERS = {
+    "cvit": ("cvit_worker.py", ""),
+    "numpy": ("numpy_worker.py", ""),
+    "torch": ("torch_worker.py", ""),
+    "torch-compile": ("torch_worker.py", "compile"),
+    "jax": ("jax_worker.py", ""),
+    "onnxruntime": ("onnxruntime_worker.py", ""),
+    "openvino": ("openvino_worker.py", ""),
+}
+PEERS = tuple(name for name in WORKERS if name != "cvit")
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class NotInstalled(Exception):
+    """The interpreter lacks a package that the peer needs."""
+
+
+class WorkerError(Exception):
+    """A worker answered with an error, or died."""
+
+
+class Peer:
+    """One worker process, running only while it is asked something. Leaving its `with` block ends it.
+
+    `version` and `tasks` are what the worker said of itself. Raises `NotInstalled` or `WorkerError`.
+    """
+
+    def __init__(self, name: str, threads: int, python: str | None = None):
+        """Start worker `name` with `threads` threads under the interpreter `python` (default: this one)."""
+        check(name in WORKERS, f"peer must be one of {', '.join(WORKERS)}, got {name!r}")
+        script, variant = WORKERS[name]
+        command = [python or sys.executable, str(HERE / script), f"--threads={threads}", f"--variant={variant}"]
+        # With fewer threads than CPUs, no runtime gets at the other CPUs, whatever it makes of its settings.
+        command.append("--cpus=" + ",".join(map(str, pick_cpus(threads))))
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+        if name == "cvit":  # the package that this file belongs to, not another that happens to be installed
+            paths = [str(HERE.parents[2]), environment.get("PYTHONPATH")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        self.name, self.threads = name, threads
+        self._log = tempfile.TemporaryFile()
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment, encoding="utf-8"
+            )
+        except OSError as error:
+            self._log.close()
+            raise WorkerError(f"{name}: cannot run {command[0]}: {error.strerror}") from None
+        try:
+            hello = self._answer()
+            if "missing" in hello:
+                raise NotInstalled(f"{name}: no package {hello['missing']}")
+        except BaseException:
+            self.close()
+            raise
+        self.version, self.tasks = hello["version"], hello["tasks"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def ask(self, do: str, **fields) -> dict:
+        """Send a request, wait for its answer."""
+        self._continue()
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died; what it said last is more telling
+        return self._answer()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._log.seek(0)
+            last_words = self._log.read().decode(errors="replace").strip().splitlines()[-5:]
+            status = self._process.returncode
+            raise WorkerError(f"{self.name}: worker ended with status {status}\n" + "\n".join(last_words))
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(f"{self.name}: {answer['error'].strip()}")
+        if hasattr(signal, "SIGSTOP"):
+            self._process.send_signal(signal.SIGSTOP)
+        return answer
+
+    def _continue(self):
+        if hasattr(signal, "SIGCONT"):
+            self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End the process: politely, so that it can end what it started itself, then for good."""
+        self._continue()
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()

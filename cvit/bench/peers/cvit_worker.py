@@ -1,0 +1,60 @@
+"""cvit in a process of its own, exactly as its peers; it also measures what the machine can do."""
+
+from serve import Worker, serve
+
+
+class CvitWorker(Worker):
+    name = "cvit"
+
+    def setup(self, threads, variant):
+        import cvit
+
+        cvit.set_num_threads(threads)
+        self.cvit, self.threads = cvit, threads
+        return cvit.__version__
+
+    def load(self, config, weights, images, labels, tasks, optimizer, lr):
+        cvit = self.cvit
+        fields = {name: value for name, value in config.items() if name != "tokens"}
+        self.config = cvit.ViTConfig(**fields)
+        self.images, self.labels = images, labels
+        layout = cvit.Layout.of(self.config)
+        self.model = cvit.ViT(self.config, layout.pack(weights))
+        make_optimizer = {"sgd": cvit.SGD, "adamw": cvit.AdamW}[optimizer]
+        self.optimizer = make_optimizer(self.model, lr=lr)
+        if "forward" in tasks:
+            self.inference = cvit.ViT(self.config, layout.pack(weights))
+            self.inference.freeze()
+
+    def logits(self):
+        return self.inference.forward(self.images)
+
+    def forward_step(self):
+        self.inference.forward(self.images)
+
+    def gradients(self):
+        loss, grad = self.model.loss_and_grad(self.images, self.labels)
+        return loss, self.model.layout.views(grad)
+
+    def train_step(self):
+        loss, grad = self.model.loss_and_grad(self.images, self.labels)
+        self.optimizer.step(self.model.weights, grad)
+        return loss
+
+    def do_machine(self, seconds):
+        """Float32 FLOP/s and memory bytes/s that this many threads reach, and the instruction set in use."""
+        from cvit import _runtime
+
+        return {
+            "isa": self.cvit.get_isa(),
+            "peak": _runtime.measure_peak("float32", self.threads, seconds),
+            "bandwidth": _runtime.measure_bandwidth(self.threads, seconds),
+        }
+
+    def do_plan(self, batch):
+        """Bytes that `ViT.plan` says a training step and a forward pass need."""
+        return {task: self.model.plan(batch, mode).bytes for task, mode in (("train", "train"), ("forward", "infer"))}
+
+
+if __name__ == "__main__":
+    serve(CvitWorker())
