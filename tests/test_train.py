@@ -1,0 +1,179 @@
+"""The training loop: that it learns, repeats itself, stops cleanly and goes on; evaluation; bad calls."""
+
+import csv
+import functools
+import math
+import os
+
+import numpy as np
+import pytest
+
+from cvit.config import ViTConfig
+from cvit.data import Dataset
+from cvit.model import ViT
+from cvit.optim import SGD, AdamW, warmup_cosine
+from cvit.plots import curves
+from cvit.train import Epoch, History, confusion_matrix, evaluate, fit
+
+CONFIG = ViTConfig(image_size=4, patch_size=2, channels=1, width=8, depth=1, heads=2, hidden=16, classes=3)
+
+
+def stripes(N, seed) -> Dataset:
+    """Three classes that are easy to tell apart: bright rows, bright columns, neither; and some noise."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, N)
+    images = 0.3 * rng.normal(size=(N, 1, 4, 4))
+    images[labels == 0, :, ::2] += 1
+    images[labels == 1, :, :, ::2] += 1
+    return Dataset(images.astype(np.float32), labels)
+
+
+TRAIN, TEST = stripes(150, seed=1), stripes(40, seed=2)
+
+
+def run(model=None, epochs=3, optimizer=None, **options):
+    model = ViT(CONFIG, seed=0) if model is None else model
+    optimizer = AdamW(model, lr=5e-3) if optimizer is None else optimizer
+    return model, fit(model, TRAIN, TEST, epochs=epochs, batch_size=32, optimizer=optimizer, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_it_learns(dtype):
+    model, history = run(ViT(CONFIG, seed=0, dtype=dtype), epochs=15)
+    last = history.epochs[-1]
+    assert last.test_accuracy >= 0.95 and last.test_loss < history.epochs[0].test_loss / 2
+    assert [epoch.epoch for epoch in history.epochs] == list(range(1, 16)) and not history.interrupted
+    result = evaluate(model, *TEST)
+    assert (result.loss, result.accuracy) == (last.test_loss, last.test_accuracy)
+
+
+def test_sgd_with_schedule_clipping_and_smoothing_learns():
+    model = ViT(CONFIG, seed=0)
+    schedule = functools.partial(warmup_cosine, total=75, warmup=5, base_lr=0.2)
+    _, history = run(
+        model, epochs=15, optimizer=SGD(model, momentum=0.9), schedule=schedule, clip_norm=1.0, label_smoothing=0.1
+    )
+    assert history.epochs[-1].test_accuracy >= 0.95
+    assert history.epochs[-1].lr == schedule(74)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    (a, _), (b, _), (c, _) = run(seed=3), run(seed=3), run(seed=4)
+    np.testing.assert_array_equal(a.weights, b.weights)
+    assert not np.array_equal(a.weights, c.weights)
+
+
+def test_steps_and_epochs_are_reported():
+    steps, epochs = [], []
+    model, history = run(epochs=2, on_step=steps.append, on_epoch=epochs.append)
+    assert [(step.epoch, step.step, step.images) for step in steps] == [
+        (epoch, step, min(32 * step, 150)) for epoch in (1, 2) for step in (1, 2, 3, 4, 5)
+    ]
+    assert epochs == history.epochs
+    assert (steps[-1].loss, steps[-1].accuracy) == (epochs[-1].train_loss, epochs[-1].train_accuracy)
+
+
+def test_the_reported_training_loss_is_the_mean_over_images():
+    """With a learning rate of 0 the weights stand still, so the batches' mean is the loss of the whole."""
+    model, history = run(epochs=1, optimizer=SGD(ViT(CONFIG, seed=0), lr=0))
+    result = evaluate(model, *TRAIN)
+    assert history.epochs[0].train_loss == pytest.approx(result.loss, rel=1e-5)
+    assert history.epochs[0].train_accuracy == pytest.approx(result.accuracy)
+
+
+def test_without_test_data_its_columns_are_nan():
+    model = ViT(CONFIG, seed=0)
+    [epoch] = fit(model, TRAIN, epochs=1).epochs
+    assert math.isnan(epoch.test_loss) and math.isnan(epoch.test_accuracy)
+
+
+def interrupt_at(epoch, step):
+    def on_step(state):
+        if (state.epoch, state.step) == (epoch, step):
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+def test_ctrl_c_returns_what_was_learnt():
+    start = ViT(CONFIG, seed=0).weights.copy()
+    model, history = run(on_step=interrupt_at(2, 3))
+    assert history.interrupted and len(history.epochs) == 1
+    assert np.isfinite(model.weights).all() and not np.array_equal(model.weights, start)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped():
+    whole, _ = run(epochs=4, schedule=lambda step: 1e-3 / (1 + step))
+    model = ViT(CONFIG, seed=0)
+    optimizer = AdamW(model, lr=5e-3)
+    go_on = functools.partial(run, model, optimizer=optimizer, schedule=lambda step: 1e-3 / (1 + step))
+    _, history = go_on(epochs=2)
+    _, same = go_on(epochs=4, history=history)
+    assert same is history and [epoch.epoch for epoch in history.epochs] == [1, 2, 3, 4]
+    np.testing.assert_array_equal(model.weights, whole.weights)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    model = ViT(CONFIG, seed=0)
+    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch \d+, step \d+"):
+        fit(model, TRAIN, epochs=5, optimizer=SGD(model, lr=1e30))
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (dict(epochs=0), ValueError, "epochs must be at least 1, got 0"),
+        (dict(epochs=1.5), ValueError, "epochs must be a whole number, got 1.5"),
+        (dict(batch_size=0), ValueError, "batch_size must be at least 1"),
+        (dict(seed=-1), ValueError, "seed must be at least 0"),
+        (dict(label_smoothing=1.0), ValueError, "label_smoothing must be finite, at least 0 and below 1"),
+        (dict(clip_norm=0), ValueError, "clip_norm must be greater than 0"),
+        (dict(clip_norm=math.nan), ValueError, "clip_norm must be finite"),
+        (dict(train=TRAIN.images), ValueError, r"train must be a pair \(images, labels\)"),
+        (dict(train=(TRAIN.images[:0], TRAIN.labels[:0])), ValueError, "train has no images"),
+        (dict(train=(TRAIN.images[:, 0], TRAIN.labels)), ValueError, r"train images must have shape \(N, 1, 4, 4\), got"),
+        (dict(train=(TRAIN.images, TRAIN.labels[:-1])), ValueError, r"train labels must have shape \(150,\), got \(149,\)"),
+        (dict(train=(TRAIN.images, TRAIN.labels / 2)), TypeError, "train labels must be integers, got float64"),
+        (dict(train=(TRAIN.images, TRAIN.labels + 1)), ValueError, r"train labels must lie in 0 ... 2, got 1 ... 3"),
+        (dict(test=(TEST.images, TEST.labels - 1)), ValueError, r"test labels must lie in 0 ... 2, got -1 ... 1"),
+    ],
+)
+def test_bad_calls_change_nothing(options, error, message):
+    model = ViT(CONFIG, seed=0)
+    before = model.weights.copy()
+    with pytest.raises(error, match=message):
+        fit(model, **{"train": TRAIN, "test": TEST, "epochs": 1, **options})
+    np.testing.assert_array_equal(model.weights, before)
+
+
+def test_evaluate_is_the_mean_over_all_images():
+    model = ViT(CONFIG, seed=0)
+    model.weights[:] = np.random.default_rng(0).normal(size=model.layout.size)
+    logits = model.forward(TEST.images).astype(np.float64)
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(40), TEST.labels]
+    for batch_size in (1, 7, 40, 99):
+        result = evaluate(model, *TEST, batch_size=batch_size)
+        assert result.loss == pytest.approx(losses.mean(), rel=1e-5)
+        np.testing.assert_array_equal(result.predictions, logits.argmax(axis=1))
+        assert result.accuracy == np.mean(logits.argmax(axis=1) == TEST.labels)
+
+
+def test_confusion_matrix():
+    np.testing.assert_array_equal(
+        confusion_matrix([0, 0, 1, 2, 2], [0, 1, 1, 0, 2], classes=3), [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    )
+
+
+def test_history_as_csv_and_curves(tmp_path):
+    _, history = run(epochs=2)
+    history.write_csv(tmp_path / "history.csv")
+    with open(tmp_path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(Epoch._fields)
+    assert [Epoch(int(row.pop("epoch")), **{key: float(value) for key, value in row.items()}) for row in rows] == history.epochs
+
+    pytest.importorskip("matplotlib")
+    for name, shown in ("history.png", history), ("empty.png", History()):
+        curves(shown, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert sorted(os.listdir(tmp_path)) == ["empty.png", "history.csv", "history.png"]
