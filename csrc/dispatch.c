@@ -1,0 +1,60 @@
+/* Which tables this machine can run. */
+#include "cvit.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+
+extern const cvit_f32 cvit_portable_f32, cvit_avx2_f32, cvit_avx512_f32;
+extern const cvit_f64 cvit_portable_f64, cvit_avx2_f64, cvit_avx512_f64;
+
+static cvit_table tables[] = {
+    {"portable", 1, &cvit_portable_f32, &cvit_portable_f64},
+    {"avx2", 0, &cvit_avx2_f32, &cvit_avx2_f64},
+    {"avx512", 0, &cvit_avx512_f32, &cvit_avx512_f64},
+};
+
+/* A CPU that has wide registers is not enough: the operating system must save them when it switches threads, which it
+ * announces in XCR0 (Intel SDM vol. 1, 13.1 and 14.3, 15.2): bits 1, 2 for AVX's YMM; 5, 6, 7 for AVX-512's mask and ZMM. */
+static void detect(void)
+{
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_AVX) || !(c & bit_FMA))
+        return;
+    unsigned xcr0, high;
+    __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
+        return;
+    tables[1].supported = (xcr0 & 0x06) == 0x06 && (b & bit_AVX2);
+    const unsigned avx512 = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
+    tables[2].supported = tables[1].supported && (xcr0 & 0xe6) == 0xe6 && (b & avx512) == avx512;
+}
+
+#elif defined(__aarch64__)
+
+extern const cvit_f32 cvit_portable_f32, cvit_neon_f32;
+extern const cvit_f64 cvit_portable_f64, cvit_neon_f64;
+
+static cvit_table tables[] = {
+    {"portable", 1, &cvit_portable_f32, &cvit_portable_f64},
+    {"neon", 1, &cvit_neon_f32, &cvit_neon_f64}, /* part of every AArch64 */
+};
+
+static void detect(void) {}
+
+#else
+
+extern const cvit_f32 cvit_portable_f32;
+extern const cvit_f64 cvit_portable_f64;
+
+static cvit_table tables[] = {{"portable", 1, &cvit_portable_f32, &cvit_portable_f64}};
+
+static void detect(void) {}
+
+#endif
+
+const cvit_table *cvit_tables(int *count)
+{
+    detect();
+    *count = (int)(sizeof tables / sizeof *tables);
+    return tables;
+}

@@ -1,0 +1,170 @@
+/* The vector vocabulary: one set of names for every instruction set and element type.
+ *
+ * A file that includes this has defined `real` (float or double), REAL_BITS (32 or 64) and VECTOR_BYTES. Everything below is
+ * GCC/Clang vector extensions, which compile to AVX-512, AVX2, SSE2 or NEON alike; arithmetic (+ - * /) and comparisons work
+ * on `vec` directly, and `a * b + c` becomes one fused multiply-add where the machine has it (-ffp-contract=fast). Only max,
+ * min and sqrt, which the extensions lack, name an instruction.
+ */
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if VECTOR_BYTES == 64 || VECTOR_BYTES == 32 || defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define VL ((ptrdiff_t)(VECTOR_BYTES / sizeof(real))) /* lanes of a vector */
+
+#if REAL_BITS == 32
+typedef int32_t bits;
+#define SQRT sqrtf
+#define LOG logf
+#else
+typedef int64_t bits;
+#define SQRT sqrt
+#define LOG log
+#endif
+
+typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+typedef bits ivec __attribute__((vector_size(VECTOR_BYTES))); /* lane masks are all ones or all zeros */
+typedef real vec_any __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec load(const real *p) { return *(const vec_any *)p; }
+INLINE void store(real *p, vec v) { *(vec_any *)p = v; }
+INLINE vec splat(real x) { return (vec){0} + x; }
+
+/* Mask of the first n lanes. */
+INLINE ivec first_lanes(ptrdiff_t n)
+{
+    ivec lane = {0};
+    for (int i = 0; i < VL; i++)
+        lane[i] = i;
+    return (ivec)(lane < (bits)n);
+}
+
+/* The first n < VL lanes; the others read as zero, and are left alone in memory. */
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+INLINE vec load_n(const real *p, ptrdiff_t n) { return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+INLINE void store_n(real *p, vec v, ptrdiff_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v); }
+#elif VECTOR_BYTES == 64
+INLINE vec load_n(const real *p, ptrdiff_t n) { return (vec)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p); }
+INLINE void store_n(real *p, vec v, ptrdiff_t n) { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v); }
+#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+INLINE vec load_n(const real *p, ptrdiff_t n) { return (vec)_mm256_maskload_ps(p, (__m256i)first_lanes(n)); }
+INLINE void store_n(real *p, vec v, ptrdiff_t n) { _mm256_maskstore_ps(p, (__m256i)first_lanes(n), (__m256)v); }
+#elif VECTOR_BYTES == 32
+INLINE vec load_n(const real *p, ptrdiff_t n) { return (vec)_mm256_maskload_pd(p, (__m256i)first_lanes(n)); }
+INLINE void store_n(real *p, vec v, ptrdiff_t n) { _mm256_maskstore_pd(p, (__m256i)first_lanes(n), (__m256d)v); }
+#else
+INLINE vec load_n(const real *p, ptrdiff_t n)
+{
+    vec v = {0};
+    memcpy(&v, p, (size_t)n * sizeof(real));
+    return v;
+}
+INLINE void store_n(real *p, vec v, ptrdiff_t n) { memcpy(p, &v, (size_t)n * sizeof(real)); }
+#endif
+
+/* The same for a count that may be a whole vector or more. */
+INLINE vec load_upto(const real *p, ptrdiff_t n) { return n >= VL ? load(p) : load_n(p, n); }
+INLINE void store_upto(real *p, vec v, ptrdiff_t n)
+{
+    if (n >= VL)
+        store(p, v);
+    else
+        store_n(p, v, n);
+}
+
+INLINE vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+INLINE vec keep(ivec mask, vec v) { return (vec)(mask & (ivec)v); }
+
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+INLINE vec vmax(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vec vmin(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE vec vsqrt(vec a) { return (vec)_mm512_sqrt_ps((__m512)a); }
+#elif VECTOR_BYTES == 64
+INLINE vec vmax(vec a, vec b) { return (vec)_mm512_max_pd((__m512d)a, (__m512d)b); }
+INLINE vec vmin(vec a, vec b) { return (vec)_mm512_min_pd((__m512d)a, (__m512d)b); }
+INLINE vec vsqrt(vec a) { return (vec)_mm512_sqrt_pd((__m512d)a); }
+#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+INLINE vec vmax(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vec vmin(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE vec vsqrt(vec a) { return (vec)_mm256_sqrt_ps((__m256)a); }
+#elif VECTOR_BYTES == 32
+INLINE vec vmax(vec a, vec b) { return (vec)_mm256_max_pd((__m256d)a, (__m256d)b); }
+INLINE vec vmin(vec a, vec b) { return (vec)_mm256_min_pd((__m256d)a, (__m256d)b); }
+INLINE vec vsqrt(vec a) { return (vec)_mm256_sqrt_pd((__m256d)a); }
+#else
+/* As x86's instructions do it: of an unordered pair the second is taken. */
+INLINE vec vmax(vec a, vec b) { return pick((ivec)(a > b), a, b); }
+INLINE vec vmin(vec a, vec b) { return pick((ivec)(a < b), a, b); }
+INLINE vec vsqrt(vec a)
+{
+    for (int i = 0; i < VL; i++)
+        a[i] = SQRT(a[i]);
+    return a;
+}
+#endif
+
+/* Lane sums and maxima in one fixed tree, so that their bits depend on nothing but the lanes. */
+INLINE real sum_lanes(vec v)
+{
+    real lane[VECTOR_BYTES / sizeof(real)];
+    store(lane, v);
+    for (ptrdiff_t half = VL / 2; half > 0; half /= 2)
+        for (ptrdiff_t i = 0; i < half; i++)
+            lane[i] += lane[i + half];
+    return lane[0];
+}
+INLINE real max_lanes(vec v)
+{
+    real lane[VECTOR_BYTES / sizeof(real)];
+    store(lane, v);
+    for (ptrdiff_t half = VL / 2; half > 0; half /= 2)
+        for (ptrdiff_t i = 0; i < half; i++)
+            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    return lane[0];
+}
+
+/* zip_low(a, b) = a0 b0 a1 b1 …; zip_high the same from the upper halves. */
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+#if VECTOR_BYTES * 8 / REAL_BITS == 16
+INLINE vec zip_low(vec a, vec b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
+INLINE vec zip_high(vec a, vec b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
+INLINE vec zip_low(vec a, vec b) { return SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+INLINE vec zip_high(vec a, vec b) { return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
+INLINE vec zip_low(vec a, vec b) { return SHUFFLE(a, b, 0, 4, 1, 5); }
+INLINE vec zip_high(vec a, vec b) { return SHUFFLE(a, b, 2, 6, 3, 7); }
+#else
+INLINE vec zip_low(vec a, vec b) { return SHUFFLE(a, b, 0, 2); }
+INLINE vec zip_high(vec a, vec b) { return SHUFFLE(a, b, 1, 3); }
+#endif
+
+/* Transpose a VL x VL block in registers: log2(VL) perfect shuffles. */
+INLINE void transpose(vec *rows)
+{
+    for (ptrdiff_t round = 1; round < VL; round *= 2) {
+        vec next[VECTOR_BYTES / sizeof(real)];
+#pragma GCC unroll 16
+        for (ptrdiff_t i = 0; i < VL / 2; i++) {
+            next[2 * i] = zip_low(rows[i], rows[i + VL / 2]);
+            next[2 * i + 1] = zip_high(rows[i], rows[i + VL / 2]);
+        }
+#pragma GCC unroll 16
+        for (ptrdiff_t i = 0; i < VL; i++)
+            rows[i] = next[i];
+    }
+}
+
+INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }

@@ -1,0 +1,168 @@
+"""One pre-norm transformer block, forward and backward: three stages each.
+
+    qkv     rows     [q k v] = norm1(x) @ W_qkv + b
+    heads   heads    o = softmax(q kᵀ / sqrt(dh)) v
+    mlp     rows     mid = x + o @ W_o + b_o;   u = norm2(mid) @ W_1 + b_1;   y = mid + gelu(u) @ W_2 + b_2
+
+and back, from dy (what each formula means is derived in docs/backward.md):
+
+    mlp     rows     dg = dy @ W_2ᵀ,  du = dg gelu'(u),  dmid = dy + norm2'(du @ W_1ᵀ),  do = dmid @ W_oᵀ
+    heads   heads    dq, dk, dv from do
+    qkv     rows     dx = dmid + norm1'(dq @ W_qᵀ + dk @ W_kᵀ + dv @ W_vᵀ)
+
+The weights' gradients follow in _weights.pyx. Forward keeps x, q, k, v, o, lse, mid, u and each row's mean and rstd; the normalised
+rows are made anew where they are needed. A task of a rows stage is a block of token rows, cut by shapes alone: for its rows
+everything from one stage to the next happens in one thread's cache, the hidden rows KC columns at a time. A task of a heads stage is
+one head of one image, or a part of its queries.
+"""
+
+from libc.string cimport memset
+from ._kernels cimport (
+    attention_backward, attention_forward, block_depth, gelu, gelu_backward, gemm, layernorm, layernorm_backward, pack_rows,
+    packed_stride, real,
+)
+from ._pass cimport Pass, ceil_div, cut, panel_size, part
+
+
+cdef inline real* weight(real* kind, Pass* p, Py_ssize_t layer, Py_ssize_t offset) noexcept nogil:
+    """A weight of block `layer`, NULL if the configuration lacks it."""
+    return part(kind, p.weights, -1 if offset < 0 else p.w.blocks + layer * p.w.block_stride + offset)
+
+
+cdef inline real* packed_qkv(real* kind, Pass* p, Py_ssize_t layer) noexcept nogil:
+    return part(kind, p.packed, p.at.pack_qkv + layer * p.at.pack_stride)
+
+
+cdef inline real* packed_mlp(real* kind, Pass* p, Py_ssize_t layer) noexcept nogil:
+    return part(kind, p.packed, p.at.pack_mlp + layer * p.at.pack_stride)
+
+
+cdef Py_ssize_t block_scratch(real* kind, Pass* p) noexcept nogil:
+    """Scratch of the rows stages: packed rows of width D, one block of hidden rows, and (rows, D)."""
+    cdef Py_ssize_t rows = ceil_div(p.R, p.row_blocks), lda = packed_stride(&p.kernels, kind)
+    return rows * (lda * (ceil_div(p.D, block_depth(&p.kernels, kind)) + 1) + p.D)
+
+
+# ---------------------------------------------------------------------------------------------------- rows -> q, k, v
+cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t D = p.D, first = cut(p.R, p.row_blocks, task), m = cut(p.R, p.row_blocks, task + 1) - first
+    cdef Py_ssize_t lda = packed_stride(&p.kernels, s), j
+    cdef real* x = part(s, p.arena, p.at.x + layer * p.at.x_stride) + first * D
+    cdef real* qkv = part(s, p.arena, p.at.qkv + layer * p.at.qkv_stride) + first * 3 * D
+    cdef real* mean = NULL
+    cdef real* rstd = NULL
+    cdef Py_ssize_t[3] bias = [p.w.block.q_b, p.w.block.k_b, p.w.block.v_b]
+    if p.training:
+        mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + first
+        rstd = mean + p.R
+    layernorm(&p.kernels, m, D, x, D, weight(s, p, layer, p.w.block.norm1_w), weight(s, p, layer, p.w.block.norm1_b),
+              <real> p.eps, s, lda, m * lda, mean, rstd)
+    for j in range(3):
+        gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, qkv + j * D, 3 * D,
+             weight(s, p, layer, bias[j]), <real*> NULL, 0)
+
+
+cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t D = p.D, first = cut(p.R, p.row_blocks, task), m = cut(p.R, p.row_blocks, task + 1) - first
+    cdef Py_ssize_t lda = packed_stride(&p.kernels, s), j
+    cdef real* dn = s + m * lda * ceil_div(D, block_depth(&p.kernels, s))
+    cdef real* dqkv = part(s, p.arena, p.at.dqkv) + first * 3 * D
+    cdef real* x = part(s, p.arena, p.at.x + layer * p.at.x_stride) + first * D
+    cdef real* dx = part(s, p.arena, p.at.dx + layer % 2 * p.at.dx_stride) + first * D
+    cdef real* mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + first
+    cdef real* scale = weight(s, p, layer, p.w.block.norm1_w)
+    cdef real* sums = part(s, p.arena, p.at.partial) + task * 4 * D
+    for j in range(3):
+        pack_rows(&p.kernels, m, D, dqkv + j * D, 3 * D, <real> 1, s)
+        gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, dn, D, <real*> NULL,
+             dn if j else <real*> NULL, D)
+    memset(sums, 0, 2 * D * sizeof(real))
+    layernorm_backward(&p.kernels, m, D, dn, D, x, D, mean, mean + p.R, scale,
+                       part(s, p.arena, p.at.dmid) + first * D, D, dx, D,
+                       sums if scale != NULL else <real*> NULL, sums + D)
+
+
+# ---------------------------------------------------------------------------------------------------- heads: attention
+cdef void heads_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t D = p.D, T = p.T, dh = D // p.H, parts = p.query_parts
+    cdef Py_ssize_t n = task // parts // p.H, h = task // parts % p.H
+    cdef Py_ssize_t first = cut(T, parts, task % parts), count = cut(T, parts, task % parts + 1) - first
+    cdef real* q = part(s, p.arena, p.at.qkv + layer * p.at.qkv_stride) + n * T * 3 * D + h * dh
+    cdef real* o = part(s, p.arena, p.at.o + layer * p.at.o_stride) + (n * T + first) * D + h * dh
+    cdef real* lse = NULL
+    if p.training:
+        lse = part(s, p.arena, p.at.lse + layer * p.at.lse_stride) + (n * p.H + h) * T + first
+    attention_forward(&p.kernels, T, dh, first, count, q, q + D, q + 2 * D, 3 * D, o, D, lse, s)
+
+
+cdef void heads_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t D = p.D, T = p.T, dh = D // p.H, n = task // p.H, h = task % p.H
+    cdef real* q = part(s, p.arena, p.at.qkv + layer * p.at.qkv_stride) + n * T * 3 * D + h * dh
+    cdef real* dq = part(s, p.arena, p.at.dqkv) + n * T * 3 * D + h * dh
+    cdef real* o = part(s, p.arena, p.at.o + layer * p.at.o_stride) + n * T * D + h * dh
+    cdef real* d_o = part(s, p.arena, p.at.d_o) + n * T * D + h * dh
+    cdef real* lse = part(s, p.arena, p.at.lse + layer * p.at.lse_stride) + (n * p.H + h) * T
+    attention_backward(&p.kernels, T, dh, q, q + D, q + 2 * D, 3 * D, o, d_o, D, lse, dq, dq + D, dq + 2 * D, s)
+
+
+# ------------------------------------------------------------------------------- rows -> projection, residual, MLP
+cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t D = p.D, F = p.F, first = cut(p.R, p.row_blocks, task), m = cut(p.R, p.row_blocks, task + 1) - first
+    cdef Py_ssize_t lda = packed_stride(&p.kernels, s), kc = block_depth(&p.kernels, s), f, width, ldu
+    cdef real* g = s + m * lda * ceil_div(D, kc)  # a block of hidden rows, packed
+    cdef real* x = part(s, p.arena, p.at.x + layer * p.at.x_stride) + first * D
+    cdef real* y = part(s, p.arena, p.at.x + (layer + 1) * p.at.x_stride) + first * D
+    cdef real* mid = part(s, p.arena, p.at.mid + layer * p.at.mid_stride) + first * D
+    cdef real* o = part(s, p.arena, p.at.o + layer * p.at.o_stride) + first * D
+    cdef real* w_o = packed_mlp(s, p, layer)
+    cdef real* w_1 = w_o + panel_size(D, D)
+    cdef real* w_2 = w_1 + panel_size(D, F)
+    cdef real* b_1 = weight(s, p, layer, p.w.block.fc1_b)
+    cdef real* u = g
+    cdef real* mean = NULL
+    cdef real* rstd = NULL
+    ldu = lda
+    if p.training:
+        mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + 2 * p.R + first
+        rstd = mean + p.R
+        ldu = F
+    pack_rows(&p.kernels, m, D, o, D, <real> 1, s)
+    gemm(&p.kernels, m, D, D, s, w_o, D, 0, mid, D, weight(s, p, layer, p.w.block.o_b), x, D)
+    layernorm(&p.kernels, m, D, mid, D, weight(s, p, layer, p.w.block.norm2_w), weight(s, p, layer, p.w.block.norm2_b),
+              <real> p.eps, s, lda, m * lda, mean, rstd)
+    for f from 0 <= f < F by kc:
+        width = min(kc, F - f)
+        if p.training:
+            u = part(s, p.arena, p.at.u + layer * p.at.u_stride) + first * F + f
+        gemm(&p.kernels, m, width, D, s, w_1 + f * D, D, 0, u, ldu, b_1 + f if b_1 != NULL else <real*> NULL, <real*> NULL, 0)
+        gelu(&p.kernels, p.gelu, m, width, u, ldu, g, lda)
+        gemm(&p.kernels, m, D, width, g, w_2, F, f, y, D,
+             weight(s, p, layer, p.w.block.fc2_b) if f == 0 else <real*> NULL, y if f else mid, D)
+
+
+cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t D = p.D, F = p.F, first = cut(p.R, p.row_blocks, task), m = cut(p.R, p.row_blocks, task + 1) - first
+    cdef Py_ssize_t lda = packed_stride(&p.kernels, s), kc = block_depth(&p.kernels, s), f, width
+    cdef real* dg = s + m * lda * ceil_div(D, kc)
+    cdef real* dn = dg + m * lda
+    cdef real* dy = part(s, p.arena, p.at.dx + (layer + 1) % 2 * p.at.dx_stride) + first * D
+    cdef real* mid = part(s, p.arena, p.at.mid + layer * p.at.mid_stride) + first * D
+    cdef real* dmid = part(s, p.arena, p.at.dmid) + first * D
+    cdef real* mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + 2 * p.R + first
+    cdef real* scale = weight(s, p, layer, p.w.block.norm2_w)
+    cdef real* sums = part(s, p.arena, p.at.partial) + (task * 4 + 2) * D
+    cdef real* w_o = packed_mlp(s, p, layer)
+    cdef real* w_1 = w_o + panel_size(D, D)
+    cdef real* w_2 = w_1 + panel_size(F, D)
+    pack_rows(&p.kernels, m, D, dy, D, <real> 1, s)
+    for f from 0 <= f < F by kc:
+        width = min(kc, F - f)
+        gemm(&p.kernels, m, width, D, s, w_2 + f * D, D, 0, dg, lda, <real*> NULL, <real*> NULL, 0)
+        gelu_backward(&p.kernels, p.gelu, m, width, part(s, p.arena, p.at.u + layer * p.at.u_stride) + first * F + f, F,
+                      dg, lda, part(s, p.arena, p.at.du) + first * F + f, F)
+        gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D)
+    memset(sums, 0, 2 * D * sizeof(real))
+    layernorm_backward(&p.kernels, m, D, dn, D, mid, D, mean, mean + p.R, scale, dy, D, dmid, D,
+                       sums if scale != NULL else <real*> NULL, sums + D)
+    pack_rows(&p.kernels, m, D, dmid, D, <real> 1, s)
+    gemm(&p.kernels, m, D, D, s, w_o, D, 0, part(s, p.arena, p.at.d_o) + first * D, D, <real*> NULL, <real*> NULL, 0)

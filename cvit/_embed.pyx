@@ -1,0 +1,66 @@
+"""Images to tokens: patches, their embedding, class token and positions; and the positions' gradients.
+
+    x[n] = [cls; patches(image n) @ W + b] + pos                                  (Dosovitskiy et al. 2021, eq. 1)
+    dpos = sum over images of dx,  dcls = dpos[0],  dW = patchesᵀ dx,  db = sum of dx over patches
+
+Forward keeps the patches. A task of the forward is a group of images; of the backward a range of (token, column) pairs. dW and db
+are tiles of the weight stage, in _weights.pyx.
+"""
+
+from libc.string cimport memcpy
+from ._kernels cimport column_sums, gemm, pack_rows, real
+from ._pass cimport Pass, cut, part
+
+
+cdef void cut_patches(real* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch,
+                      real* out) noexcept nogil:
+    """(C, H, W) -> (patches, C·P·P): patches row by row over the grid, each flattened as (C, P, P)."""
+    cdef Py_ssize_t gy, gx, c, y
+    for gy in range(height // patch):
+        for gx in range(width // patch):
+            for c in range(channels):
+                for y in range(patch):
+                    memcpy(out, image + (c * height + gy * patch + y) * width + gx * patch, patch * sizeof(real))
+                    out += patch
+
+
+cdef void join_patches(real* patches, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch,
+                       real* image) noexcept nogil:
+    """The inverse of cut_patches, and so its backward: every pixel is in one patch."""
+    cdef Py_ssize_t gy, gx, c, y
+    for gy in range(height // patch):
+        for gx in range(width // patch):
+            for c in range(channels):
+                for y in range(patch):
+                    memcpy(image + (c * height + gy * patch + y) * width + gx * patch, patches, patch * sizeof(real))
+                    patches += patch
+
+
+cdef void embed_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t n, i, D = p.D, count = p.patches, pixels = p.channels * p.height * p.width
+    cdef real* patches
+    cdef real* x
+    cdef real* a = s
+    cdef real* pos = part(s, p.weights, p.w.pos)
+    cdef real* cls = part(s, p.weights, p.w.cls)
+    cdef real* bias = part(s, p.weights, p.w.patch_b)
+    cdef real* packed = part(s, p.packed, p.at.pack_patch)
+    for n in range(cut(p.N, p.image_groups, task), cut(p.N, p.image_groups, task + 1)):
+        patches = part(s, p.arena, p.at.patches) + (n if p.training else task) * count * p.features
+        x = part(s, p.arena, p.at.x) + n * p.T * D
+        cut_patches(<real*> p.images + n * pixels, p.channels, p.height, p.width, p.patch, patches)
+        if p.class_token:
+            for i in range(D):
+                x[i] = cls[i] + pos[i]
+        pack_rows(&p.kernels, count, p.features, patches, p.features, <real> 1, a)
+        gemm(&p.kernels, count, D, p.features, a, packed, p.features, 0, x + p.class_token * D, D, bias,
+             pos + p.class_token * D, D)
+
+
+cdef void positions_backward_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:
+    """dpos and dcls over 1 of T ranges: columns of dx seen as (N, T·D)."""
+    cdef Py_ssize_t first = task * p.D
+    cdef real* dpos = part(s, p.grad, p.w.pos)
+    column_sums(&p.kernels, p.N, p.D, part(s, p.arena, p.at.dx) + first, p.T * p.D, 0, <real> 1, dpos + first)
+    if task == 0 and p.class_token:
+        memcpy(part(s, p.grad, p.w.cls), dpos, p.D * sizeof(real))

@@ -1,0 +1,81 @@
+"""What the stages of a pass share: the model's dimensions, where its weights lie, where the arena's buffers lie.
+
+Letters as everywhere: N images, T tokens, D width, H heads, F hidden width, C channels, P patch, L blocks; R = N·T rows of tokens.
+Offsets count elements; -1 stands for a weight that the configuration lacks. In a forward without gradients all blocks share one
+set of activations (their strides are 0) and `mid` is `x`.
+"""
+
+from ._kernels cimport Kernels, real
+
+ctypedef struct BlockWeights:  # relative to the block's start
+    Py_ssize_t norm1_w, norm1_b, q_w, q_b, k_w, k_b, v_w, v_b, o_w, o_b
+    Py_ssize_t norm2_w, norm2_b, fc1_w, fc1_b, fc2_w, fc2_b
+
+ctypedef struct Weights:
+    Py_ssize_t patch_w, patch_b, cls, pos
+    Py_ssize_t blocks, block_stride
+    BlockWeights block
+    Py_ssize_t norm_w, norm_b, head_w, head_b
+    Py_ssize_t size
+
+ctypedef struct Buffers:
+    # kept by the forward for the backward
+    Py_ssize_t patches                      # (N · patches, C·P·P)
+    Py_ssize_t x, x_stride                  # (R, D) input of each block, and the last block's output
+    Py_ssize_t qkv, qkv_stride              # (R, 3 D)
+    Py_ssize_t o, o_stride                  # (R, D) the heads' outputs side by side
+    Py_ssize_t lse, lse_stride              # (N, H, T)
+    Py_ssize_t mid, mid_stride              # (R, D) after attention
+    Py_ssize_t u, u_stride                  # (R, F) before GELU; the backward turns it into gelu(u)
+    Py_ssize_t stats, stats_stride          # (4, R) mean and rstd of norm1, then of norm2
+    Py_ssize_t final_stats                  # (2, R or N) of the final norm
+    Py_ssize_t pooled, logits, losses       # (N, D), (N, classes), (N,)
+    # of the backward
+    Py_ssize_t dlogits, dpooled             # (N, classes), (N, D)
+    Py_ssize_t dx, dx_stride                # 2 x (R, D), gradients of a block's output and input in turn
+    Py_ssize_t dmid, d_o                    # (R, D)
+    Py_ssize_t dqkv, du                     # (R, 3 D), (R, F)
+    Py_ssize_t partial                      # (row blocks, 4, D) parts of a block's norm scale and shift gradients
+    Py_ssize_t final_partial                # (image groups, 2, D) the same of the final norm
+    # packed weights: of one block at a time, or, frozen, of all
+    Py_ssize_t pack_patch, pack_qkv, pack_mlp, pack_head, pack_stride
+    Py_ssize_t packed_size
+    Py_ssize_t size
+
+ctypedef struct Pass:
+    Kernels kernels
+    Py_ssize_t N, T, D, H, F, L, R, classes, patches
+    Py_ssize_t channels, height, width, patch, features   # features = C·P·P
+    int class_token, gelu, final_norm, training, frozen
+    double eps, smoothing
+    Weights w
+    Buffers at
+    Py_ssize_t row_blocks, image_groups, query_parts, tile
+    void* images
+    const long long* labels
+    void* weights
+    void* grad
+    void* arena
+    void* packed
+    void* scratch                           # one piece for each thread
+    Py_ssize_t scratch_stride
+    double loss
+
+
+cdef inline real* part(real* kind, void* base, Py_ssize_t offset) noexcept nogil:
+    """base + offset in elements; NULL for an offset of -1."""
+    return NULL if offset < 0 else <real*> base + offset
+
+
+cdef inline Py_ssize_t cut(Py_ssize_t count, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
+    """Where part i of `parts` equal parts of `count` things begins."""
+    return count * i // parts
+
+
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t panel_size(Py_ssize_t k, Py_ssize_t n) noexcept nogil:
+    """Room for a packed (k, n) matrix, for any instruction set."""
+    return k * (ceil_div(n, 32) * 32)

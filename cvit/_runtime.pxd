@@ -1,0 +1,14 @@
+from ._kernels cimport Kernels
+
+cdef extern from "_team.h" nogil:
+    ctypedef struct Team "cvit_team":
+        int size
+    Py_ssize_t take "cvit_team_take" (Team* team)
+    void sync "cvit_team_sync" (Team* team)
+
+# What one thread of a team does: called once by each of them, with its number.
+ctypedef void (*Work)(void* job, Team* team, int thread) noexcept nogil
+
+cdef Kernels selected() noexcept
+cdef int team_size(Py_ssize_t tasks) noexcept
+cdef void run_team(int size, Work work, void* job) noexcept nogil

@@ -1,0 +1,231 @@
+"""Everything done to weight matrices: packing them for the products, and the tiles of their gradients.
+
+Packing. A pass multiplies by W (forward) or Wᵀ (backward), from panels that gemm.inc describes. A matrix is packed once per pass, in
+strips of columns, as extra tasks of the stage before the one that needs it; one block's panels are kept at a time. A frozen model
+keeps all of them.
+
+Gradients, for y = x @ W + b over all rows of tokens:
+
+    dW = xᵀ dy,   db = column sums of dy
+
+A task is one tile of one dW: it runs over the rows in blocks of KC, in order, packs its columns of x (normalising them again where
+x is a norm's output) and of dy, and adds the product to the tile. The tiles at the top of a dW also add up db as dy passes by.
+"""
+
+from libc.string cimport memset
+from ._kernels cimport (
+    block_depth, column_sums, gemm_columns, pack_columns, pack_panels, pack_panels_transposed, real, tile_rows,
+)
+from ._pass cimport Pass, ceil_div, cut, panel_size, part
+
+cdef enum:
+    STRIP = 128  # columns of a packing task, a multiple of every panel's width
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+cdef struct Matrix:  # (k, n) as the product sees it, where its weight lies, where its panels go
+    Py_ssize_t k, n, weight, packed
+
+
+cdef Py_ssize_t matrices(Pass* p, Group group, bint transposed, Py_ssize_t layer, Matrix* out) noexcept nogil:
+    """The matrices of a group, at most 3; returns how many."""
+    cdef Py_ssize_t D = p.D, F = p.F, block = p.w.blocks + layer * p.w.block_stride
+    cdef Py_ssize_t qkv = p.at.pack_qkv + layer * p.at.pack_stride, mlp = p.at.pack_mlp + layer * p.at.pack_stride
+    if group == QKV:
+        out[0] = Matrix(D, D, block + p.w.block.q_w, qkv)
+        out[1] = Matrix(D, D, block + p.w.block.k_w, qkv + panel_size(D, D))
+        out[2] = Matrix(D, D, block + p.w.block.v_w, qkv + 2 * panel_size(D, D))
+        return 3
+    if group == MLP:
+        out[0] = Matrix(D, D, block + p.w.block.o_w, mlp)
+        mlp += panel_size(D, D)
+        if transposed:
+            out[1] = Matrix(F, D, block + p.w.block.fc1_w, mlp)
+            out[2] = Matrix(D, F, block + p.w.block.fc2_w, mlp + panel_size(F, D))
+        else:
+            out[1] = Matrix(D, F, block + p.w.block.fc1_w, mlp)
+            out[2] = Matrix(F, D, block + p.w.block.fc2_w, mlp + panel_size(D, F))
+        return 3
+    if group == HEAD:
+        if transposed:
+            out[0] = Matrix(p.classes, D, p.w.head_w, p.at.pack_head)
+        else:
+            out[0] = Matrix(D, p.classes, p.w.head_w, p.at.pack_head)
+        return 1
+    out[0] = Matrix(p.features, D, p.w.patch_w, p.at.pack_patch)
+    return 1
+
+
+cdef Py_ssize_t pack_tasks(Pass* p, Group group) noexcept nogil:
+    """Strips of a group; W and Wᵀ are counted alike, by the wider of the two."""
+    cdef Matrix[3] table
+    cdef Py_ssize_t tasks = 0, i, count
+    if p.frozen:
+        return 0
+    count = matrices(p, group, False, 0, table)
+    for i in range(count):
+        tasks += ceil_div(max(table[i].k, table[i].n), STRIP)
+    return tasks
+
+
+cdef void pack_task(real* s, Pass* p, Group group, bint transposed, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Matrix[3] table
+    cdef Py_ssize_t i = 0, strips, column, columns, k, n
+    cdef real* w
+    cdef real* b
+    matrices(p, group, transposed, layer, table)
+    while True:
+        strips = ceil_div(max(table[i].k, table[i].n), STRIP)
+        if task < strips:
+            break
+        task -= strips
+        i += 1
+    k, n = table[i].k, table[i].n
+    column = task * STRIP
+    columns = min(<Py_ssize_t> STRIP, n - column)
+    if columns <= 0:
+        return
+    w = part(s, p.weights, table[i].weight)
+    b = part(s, p.packed, table[i].packed) + column * k
+    if transposed:
+        pack_panels_transposed(&p.kernels, k, columns, w + column * k, k, b, k, 0)
+    else:
+        pack_panels(&p.kernels, k, columns, w + column, n, b, k, 0, <real*> NULL)
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
+cdef struct Gradient:  # dw (m, n) = aᵀ b over `segments` runs of `rows` rows; all pointers of the pass's element type
+    Py_ssize_t m, n, rows, segments
+    void* a
+    Py_ssize_t lda, a_segment
+    void* mean          # a is normalised with these, unless NULL
+    void* rstd
+    void* scale
+    void* shift
+    void* b
+    Py_ssize_t ldb, b_segment
+    void* dw
+    void* db            # NULL without biases
+
+
+cdef inline Py_ssize_t gradients(Group group) noexcept nogil:
+    return 6 if group == BLOCK else 1
+
+
+cdef void block_gradient(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t which, Gradient* g) noexcept nogil:
+    """q, k, v, projection, fc1, fc2 of a block."""
+    cdef Py_ssize_t D = p.D, F = p.F, block = p.w.blocks + layer * p.w.block_stride
+    cdef Py_ssize_t[6] w = [p.w.block.q_w, p.w.block.k_w, p.w.block.v_w, p.w.block.o_w, p.w.block.fc1_w, p.w.block.fc2_w]
+    cdef Py_ssize_t[6] b = [p.w.block.q_b, p.w.block.k_b, p.w.block.v_b, p.w.block.o_b, p.w.block.fc1_b, p.w.block.fc2_b]
+    cdef real* stats = part(s, p.arena, p.at.stats + layer * p.at.stats_stride)
+    cdef Py_ssize_t norm_w = -1, norm_b = -1
+    g.m = g.n = g.lda = g.ldb = D
+    g.dw = part(s, p.grad, block + w[which])
+    g.db = part(s, p.grad, -1 if b[which] < 0 else block + b[which])
+    if which < 3:
+        g.a = part(s, p.arena, p.at.x + layer * p.at.x_stride)
+        g.b = part(s, p.arena, p.at.dqkv + which * D)
+        g.ldb = 3 * D
+        norm_w, norm_b = p.w.block.norm1_w, p.w.block.norm1_b
+    elif which == 3:
+        g.a = part(s, p.arena, p.at.o + layer * p.at.o_stride)
+        g.b = part(s, p.arena, p.at.dmid)
+    elif which == 4:
+        g.a = part(s, p.arena, p.at.mid + layer * p.at.mid_stride)
+        g.b = part(s, p.arena, p.at.du)
+        g.n = g.ldb = F
+        stats += 2 * p.R
+        norm_w, norm_b = p.w.block.norm2_w, p.w.block.norm2_b
+    else:
+        g.a = part(s, p.arena, p.at.u + layer * p.at.u_stride)  # gelu(u) by now
+        g.b = part(s, p.arena, p.at.dx + (layer + 1) % 2 * p.at.dx_stride)
+        g.m = g.lda = F
+    if which < 3 or which == 4:
+        g.mean = stats
+        g.rstd = stats + p.R
+        g.scale = part(s, p.weights, -1 if norm_w < 0 else block + norm_w)
+        g.shift = part(s, p.weights, -1 if norm_b < 0 else block + norm_b)
+
+
+cdef void describe(real* s, Pass* p, Group group, Py_ssize_t layer, Py_ssize_t which, Gradient* g) noexcept nogil:
+    g.mean = g.rstd = g.scale = g.shift = NULL
+    g.rows, g.segments, g.a_segment, g.b_segment = p.R, 1, 0, 0
+    if group == BLOCK:
+        block_gradient(s, p, layer, which, g)
+    elif group == HEAD:
+        g.m = g.lda = p.D
+        g.n = g.ldb = p.classes
+        g.rows = p.N
+        g.a, g.b = part(s, p.arena, p.at.pooled), part(s, p.arena, p.at.dlogits)
+        g.dw, g.db = part(s, p.grad, p.w.head_w), part(s, p.grad, p.w.head_b)
+    else:
+        g.m = g.lda = p.features
+        g.n = g.ldb = p.D
+        g.rows, g.segments = p.patches, p.N
+        g.a, g.a_segment = part(s, p.arena, p.at.patches), p.patches * p.features
+        g.b, g.b_segment = part(s, p.arena, p.at.dx) + p.class_token * p.D, p.T * p.D
+        g.dw, g.db = part(s, p.grad, p.w.patch_w), part(s, p.grad, p.w.patch_b)
+
+
+cdef Py_ssize_t gradient_tasks(Pass* p, Group group) noexcept nogil:
+    """The tiles of a group, and for a block with norm parameters one task more for their sums."""
+    cdef Gradient g
+    cdef Py_ssize_t tasks = 0, i
+    for i in range(gradients(group)):
+        describe(<float*> NULL, p, group, 0, i, &g)
+        tasks += ceil_div(g.m, p.tile) * ceil_div(g.n, p.tile)
+    return tasks + (group == BLOCK and p.w.block.norm1_w >= 0)
+
+
+cdef void gradient_task(real* s, Pass* p, Group group, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Gradient g
+    cdef Py_ssize_t i, high, wide
+    for i in range(gradients(group)):
+        describe(s, p, group, layer, i, &g)
+        high, wide = ceil_div(g.m, p.tile), ceil_div(g.n, p.tile)
+        if task < high * wide:
+            gradient_tile(s, p, &g, cut(g.m, high, task // wide), cut(g.m, high, task // wide + 1),
+                          cut(g.n, wide, task % wide), cut(g.n, wide, task % wide + 1))
+            return
+        task -= high * wide
+    norm_gradients(s, p, layer)
+
+
+cdef void gradient_tile(real* s, Pass* p, Gradient* g, Py_ssize_t m0, Py_ssize_t m1, Py_ssize_t n0, Py_ssize_t n1) noexcept nogil:
+    """Rows m0 to m1 and columns n0 to n1 of dw, and that part of db where m0 is 0."""
+    cdef Py_ssize_t kc = block_depth(&p.kernels, s), segment, row, rows, mr = tile_rows(&p.kernels, s)
+    cdef real* a = s
+    cdef real* b = s + kc * ceil_div(ceil_div(m1 - m0, mr) * mr, 32) * 32
+    cdef real* dw = <real*> g.dw + m0 * g.n + n0
+    cdef real* db = <real*> NULL
+    cdef real* mean = <real*> NULL
+    cdef real* rstd = <real*> NULL
+    cdef real* scale = <real*> NULL
+    cdef real* shift = <real*> NULL
+    if g.db != NULL and m0 == 0:
+        db = <real*> g.db + n0
+        memset(db, 0, (n1 - n0) * sizeof(real))
+    if g.scale != NULL:
+        scale, shift = <real*> g.scale + m0, <real*> g.shift + m0
+    for segment in range(g.segments):
+        for row from 0 <= row < g.rows by kc:
+            rows = min(kc, g.rows - row)
+            if g.mean != NULL:
+                mean, rstd = <real*> g.mean + row, <real*> g.rstd + row
+            pack_columns(&p.kernels, rows, m1 - m0, <real*> g.a + segment * g.a_segment + row * g.lda + m0, g.lda, mean, rstd,
+                         scale, shift, a)
+            pack_panels(&p.kernels, rows, n1 - n0, <real*> g.b + segment * g.b_segment + row * g.ldb + n0, g.ldb, b, rows, 0, db)
+            gemm_columns(&p.kernels, m1 - m0, n1 - n0, rows, a, b, dw, g.n, segment or row)
+
+
+cdef void norm_gradients(real* s, Pass* p, Py_ssize_t layer) noexcept nogil:
+    """The row blocks' parts of both norms' scale and shift gradients, added in order."""
+    cdef Py_ssize_t[4] to = [p.w.block.norm1_w, p.w.block.norm1_b, p.w.block.norm2_w, p.w.block.norm2_b]
+    cdef Py_ssize_t i
+    for i in range(4):
+        column_sums(&p.kernels, p.row_blocks, p.D, part(s, p.arena, p.at.partial) + i * p.D, 4 * p.D, 0, <real> 1,
+                    part(s, p.grad, p.w.blocks + layer * p.w.block_stride + to[i]))
+
+
+cdef Py_ssize_t gradient_scratch(real* kind, Pass* p) noexcept nogil:
+    return block_depth(&p.kernels, kind) * 2 * (ceil_div(p.tile, 32) * 32 + 64)

@@ -1,0 +1,69 @@
+"""Arrays in: anything array-like becomes a C-contiguous NumPy array of the wanted type, or a clear error."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .errors import check
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def as_array(name: str, value) -> np.ndarray:
+    """`value` as a NumPy array without copying where possible: arrays, `__array__`, DLPack (torch and JAX on the CPU), lists."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        return np.from_dlpack(value)
+    if hasattr(value, "requires_grad") and hasattr(value, "detach"):
+        value = value.detach()  # a torch tensor under autograd refuses __array__
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}: {error}") from None
+
+
+def as_float(name: str, value, shape: tuple, dtype=None) -> np.ndarray:
+    """A C-contiguous, aligned, native array of `dtype` (None: its own, float32 or float64) and `shape`.
+
+    In `shape` a number is that length, a string names a free one. A copy is made only where one is needed.
+    """
+    array = as_array(name, value)
+    if array.dtype.newbyteorder("=") not in FLOATS:
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
+    wanted = "(" + ", ".join(str(length) for length in shape) + ("," if len(shape) == 1 else "") + ")"
+    fits = array.ndim == len(shape) and all(isinstance(w, str) or w == n for w, n in zip(shape, array.shape))
+    check(fits, f"{name} must have shape {wanted}, got {array.shape}")
+    dtype = array.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
+    return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def as_labels(name: str, value, count: int, classes: int) -> np.ndarray:
+    """Integer labels (count,) in [0, classes) as a contiguous int64 vector."""
+    array = as_array(name, value)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must have an integer dtype, got {array.dtype}")
+    check(array.shape == (count,), f"{name} must have shape ({count},), one label an image, got {array.shape}")
+    if count:
+        low, high = int(array.min()), int(array.max())
+        check(0 <= low and high < classes, f"{name} must lie in [0, {classes}), got values from {low} to {high}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def common_dtype(**arrays) -> np.dtype:
+    """The dtype of the results for arguments of these dtypes: float64 as soon as one is, else float32."""
+    dtypes = {name: as_array(name, value).dtype.newbyteorder("=") for name, value in arrays.items()}
+    for name, dtype in dtypes.items():
+        if dtype not in FLOATS:
+            raise TypeError(f"{name} must be float32 or float64, got {dtype}")
+    return np.result_type(*dtypes.values())
+
+
+def finite(name: str, value, *, minimum: float = 0.0) -> float:
+    """`value` as a finite float of at least `minimum`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    check(np.isfinite(number) and number >= minimum, f"{name} must be finite and at least {minimum:g}, got {value!r}")
+    return number
