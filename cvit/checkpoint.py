@@ -78,7 +78,8 @@ def _config(path, file) -> ViTConfig:
 def _weights(path, file, config) -> np.ndarray:
     names = set(file.keys())
     # A block has six tensors or more; a config with more blocks than the file could hold must not even get a layout.
-    check(6 * config.depth < len(names), f"{path} has {len(names)} tensors, too few for the {config.depth} blocks of its config")
+    enough = 6 * config.depth < len(names)
+    check(enough, f"{path} has {len(names)} tensors, too few for the {config.depth} blocks of its config")
     layout = Layout.of(config)
     missing, unknown = layout.entries.keys() - names, names - layout.entries.keys()
     check(not missing, f"{path} lacks {len(missing)} of its config's tensors, {min(missing, default='')} for one")

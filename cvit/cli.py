@@ -84,11 +84,13 @@ def _parser(argv) -> argparse.ArgumentParser:
 
 def _option(parser, flag, default, text, type=None) -> None:
     type = type or default.__class__
-    parser.add_argument(flag, default=default, type=type, metavar=type.__name__.upper(), help=f"{text} (default {default})")
+    metavar = type.__name__.upper()
+    parser.add_argument(flag, default=default, type=type, metavar=metavar, help=f"{text} (default {default})")
 
 
 def _threads_option(parser) -> None:
-    parser.add_argument("--threads", type=int, metavar="INT", help="threads to use (default: every CPU this process may use)")
+    help = "threads to use (default every CPU this process may use)"
+    parser.add_argument("--threads", type=int, metavar="INT", help=help)
 
 
 def _add_train(commands) -> None:
@@ -135,10 +137,12 @@ def _add_eval(commands) -> None:
 
 def _train(args) -> int:
     _need_demo_extra(DEMO_MODULES)
-    folder = args.out.parent
+    out, folder = args.out, args.out.parent
     csv_path, png_path = folder / "history.csv", folder / "history.png"
-    check(not args.out.is_dir() and args.out not in (csv_path, png_path), f"--out must name a file for the model, got {args.out}")
-    check(folder.is_dir() and os.access(folder, os.W_OK), f"--out must lie in a folder that can be written to, got {args.out}")
+    check(not out.is_dir() and out not in (csv_path, png_path), f"--out must name a file for the model, got {out}")
+    check(
+        folder.is_dir() and os.access(folder, os.W_OK), f"--out must lie in a folder that can be written to, got {out}"
+    )
     _use_threads(args.threads)
 
     from . import checkpoint, data, plots
@@ -173,11 +177,11 @@ def _train(args) -> int:
     if history.interrupted:
         print(f"interrupted after {len(history.epochs)} of {epochs} epochs; saving what was learnt", flush=True)
     result = evaluate(model, *test)
-    checkpoint.save(args.out, model, metadata={"dataset": args.dataset, "test_accuracy": f"{result.accuracy:.4f}"})
+    checkpoint.save(out, model, metadata={"dataset": args.dataset, "test_accuracy": f"{result.accuracy:.4f}"})
     history.write_csv(csv_path)
     plots.curves(history, png_path)
     print(f"test accuracy {result.accuracy:.2%}")
-    print(f"wrote {args.out} (weights and configuration), {csv_path}, {png_path} (curves)")
+    print(f"wrote {out} (weights and configuration), {csv_path}, {png_path} (curves)")
     return INTERRUPTED if history.interrupted else 0
 
 

@@ -1,4 +1,4 @@
-"""Images in, batches out: scikit-learn's bundled digits, seeded shuffling, and small random affine maps for augmentation."""
+"""Images in, batches out: scikit-learn's digits, seeded shuffling, and small random affine maps as augmentation."""
 
 from __future__ import annotations
 

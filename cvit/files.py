@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path):
-    """Give a temporary `Path` beside `path` to write to; on success it takes `path`'s place, on any error it is removed.
+    """Give a temporary `Path` beside `path` to write to; it then takes `path`'s place, or is removed after an error.
 
     The rename is atomic, so whoever opens `path` finds the old content or the new, also after a crash or a Ctrl-C.
     """

@@ -162,9 +162,10 @@ class AdamW(_Optimizer):
 
 
 def warmup_cosine(step: int, total: int, warmup: int, base_lr: float, final_lr: float = 0.0) -> float:
-    """Learning rate of step 0, 1, …: a line up to `base_lr` over `warmup` steps, then half a cosine down to `final_lr`.
+    """Learning rate of step 0, 1, …: `warmup` steps up to `base_lr`, then half a cosine to `final_lr`.
 
-    Step `warmup - 1` has `base_lr`, step `total` and all after it `final_lr` (Loshchilov & Hutter 2017, arXiv:1608.03983).
+    Step `warmup - 1` has `base_lr`, step `total` and all after it `final_lr` (Loshchilov & Hutter 2017,
+    arXiv:1608.03983).
     `functools.partial(warmup_cosine, total=1000, warmup=50, base_lr=1e-3)` is the schedule that `cvit.train.fit` takes.
     """
     base_lr, final_lr = as_number("base_lr", base_lr), as_number("final_lr", final_lr)

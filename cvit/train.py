@@ -104,7 +104,8 @@ def fit(
     seed : int
         Of shuffling and augmentation; each epoch has a stream of its own.
     history : History
-        Of an earlier call, to go on where that one stopped (with the same optimizer, schedule and seed, the same run).
+        Of an earlier call, to go on after its last whole epoch: with the same optimizer, schedule and seed it is
+        the same run, as long as that one was not stopped within an epoch.
     on_step, on_epoch : callables
         Told of every step and of every finished epoch; a progress bar hangs here.
 
@@ -158,7 +159,7 @@ def fit(
 
 def evaluate(model, images: np.ndarray, labels: np.ndarray, batch_size: int = 256) -> Evaluation:
     """Loss, accuracy and predictions of `model` on images (N, C, H, W) with labels (N,)."""
-    images, labels = _check_data("test", (images, labels), model)
+    images, labels = _check_arrays("", images, labels, model)
     logits = np.concatenate([model.forward(x) for x, _ in batches(images, labels, batch_size)])
     predictions = logits.argmax(axis=1)
     return Evaluation(_cross_entropy(logits, labels), float(np.mean(predictions == labels)), predictions)
@@ -178,16 +179,21 @@ def _cross_entropy(logits, labels) -> float:
 
 
 def _check_data(name, data, model) -> Dataset:
-    """`data` as images of the model's dtype and labels within its classes, checked once for the whole run."""
     check(isinstance(data, tuple) and len(data) == 2, f"{name} must be a pair (images, labels)")
+    return _check_arrays(f"{name} ", *data, model)
+
+
+def _check_arrays(prefix, images, labels, model) -> Dataset:
+    """Images of the model's shape and dtype and labels within its classes, checked once for a whole run."""
     config = model.config
-    images, labels = np.asarray(data[0], model.dtype), np.asarray(data[1])
-    shape = (config.channels, *config.image_size)
-    check(images.ndim == 4 and images.shape[1:] == shape, f"{name} images must have shape (N, {shape[0]}, {shape[1]}, {shape[2]}), got {images.shape}")
-    check(len(images) > 0, f"{name} has no images")
-    check(labels.shape == (len(images),), f"{name} labels must have shape ({len(images)},), got {labels.shape}")
+    images, labels = np.asarray(images, model.dtype), np.asarray(labels)
+    C, H, W = config.channels, *config.image_size
+    right = images.ndim == 4 and images.shape[1:] == (C, H, W)
+    check(right, f"{prefix}images must have shape (N, {C}, {H}, {W}), got {images.shape}")
+    check(len(images) > 0, f"{prefix}images must not be empty")
+    check(labels.shape == (len(images),), f"{prefix}labels must have shape ({len(images)},), got {labels.shape}")
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"{name} labels must be integers, got {labels.dtype}")
-    low, high = int(labels.min()), int(labels.max())
-    check(0 <= low and high < config.classes, f"{name} labels must lie in 0 ... {config.classes - 1}, got {low} ... {high}")
+        raise TypeError(f"{prefix}labels must be integers, got {labels.dtype}")
+    low, high, last = int(labels.min()), int(labels.max()), config.classes - 1
+    check(0 <= low and high <= last, f"{prefix}labels must lie in 0 ... {last}, got {low} ... {high}")
     return Dataset(images, labels)

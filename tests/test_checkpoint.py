@@ -15,7 +15,11 @@ from cvit.model import ViT
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 SMALL = dict(image_size=(8, 4), patch_size=4, channels=1, width=6, depth=2, heads=2, hidden=10, classes=3)
-CONFIGS = [ViTConfig(**SMALL), ViTConfig(**SMALL, pool="mean", gelu="erf", eps=1e-3), ViTConfig.plain(**{**SMALL, "hidden": 6})]
+CONFIGS = [
+    ViTConfig(**SMALL),
+    ViTConfig(**SMALL, pool="mean", gelu="erf", eps=1e-3),
+    ViTConfig.plain(**{**SMALL, "hidden": 6}),
+]
 
 
 def random_model(config=CONFIGS[0], dtype=np.float32):
@@ -132,9 +136,18 @@ HOSTILE = {
     "config without biases": (lambda: with_config(bias=False), "unknown to its config, .*bias for one"),
     "tensor missing": (lambda: model_file(cls_token=None), "lacks 1 of its config's tensors, cls_token for one"),
     "tensor too many": (lambda: model_file(extra=np.zeros(2, np.float32)), "unknown to its config, extra for one"),
-    "no tensors": (lambda: safetensors_numpy.save({}, {checkpoint.CONFIG_KEY: CONFIGS[0].to_json()}), "too few for the 2"),
-    "tensor transposed": (lambda: model_file(pos_embed=np.zeros((6, 3), np.float32)), r"pos_embed must have shape \(3, 6\), got \(6, 3\)"),
-    "tensor of another dtype": (lambda: model_file(cls_token=np.zeros(6, np.float64)), r"must be all F32 or all F64, got \['F32', 'F64'\]"),
+    "no tensors": (
+        lambda: safetensors_numpy.save({}, {checkpoint.CONFIG_KEY: CONFIGS[0].to_json()}),
+        "too few for the 2 blocks",
+    ),
+    "tensor transposed": (
+        lambda: model_file(pos_embed=np.zeros((6, 3), np.float32)),
+        r"pos_embed must have shape \(3, 6\), got \(6, 3\)",
+    ),
+    "tensor of another dtype": (
+        lambda: model_file(cls_token=np.zeros(6, np.float64)),
+        r"must be all F32 or all F64, got \['F32', 'F64'\]",
+    ),
     "float16": (lambda: of_dtype(np.float16), r"must be all F32 or all F64, got \['F16'\]"),
     "int32": (lambda: of_dtype(np.int32), r"must be all F32 or all F64, got \['I32'\]"),
 }

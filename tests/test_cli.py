@@ -129,7 +129,8 @@ def files(tmp_path, monkeypatch):
     """A folder to stand in, with a text file, and a model for other images than the digits."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.safetensors").write_text("no weights")
-    checkpoint.save("other.safetensors", ViT(ViTConfig(image_size=16, patch_size=8, width=8, depth=1, heads=1, classes=10)))
+    config = ViTConfig(image_size=16, patch_size=8, width=8, depth=1, heads=1, classes=10)
+    checkpoint.save("other.safetensors", ViT(config))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def files(tmp_path, monkeypatch):
         ("train digits --out history.csv", "--out must name a file for the model"),
         ("eval none.safetensors digits", "none.safetensors: No such file or directory"),
         ("eval text.safetensors digits", "text.safetensors is not a safetensors file"),
-        ("eval other.safetensors digits", "test images must have shape (N, 3, 16, 16), got (359, 1, 8, 8)"),
+        ("eval other.safetensors digits", "images must have shape (N, 3, 16, 16), got (359, 1, 8, 8)"),
     ],
 )
 def test_an_error_is_one_line_and_status_2(files, capsys, arguments, message):

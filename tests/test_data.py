@@ -26,7 +26,7 @@ def test_digits_are_all_there_scaled_and_split_by_class():
 
 
 def test_the_split_is_the_same_everywhere():
-    """Pins the split itself: a library's update that changed it would make accuracies of different runs incomparable."""
+    """Pins the split: were a library's update to change it, accuracies of different runs would no longer compare."""
     pytest.importorskip("sklearn")
     _, test = digits()
     assert len(test.labels) == 359
@@ -108,7 +108,7 @@ def test_random_affine_without_any_change_is_the_identity():
 
 @pytest.mark.parametrize("limits", [{"shift": 2}, {"rotation": 0.5}, {"zoom": 0.3}, {"shear": 0.5}])
 def test_random_affine_samples_a_plane_exactly(limits):
-    """Bilinear sampling reproduces a + b y + c x, so the map can be read off the result and compared with its limits."""
+    """Bilinear sampling reproduces a + b y + c x, so the result tells the map, to hold against its limits."""
     size, N = 41, 200
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     planes = affine(np.stack([y, x])[None].repeat(N, axis=0), **limits)
@@ -124,7 +124,8 @@ def test_random_affine_samples_a_plane_exactly(limits):
     }  # fmt: skip
     for name, values in drawn.items():
         limit = limits.get(name, 0)
-        assert abs(values).max() <= limit + 1e-9 and (limit == 0 or (values.max() > 0.9 * limit > -0.9 * limit > values.min()))
+        assert abs(values).max() <= limit + 1e-9
+        assert limit == 0 or values.min() < -0.9 * limit < 0.9 * limit < values.max()
 
 
 def test_random_affine_fills_what_comes_from_outside():

@@ -22,7 +22,12 @@ SGD_OPTIONS = [
     {"momentum": 0.9, "weight_decay": 0.1},
     {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
 ]
-ADAMW_OPTIONS = [{}, {"weight_decay": 0.0}, {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}, {"betas": (0.0, 0.0)}]
+ADAMW_OPTIONS = [
+    {},
+    {"weight_decay": 0.0},
+    {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3},
+    {"betas": (0.0, 0.0)},
+]
 
 
 def vectors(dtype, steps, seed=0):
@@ -50,7 +55,8 @@ def adamw_formula(w, grads, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     return w
 
 
-CASES = [(SGD, sgd_formula, options) for options in SGD_OPTIONS] + [(AdamW, adamw_formula, options) for options in ADAMW_OPTIONS]
+CASES = [(SGD, sgd_formula, options) for options in SGD_OPTIONS]
+CASES += [(AdamW, adamw_formula, options) for options in ADAMW_OPTIONS]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -136,7 +142,7 @@ def test_sgd_without_momentum_keeps_no_state():
         (lambda: SGD(LAYOUT, math.inf), ValueError, "lr must be finite"),
         (lambda: SGD(LAYOUT, "0.1"), TypeError, "lr must be a number, got '0.1'"),
         (lambda: SGD(LAYOUT, True), TypeError, "lr must be a number"),
-        (lambda: SGD(LAYOUT, 0.1, momentum=1.0), ValueError, "momentum must be finite, at least 0 and below 1, got 1.0"),
+        (lambda: SGD(LAYOUT, 0.1, momentum=1.0), ValueError, "momentum must be .* below 1, got 1.0"),
         (lambda: SGD(LAYOUT, 0.1, momentum=-0.1), ValueError, "momentum"),
         (lambda: SGD(LAYOUT, 0.1, nesterov=True), ValueError, "nesterov needs a momentum"),
         (lambda: SGD(LAYOUT, 0.1, weight_decay=-1), ValueError, "weight_decay"),
@@ -170,19 +176,19 @@ def read_only(array):
     "change, error, message",
     [
         (lambda w, g: dict(weights=w[:-1]), ValueError, r"weights must have shape \(\d+,\), got"),
-        (lambda w, g: dict(weights=w.astype(np.float64)), TypeError, "weights must be a NumPy array of float32, got float64"),
+        (lambda w, g: dict(weights=w.astype(np.float64)), TypeError, "weights must be .* of float32, got float64"),
         (lambda w, g: dict(weights=list(w)), TypeError, "weights must be a NumPy array of float32, got list"),
         (lambda w, g: dict(weights=np.repeat(w, 2)[::2]), ValueError, "weights must be contiguous"),
         (lambda w, g: dict(weights=read_only(w)), ValueError, "weights must be writable"),
         (lambda w, g: dict(grad=g[None]), ValueError, "grad must have shape"),
-        (lambda w, g: dict(grad=g.astype(np.float16)), TypeError, "grad must be a NumPy array of float32, got float16"),
+        (lambda w, g: dict(grad=g.astype(np.float16)), TypeError, "grad must be .* of float32, got float16"),
         (lambda w, g: dict(grad=g[::-1]), ValueError, "grad must be contiguous"),
         (lambda w, g: dict(grad=w), ValueError, "must not overlap"),
         (lambda w, g: dict(lr=math.nan), ValueError, "lr must be finite"),
         (lambda w, g: dict(lr=-1.0), ValueError, "lr must be finite"),
         (lambda w, g: dict(clip_norm=0), ValueError, "clip_norm must be greater than 0"),
         (lambda w, g: dict(clip_norm=math.nan), ValueError, "clip_norm must be finite"),
-        (lambda w, g: dict(grad=np.full_like(g, math.nan), clip_norm=1), ValueError, "grad must be finite, but its norm is nan"),
+        (lambda w, g: dict(grad=np.full_like(g, math.nan), clip_norm=1), ValueError, "grad must be finite"),
     ],
 )
 def test_a_bad_step_changes_nothing(optimizer_class, change, error, message):

@@ -130,9 +130,9 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         (dict(clip_norm=0), ValueError, "clip_norm must be greater than 0"),
         (dict(clip_norm=math.nan), ValueError, "clip_norm must be finite"),
         (dict(train=TRAIN.images), ValueError, r"train must be a pair \(images, labels\)"),
-        (dict(train=(TRAIN.images[:0], TRAIN.labels[:0])), ValueError, "train has no images"),
-        (dict(train=(TRAIN.images[:, 0], TRAIN.labels)), ValueError, r"train images must have shape \(N, 1, 4, 4\), got"),
-        (dict(train=(TRAIN.images, TRAIN.labels[:-1])), ValueError, r"train labels must have shape \(150,\), got \(149,\)"),
+        (dict(train=(TRAIN.images[:0], TRAIN.labels[:0])), ValueError, "train images must not be empty"),
+        (dict(train=(TRAIN.images[:, 0], TRAIN.labels)), ValueError, r"images must have shape \(N, 1, 4, 4\), got"),
+        (dict(train=(TRAIN.images, TRAIN.labels[:-1])), ValueError, r"labels must have shape \(150,\), got"),
         (dict(train=(TRAIN.images, TRAIN.labels / 2)), TypeError, "train labels must be integers, got float64"),
         (dict(train=(TRAIN.images, TRAIN.labels + 1)), ValueError, r"train labels must lie in 0 ... 2, got 1 ... 3"),
         (dict(test=(TEST.images, TEST.labels - 1)), ValueError, r"test labels must lie in 0 ... 2, got -1 ... 1"),
@@ -170,7 +170,7 @@ def test_history_as_csv_and_curves(tmp_path):
     with open(tmp_path / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == list(Epoch._fields)
-    assert [Epoch(int(row.pop("epoch")), **{key: float(value) for key, value in row.items()}) for row in rows] == history.epochs
+    assert [tuple(map(float, row.values())) for row in rows] == history.epochs
 
     pytest.importorskip("matplotlib")
     for name, shown in ("history.png", history), ("empty.png", History()):
