@@ -65,15 +65,14 @@ openmp = openmp_flags()
 
 
 def extension(name):
-    """One of cvit/_*.pyx. `_runtime` alone links csrc, and alone uses OpenMP."""
-    runtime = name == "_runtime"
+    """One of cvit/_*.pyx. Only `_runtime` refers to csrc's symbols; the others reach the tables through it."""
     return Extension(
         f"cvit.{name}",
         [f"cvit/{name}.pyx"],
         include_dirs=["csrc", "cvit"],
         libraries=[],
-        extra_compile_args=["-O2", "-g0" if not sanitize else "-g", *SANITIZE, *(openmp if runtime else [])],
-        extra_link_args=["-Wl,-s"] * (not sanitize and sys.platform == "linux") + SANITIZE + (openmp if runtime else []),
+        extra_compile_args=["-O2", "-g0" if not sanitize else "-g", *SANITIZE, *openmp],
+        extra_link_args=["-Wl,-s"] * (not sanitize and sys.platform == "linux") + SANITIZE + openmp,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
     )
 

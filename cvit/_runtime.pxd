@@ -10,5 +10,5 @@ cdef extern from "_team.h" nogil:
 ctypedef void (*Work)(void* job, Team* team, int thread) noexcept nogil
 
 cdef Kernels selected() noexcept
-cdef int team_size(Py_ssize_t tasks) noexcept
+cdef int team_size(Py_ssize_t tasks) noexcept nogil
 cdef void run_team(int size, Work work, void* job) noexcept nogil

@@ -73,7 +73,7 @@ def set_num_threads(int count):
     requested = count
 
 
-cpdef int num_threads() noexcept:
+cpdef int num_threads() noexcept nogil:
     """Threads the next call will use; the rules stand in cvit/runtime.py."""
     cdef int openmp_now = cvit_omp_max_threads()
     if after_fork or not cvit_has_openmp():
@@ -95,7 +95,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_forked_child)
 
 
-cdef int team_size(Py_ssize_t tasks) noexcept:
+cdef int team_size(Py_ssize_t tasks) noexcept nogil:
     """Threads for a job whose widest stage has `tasks` tasks."""
     return <int> max(1, min(<Py_ssize_t> num_threads(), tasks))
 

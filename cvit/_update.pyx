@@ -100,7 +100,8 @@ def sgd(real[::1] w, real[::1] g, real[::1] velocity, double lr, double momentum
         const long long[:, ::1] decay_runs, double grad_scale):
     """One step of SGD in place; velocity may be None. All vectors have one length."""
     cdef Update job
-    prepare(&job, w, g, velocity, None, decay_runs)
+    cdef real[::1] none = None
+    prepare(&job, w, g, velocity, none, decay_runs)
     job.lr, job.momentum, job.nesterov, job.decay, job.scale = lr, momentum, nesterov, weight_decay, grad_scale
     cdef int size = team_size(chunks(job.n))
     with nogil:

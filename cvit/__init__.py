@@ -1,0 +1,44 @@
+"""cvit: Vision Transformers on CPUs, from NumPy arrays to NumPy arrays.
+
+The map of the code, an image's way to its logits and back to the weights:
+
+    config.py       what a model is: ViTConfig            layout.py      the flat weight tensor's table
+    initialize.py   fresh weights (threefry.py: JAX's)     flax.py        weights from and to Flax
+    model.py        ViT: forward, loss_and_grad            functional.py  the plain ViT as pure functions
+    _engine.pyx     a pass, stage by stage; its memory     _pass.pxd      what the stages share
+    _embed.pyx      images -> tokens                       _block.pyx     attention and MLP
+    _head.pyx       pooling, logits, loss                  _weights.pyx   packed weights, weight gradients
+    _update.pyx     the optimizers' passes                 ops.py         each kernel alone (_ops.pyx)
+    runtime.py      threads, instruction sets (_runtime.pyx: the parallel region, the door to csrc)
+    optim.py, train.py, data.py, checkpoint.py             the training loop and its files
+    cli.py, bench/                                         the commands `cvit train`, `cvit eval`, `cvit bench`
+    ../csrc         the kernels: one source for every instruction set and element type
+"""
+
+from .runtime import available_isas, get_isa, get_num_threads, set_isa, set_num_threads  # isort: skip (loads OpenMP)
+from . import ops
+from .checkpoint import load, save
+from .config import ViTConfig
+from .flax import from_flax, to_flax
+from .functional import (
+    pack_weights,
+    patch_embed_with_cls,
+    unpack_weights,
+    vit_block,
+    vit_classify,
+    vit_forward,
+    vit_train_step,
+)
+from .initialize import init_weights
+from .layout import Layout
+from .model import Plan, ViT
+from .optim import SGD, AdamW, warmup_cosine
+from .train import evaluate, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD", "AdamW", "Layout", "Plan", "ViT", "ViTConfig", "available_isas", "evaluate", "fit", "from_flax", "get_isa",
+    "get_num_threads", "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls", "save", "set_isa", "set_num_threads",
+    "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward", "vit_train_step", "warmup_cosine",
+]  # fmt: skip
