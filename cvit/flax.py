@@ -4,10 +4,11 @@ The two Flax modules, NNX and Linen, name their parts alike and keep only the bl
 
     patch_embed.{kernel (P, P, C, D), bias}   pos_embed (T, D)   cls_token (D), only with a class token
     blocks.<i> in NNX, block_<i> in Linen:
-        ln1.{scale, bias}   attn.{q, k, v, o}.{kernel, bias}   ln2.{scale, bias}   fc1.{kernel, bias}   fc2.{kernel, bias}
+        ln1.{scale, bias}   attn.{q, k, v, o}.{kernel, bias}   ln2.{scale, bias}   {fc1, fc2}.{kernel, bias}
     ln_f.{scale, bias}   head.{kernel, bias}
 
-Kernels are (in, out), as cvit's matrices, but for the patch embedding, a convolution whose kernel has the channels last.
+Kernels are (in, out) like cvit's matrices, except for the patch embedding, a convolution whose kernel has the channels
+after the pixels.
 Linen holds its parameters below one more key, "params".
 """
 
@@ -27,8 +28,8 @@ _FLAX_NAMES = {"norm1": "ln1", "norm2": "ln2", "norm": "ln_f", "proj": "o"}
 
 
 def flax_path(name: str, api: str) -> tuple:
-    """The keys that lead to cvit's tensor `name` in a Flax tree: `blocks.0.norm1.weight` is at ("blocks", 0, "ln1", "scale")
-    in NNX and at ("block_0", "ln1", "scale") in Linen."""
+    """The keys that lead to cvit's tensor `name` in a Flax tree: `blocks.0.norm1.weight` is at
+    ("blocks", 0, "ln1", "scale") in NNX and at ("block_0", "ln1", "scale") in Linen."""
     *scopes, leaf = name.split(".")
     if not scopes:
         return (leaf,)
@@ -82,10 +83,10 @@ def from_flax(params: Mapping, config: ViTConfig | None = None) -> np.ndarray:
     Parameters
     ----------
     params : nested mapping of arrays
-        An NNX state (`nnx.state(model, nnx.Param)`, or that as a pure dict) or Linen's parameters, with or without their
-        outer "params". Which of the two it is shows in the names of the blocks.
+        An NNX state (`nnx.state(model)`, or that as a pure dict) or Linen's parameters, with or without the outer
+        "params". Which of the two it is shows in the names of the blocks.
     config : ViTConfig, optional
-        What the parameters must fit. Without it their shapes alone decide; they tell all of the layout.
+        What the parameters must fit. Without it the layout is read off their names and shapes, which tell all of it.
 
     Returns
     -------
@@ -96,10 +97,10 @@ def from_flax(params: Mapping, config: ViTConfig | None = None) -> np.ndarray:
     ValueError
         A parameter is missing, unknown or misshapen.
     """
+    if isinstance(params, Mapping) and set(params) == {"params"}:
+        params = params["params"]
     if not isinstance(params, Mapping):
         raise TypeError(f"params must be a nested mapping of arrays, got {type(params).__name__}")
-    if set(params) == {"params"}:
-        params = params["params"]
     arrays = dict(_leaves(params))
     api = "linen" if any(path[0].startswith("block_") for path in arrays) else "nnx"
     if config is None:
@@ -107,7 +108,7 @@ def from_flax(params: Mapping, config: ViTConfig | None = None) -> np.ndarray:
     layout = Layout.of(config)
 
     paths = {name: tuple(map(str, flax_path(name, api))) for name in layout.entries}
-    missing, unknown = paths.values() - arrays.keys(), arrays.keys() - paths.values()
+    missing, unknown = set(paths.values()) - arrays.keys(), arrays.keys() - set(paths.values())
     check(not missing, f"params lacks {_dotted(missing)}")
     check(not unknown, f"params has what this configuration does not know: {_dotted(unknown)}")
     tensors = {name: arrays[path] for name, path in paths.items()}
@@ -136,7 +137,7 @@ def _leaves(tree, path=()):
 
 
 def _config_of(arrays):
-    """A configuration with the layout of these arrays. What the layout does not depend on (heads, GELU, …) is arbitrary."""
+    """A configuration with the layout of these arrays. What the layout does not show (heads, GELU, eps) is arbitrary."""
     ranks = {"patch_embed.kernel": 4, "pos_embed": 2, "head.kernel": 2}
     shapes = {}
     for name, rank in ranks.items():

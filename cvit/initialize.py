@@ -27,18 +27,19 @@ def init_weights(config: ViTConfig, seed: int = 0, scheme: str = "vit", dtype=np
     seed : int
         For "vit" at least 0; for the Flax schemes any number of 64 signed bits, of which JAX uses the lower 32.
     scheme : "vit", "flax-nnx" or "flax-linen"
-        "vit" draws from the distributions of the ViT paper's code (github.com/google-research/vision_transformer,
-        vit_jax/models_vit.py) with NumPy's default generator: Xavier-uniform q, k, v, projection and MLP matrices, MLP biases
-        normal(1e-6), patch embedding LeCun-normal (truncated at two standard deviations), positions normal(0.02), zero class
-        token and zero head, so that training starts from equal logits. Norm scales are one, all else is zero.
+        "vit" has the distributions of the ViT paper's code (github.com/google-research/vision_transformer,
+        vit_jax/models_vit.py), drawn by NumPy's default generator: q, k, v, projection and MLP matrices Xavier-uniform,
+        MLP biases normal(1e-6), the patch embedding LeCun-normal (truncated at two standard deviations), positions
+        normal(0.02), norm scales one, all else zero. Zero too is the head, so that training starts from equal logits.
 
-        "flax-nnx" and "flax-linen" draw what Flax modules of these names draw from the same seed, with Flax's default
-        initialisers: matrices LeCun-normal, norm scales one, biases zero, positions zero in NNX and normal(0.02) in Linen.
-        A class token is zero and costs no random key, so that all other draws are those of the model without it (in Linen: as
-        if the module declared it after the positions). Without biases or norm parameters the draws are those of modules
-        with `use_bias=False`, `use_scale=False`: in NNX, where every parameter takes the next key, the matrices then change.
+        "flax-nnx" and "flax-linen" are what modules of Flax's two interfaces draw from the same seed with their default
+        initialisers: matrices LeCun-normal, norm scales one, biases zero, positions zero in NNX, normal(0.02) in Linen.
+        A class token is zero and takes no random key, so that the other draws are those of the model without it (in
+        Linen: as if the module declared it after the positions). Without biases or norm parameters the draws are those
+        of modules with `use_bias=False` and `use_scale=False`; in NNX, where every parameter takes the next key, that
+        changes the matrices.
     dtype : float32 or float64
-        The numbers are float32 in the Flax schemes, and only widened.
+        In the Flax schemes the numbers are float32, and only widened.
     """
     check(isinstance(scheme, str) and scheme in _SCHEMES, f"scheme must be one of {tuple(_SCHEMES)}, got {scheme!r}")
     dtype = np.dtype(dtype)
@@ -81,10 +82,10 @@ def _truncated_normal(rng, shape):
     return draws
 
 
-# ------------------------------------------------------------------------------------------------------------------ Flax
+# ----------------------------------------------------------------------------------------------------------------- Flax
 def _init_nnx(config, tensors, seed):
-    """`flax.nnx.Rngs(seed)`: parameter number n, in the order in which the modules are built, takes the key with n folded
-    in. That is the layout's order. Positions and class token are plain zeros and take no key."""
+    """`flax.nnx.Rngs(seed)`: parameter n, from 0 in the order in which the modules are built, takes the seed's key with n
+    folded in. That order is the layout's. Positions and class token are plain zeros and take no key."""
     key = threefry.key(seed)
     count = 0
     for name, tensor in tensors.items():
@@ -94,7 +95,8 @@ def _init_nnx(config, tensors, seed):
 
 
 def _init_linen(config, tensors, seed):
-    """`flax.linen`: parameter number n of a module (from 1) takes the key with a hash of the module's path and n folded in."""
+    """`flax.linen`: parameter n of a module, from 1, takes the seed's key with a hash of the module's path and n folded
+    in (flax/core/scope.py)."""
     key = threefry.key(seed)
     for name, tensor in tensors.items():
         *scopes, leaf = flax_path(name, "linen")
@@ -108,7 +110,7 @@ def _init_linen(config, tensors, seed):
 
 
 def _init_tensor(config, name, tensor, key):
-    """Fill one zeroed tensor by Flax's default initialisers: scales one, biases and class token zero, kernels LeCun-normal."""
+    """Fill one zeroed tensor by Flax's default initialisers: scales one, kernels LeCun-normal, all else zero."""
     if _is_scale(name):
         tensor[...] = 1
     elif name == "patch_embed.weight":

@@ -1,9 +1,10 @@
 """JAX's random numbers in NumPy: the Threefry-2x32 generator and the draws that `jax.random` makes from it.
 
-Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") scrambles a 64-bit counter under a 64-bit
-key in 20 rounds of add, rotate and xor. It has no state: number i of an array is a function of the key and of i alone.
-How JAX makes keys from seeds, keys from keys and floats from bits follows jax/_src/prng.py and jax/_src/random.py (since JAX
-0.10: jax/_src/random/), with `jax_enable_x64` off and in the partitionable form, JAX's default since 0.5.
+Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") scrambles a 64-bit counter under a
+64-bit key in 20 rounds of add, rotate and xor. It has no state: number i of an array is a function of the key and of i
+alone. How JAX makes keys from seeds, keys from keys and floats from bits is in jax/_src/prng.py and jax/_src/random.py
+(since JAX 0.10 in jax/_src/random/); here it is done as with `jax_enable_x64` off, JAX's default, and in the
+partitionable form, its default since 0.5.
 
 Bits, keys and uniform numbers equal JAX's exactly. Normal numbers are within 3e-7 relative, most of them equal: XLA's
 float32 log1p errs by up to two units in the last place, and in another place than the one used here.
@@ -52,8 +53,8 @@ def threefry2x32(key: np.ndarray, high: np.ndarray, low: np.ndarray) -> tuple[np
 
 
 def key(seed: int) -> np.ndarray:
-    """The key, uint32 (2,), of `jax.random.key(seed)`: the seed's low 32 bits, so that 2**32 + 5 is the same as 5 and -1
-    the same as 2**32 - 1. A seed that does not fit 64 signed bits is a `ValueError` (in JAX an `OverflowError`)."""
+    """The key, uint32 (2,), of `jax.random.key(seed)`: the seed's low 32 bits, so that 2**32 + 5 is the same as 5, and
+    -1 as 2**32 - 1. A seed that does not fit 64 signed bits is a `ValueError` (in JAX an `OverflowError`)."""
     seed = as_int("seed", seed, minimum=-(2**63))
     check(seed < 2**63, f"seed must be less than 2**63, got {seed}")
     return np.array([0, seed & _UINT32_MAX], np.uint32)
@@ -106,7 +107,7 @@ def _draw(key, shape, dtype, from_bits):
 
 
 def _uniform(bits, minval, maxval):
-    """float32 in [minval, maxval): the upper 23 bits become the mantissa of a number in [1, 2), which is moved and scaled."""
+    """float32 in [minval, maxval): the upper 23 bits become the mantissa of a number in [1, 2), then moved and scaled."""
     minval, maxval = np.float32(minval), np.float32(maxval)
     one = np.float32(1)
     unit = ((bits >> np.uint32(9)) | one.view(np.uint32)).view(np.float32) - one
@@ -114,7 +115,7 @@ def _uniform(bits, minval, maxval):
 
 
 def erf_inv(x: np.ndarray) -> np.ndarray:
-    """The inverse error function of float32 x with |x| < 1, by Giles' single-precision polynomials, as XLA computes it."""
+    """The inverse error function of float32 x, |x| < 1, by Giles' single-precision polynomials, as XLA computes it."""
     w = -np.log1p(-(x * x).astype(np.float64)).astype(np.float32)
     factor = _polynomial(_CENTRE, w - np.float32(2.5))
     tail = w >= 5
