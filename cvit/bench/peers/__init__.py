@@ -63,8 +63,9 @@ class Peer:
         self._log = tempfile.TemporaryFile()
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment, encoding="utf-8"
-            )
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
+                encoding="utf-8",
+            )  # fmt: skip
         except OSError as error:
             self._log.close()
             raise WorkerError(f"{name}: cannot run {command[0]}: {error.strerror}") from None
@@ -103,7 +104,7 @@ class Peer:
             raise WorkerError(f"{self.name}: worker ended with status {status}\n" + "\n".join(last_words))
         answer = json.loads(line)
         if "error" in answer:
-            raise WorkerError(f"{self.name}: {answer['error'].strip()}")
+            raise WorkerError(f"{self.name}: {answer['error']}")
         if hasattr(signal, "SIGSTOP"):
             self._process.send_signal(signal.SIGSTOP)
         return answer

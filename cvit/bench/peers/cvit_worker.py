@@ -41,15 +41,17 @@ class CvitWorker(Worker):
         self.optimizer.step(self.model.weights, grad)
         return loss
 
-    def do_machine(self, seconds):
-        """Float32 FLOP/s and memory bytes/s that this many threads reach, and the instruction set in use."""
+    def do_peak(self, seconds):
+        """Float32 FLOP/s that this many threads reach, and the instruction set in use."""
         from cvit import _runtime
 
-        return {
-            "isa": self.cvit.get_isa(),
-            "peak": _runtime.measure_peak("float32", self.threads, seconds),
-            "bandwidth": _runtime.measure_bandwidth(self.threads, seconds),
-        }
+        return {"isa": self.cvit.get_isa(), "peak": _runtime.measure_peak("float32", self.threads, seconds)}
+
+    def do_bandwidth(self, seconds):
+        """Bytes/s that this many threads read and write."""
+        from cvit import _runtime
+
+        return {"bandwidth": _runtime.measure_bandwidth(self.threads, seconds)}
 
     def do_plan(self, batch):
         """Bytes that `ViT.plan` says a training step and a forward pass need."""

@@ -4,16 +4,16 @@ A worker is a script that any interpreter with NumPy and the framework in questi
 there. It builds one model from given weights, says what that model computes, so that the caller can compare before it
 times, and then runs and times as many steps as it is asked to.
 
-request                                                  answer
-(none, at the start)                                     name, version, tasks | missing: a package that is not installed
-load: config, file (.npz), tasks, optimizer, lr          (nothing)
-check: logits, gradients (bools), steps                  logits; loss, norms of the gradients by name; losses of the steps
-steps: task, count, warmup                               times, seconds each
-memory                                                   imported, peak: resident bytes
+request                                           answer
+(none, at the start)                              name, version, tasks; or missing: a package that is not installed
+load: config, file (.npz), tasks, optimizer, lr   (nothing)
+check: logits, gradients (bools), steps           logits; loss, norms of the gradients by name; losses of the steps
+steps: task, count, warmup                        times, seconds each
+memory                                            imported, peak: resident bytes
 
-An exception is answered as {"error": text}. The model is the benchmark's: pre-norm blocks, class token, biases, norm
-scales and shifts, final norm, tanh GELU, mean softmax cross-entropy; weights have the names and (in, out) shapes of
-cvit.layout.
+An exception is answered as error: one line of text. The model is the benchmark's: pre-norm blocks, class token, biases,
+norm scales and shifts, final norm, tanh GELU, mean softmax cross-entropy; weights have the names and (in, out) shapes
+of cvit.layout.
 """
 
 import argparse
@@ -114,6 +114,14 @@ def die_with_parent():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def describe(error):
+    """An exception on one line, with the line of the worker that it came through last."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(here)]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text} ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
+
+
 def confine(cpus):
     """Let this process run on these CPUs only, given as "0,1,2"; an empty text leaves them alone."""
     if cpus:
@@ -143,8 +151,8 @@ def serve(worker):
         version = worker.setup(args.threads, args.variant)
     except ModuleNotFoundError as error:
         return answer(missing=error.name)
-    except Exception:
-        return answer(error=traceback.format_exc())
+    except Exception as error:
+        return answer(error=describe(error))
     worker.imported = resident("VmRSS")
     answer(name=worker.name, version=version, tasks=worker.tasks)
 
@@ -152,5 +160,5 @@ def serve(worker):
         request = json.loads(line)
         try:
             answer(**getattr(worker, "do_" + request.pop("do"))(**request))
-        except Exception:
-            answer(error=traceback.format_exc())
+        except Exception as error:
+            answer(error=describe(error))
