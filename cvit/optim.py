@@ -10,22 +10,13 @@ Sources: SGD with momentum as in PyTorch's `torch.optim.SGD` (Sutskever et al. 2
 from __future__ import annotations
 
 import math
-import numbers
 
 import numpy as np
 
 from . import _update
+from .arrays import FLOATS, finite
 from .errors import check
 from .layout import Layout
-
-
-def as_number(name: str, value, *, maximum: float = math.inf) -> float:
-    """`value` as a float, finite, at least 0 and below `maximum`; anything else raises an error that names `name`."""
-    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    bound = "" if maximum == math.inf else f" and below {maximum:g}"
-    check(0 <= value < maximum, f"{name} must be finite, at least 0{bound}, got {value!r}")
-    return float(value)
 
 
 def _check_vector(name: str, vector, size: int, dtype: np.dtype, *, writable: bool = False) -> None:
@@ -40,7 +31,7 @@ def _check_vector(name: str, vector, size: int, dtype: np.dtype, *, writable: bo
 
 def _norm_and_scale(grad: np.ndarray, max_norm: float) -> tuple[float, float]:
     """The norm of `grad`, and the factor that brings it down to `max_norm` (1 where it is no longer than that)."""
-    max_norm = as_number("clip_norm", max_norm)
+    max_norm = finite("clip_norm", max_norm)
     check(max_norm > 0, "clip_norm must be greater than 0, got 0 (None means no clipping)")
     norm = math.sqrt(_update.sum_of_squares(grad))
     check(math.isfinite(norm), f"grad must be finite, but its norm is {norm}")
@@ -52,7 +43,7 @@ def clip(grad: np.ndarray, clip_norm: float) -> float:
 
     The optimizers' `step(..., clip_norm=...)` does the same without a pass of its own.
     """
-    if not isinstance(grad, np.ndarray) or grad.dtype not in (np.float32, np.float64):
+    if not isinstance(grad, np.ndarray) or grad.dtype not in FLOATS:
         raise TypeError("grad must be a NumPy array of float32 or float64")
     _check_vector("grad", grad, grad.size, grad.dtype, writable=True)
     norm, scale = _norm_and_scale(grad, clip_norm)
@@ -70,10 +61,10 @@ class _Optimizer:
             raise TypeError(f"model must be a ViT or a Layout, got {type(model).__name__}")
         self.size = layout.size
         self.dtype = np.dtype(getattr(model, "dtype", np.float32) if dtype is None else dtype)
-        if self.dtype not in (np.float32, np.float64):
+        if self.dtype not in FLOATS:
             raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
-        self.lr = as_number("lr", lr)
-        self.weight_decay = as_number("weight_decay", weight_decay)
+        self.lr = finite("lr", lr)
+        self.weight_decay = finite("weight_decay", weight_decay)
         self.steps = 0
         self._decay_runs = np.array(layout.decay_runs(), np.int64).reshape(-1, 2)
 
@@ -85,7 +76,7 @@ class _Optimizer:
         clipping, else None. A wrong argument, or a gradient whose norm is not finite when clipping, raises before
         weights or state have changed.
         """
-        lr = self.lr if lr is None else as_number("lr", lr)
+        lr = self.lr if lr is None else finite("lr", lr)
         _check_vector("weights", weights, self.size, self.dtype, writable=True)
         _check_vector("grad", grad, self.size, self.dtype)
         check(not np.may_share_memory(weights, grad), "weights and grad must not overlap")
@@ -122,7 +113,8 @@ class SGD(_Optimizer):
 
     def __init__(self, model, lr=0.1, *, momentum=0.0, nesterov=False, weight_decay=0.0, dtype=None):
         super().__init__(model, lr, weight_decay, dtype)
-        self.momentum = as_number("momentum", momentum, maximum=1)
+        self.momentum = finite("momentum", momentum)
+        check(self.momentum < 1, f"momentum must be below 1, got {momentum!r}")
         self.nesterov = bool(nesterov)
         check(self.momentum > 0 or not self.nesterov, "nesterov needs a momentum greater than 0")
         self.velocity = np.zeros(self.size, self.dtype) if self.momentum else None
@@ -148,8 +140,9 @@ class AdamW(_Optimizer):
     def __init__(self, model, lr=1e-3, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, dtype=None):
         super().__init__(model, lr, weight_decay, dtype)
         check(isinstance(betas, (tuple, list)) and len(betas) == 2, f"betas must be two numbers, got {betas!r}")
-        self.betas = (as_number("betas[0]", betas[0], maximum=1), as_number("betas[1]", betas[1], maximum=1))
-        self.eps = as_number("eps", eps)
+        self.betas = tuple(finite("betas", beta) for beta in betas)
+        check(max(self.betas) < 1, f"betas must be below 1, got {betas!r}")
+        self.eps = finite("eps", eps)
         check(self.eps > 0, "eps must be greater than 0, got 0")
         self.m = np.zeros(self.size, self.dtype)
         self.v = np.zeros(self.size, self.dtype)
@@ -168,7 +161,7 @@ def warmup_cosine(step: int, total: int, warmup: int, base_lr: float, final_lr: 
     arXiv:1608.03983).
     `functools.partial(warmup_cosine, total=1000, warmup=50, base_lr=1e-3)` is the schedule that `cvit.train.fit` takes.
     """
-    base_lr, final_lr = as_number("base_lr", base_lr), as_number("final_lr", final_lr)
+    base_lr, final_lr = finite("base_lr", base_lr), finite("final_lr", final_lr)
     check(step >= 0, f"step must be at least 0, got {step}")
     check(0 <= warmup <= total, f"warmup must lie between 0 and total = {total}, got {warmup}")
     if step < warmup:

@@ -13,11 +13,12 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
+from .arrays import as_float, as_labels, finite
 from .config import as_int
 from .data import Dataset, batches
 from .errors import check
 from .files import replacing
-from .optim import AdamW, as_number
+from .optim import AdamW
 
 
 class Step(NamedTuple):
@@ -117,9 +118,10 @@ def fit(
     test = None if test is None else _check_data("test", test, model)
     epochs, batch_size = as_int("epochs", epochs), as_int("batch_size", batch_size)
     seed = as_int("seed", seed, minimum=0)
-    label_smoothing = as_number("label_smoothing", label_smoothing, maximum=1)
+    label_smoothing = finite("label_smoothing", label_smoothing)
+    check(label_smoothing < 1, f"label_smoothing must be below 1, got {label_smoothing!r}")
     if clip_norm is not None:
-        check(as_number("clip_norm", clip_norm) > 0, "clip_norm must be greater than 0 (None means no clipping)")
+        check(finite("clip_norm", clip_norm) > 0, "clip_norm must be greater than 0 (None means no clipping)")
     optimizer = AdamW(model) if optimizer is None else optimizer
     history = History() if history is None else history
     history.interrupted = False
@@ -186,14 +188,6 @@ def _check_data(name, data, model) -> Dataset:
 def _check_arrays(prefix, images, labels, model) -> Dataset:
     """Images of the model's shape and dtype and labels within its classes, checked once for a whole run."""
     config = model.config
-    images, labels = np.asarray(images, model.dtype), np.asarray(labels)
-    C, H, W = config.channels, *config.image_size
-    right = images.ndim == 4 and images.shape[1:] == (C, H, W)
-    check(right, f"{prefix}images must have shape (N, {C}, {H}, {W}), got {images.shape}")
+    images = as_float(f"{prefix}images", images, ("N", config.channels, *config.image_size), model.dtype)
     check(len(images) > 0, f"{prefix}images must not be empty")
-    check(labels.shape == (len(images),), f"{prefix}labels must have shape ({len(images)},), got {labels.shape}")
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"{prefix}labels must be integers, got {labels.dtype}")
-    low, high, last = int(labels.min()), int(labels.max()), config.classes - 1
-    check(0 <= low and high <= last, f"{prefix}labels must lie in 0 ... {last}, got {low} ... {high}")
-    return Dataset(images, labels)
+    return Dataset(images, as_labels(f"{prefix}labels", labels, len(images), config.classes))

@@ -101,7 +101,7 @@ def test_a_terminal_gets_a_bar(tmp_path):
     except OSError:  # how Linux reports that the other end was closed
         pass
     os.close(controller)
-    assert process.wait(timeout=120) == 0
+    assert (process.wait(timeout=120), process.stderr.read()) == (0, "")
     assert b"\r" in output and b"images/s" in output and b"ETA" in output and b"100%" in output
 
 
@@ -143,10 +143,10 @@ def files(tmp_path, monkeypatch):
         ("train digits --epochs many", "argument --epochs: invalid int value: 'many'"),
         ("train digits --epochs 0", "epochs must be at least 1, got 0"),
         ("train digits --batch-size 0", "batch_size must be at least 1, got 0"),
-        ("train digits --lr -1", "lr must be finite, at least 0, got -1.0"),
-        ("train digits --lr nan", "lr must be finite, at least 0, got nan"),
+        ("train digits --lr -1", "lr must be finite and at least 0, got -1.0"),
+        ("train digits --lr nan", "lr must be finite and at least 0, got nan"),
         ("train digits --clip-norm 0", "clip_norm must be greater than 0"),
-        ("train digits --label-smoothing 1", "label_smoothing must be finite, at least 0 and below 1"),
+        ("train digits --label-smoothing 1", "label_smoothing must be below 1, got 1.0"),
         ("train digits --heads 5", "heads must divide the width 64, got 5"),
         ("train digits --patch-size 3", "patch_size must divide the image size 8x8, got 3"),
         ("train digits --seed -1", "seed must be at least 0"),
