@@ -26,12 +26,15 @@ def roofline(data):
     intensities = [x for points in groups.values() for x, _ in points]
     low, high, ridge = min(intensities) / 2, max(intensities) * 2, peak / bandwidth
     axes.plot([low, ridge, max(high, ridge)], [low * bandwidth, peak, peak], color="black", linewidth=1)
+    kernels = list(dict.fromkeys(kind.removesuffix(" backward") for kind in groups))
     for kind, points in groups.items():
-        axes.plot(*zip(*points), "o", markersize=5, label=kind)
-    axes.annotate(f"{peak:.0f} GFLOP/s", (max(high, ridge), peak), ha="right", va="bottom")
-    axes.annotate(f"{bandwidth:.0f} GB/s", (low, low * bandwidth), ha="left", va="bottom")
+        color = f"C{kernels.index(kind.removesuffix(' backward'))}"
+        face = "none" if kind.endswith("backward") else color
+        axes.plot(*zip(*points), "o", markersize=6, color=color, markerfacecolor=face, label=kind)
+    axes.annotate(f"{peak:.0f} GFLOP/s", (max(high, ridge), 1.02 * peak), ha="right", va="bottom")
+    axes.annotate(f"{bandwidth:.0f} GB/s ", (1.3 * low, 1.3 * low * bandwidth), ha="right", va="bottom")
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="GFLOP/s", title=_machine(data))
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     return figure
 

@@ -255,7 +255,8 @@ def test_a_wrong_kernel_is_reported_and_not_timed(capsys, monkeypatch):
 
 def test_cases_against_a_peer(capsys, tmp_path):
     path = tmp_path / "out.json"
-    status, text = run(capsys, "--vs", "numpy", "--threads", "1", "--json", str(path))
+    arguments = ("--vs", "numpy", "--peer-python", sys.executable, "--threads", "1", "--json", str(path))
+    status, text = run(capsys, *arguments)
     assert status == 0
     for label in ("CPU", "ISA", "threads", "peak", "bandwidth"):
         assert f"\n{label} " in f"\n{text}"
@@ -265,7 +266,7 @@ def test_cases_against_a_peer(capsys, tmp_path):
     assert os.listdir(tmp_path) == ["out.json"]
     assert data["machine"]["threads"] == 1 and data["peak"]["1"] > 0 and data["bandwidth"]["1"] > 0
     assert data["command"].startswith("cvit bench --cases digits ")
-    assert str(tmp_path) not in path.read_text()
+    assert str(tmp_path) not in path.read_text() and sys.executable not in path.read_text()
     for entry in data["cases"]:
         assert len(entry["rounds"]) == 2
         assert entry["seconds"] == pytest.approx(np.median(entry["rounds"]))
