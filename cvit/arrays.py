@@ -34,7 +34,7 @@ def as_float(name: str, value, shape: tuple, dtype=None) -> np.ndarray:
     wanted = "(" + ", ".join(str(length) for length in shape) + ("," if len(shape) == 1 else "") + ")"
     fits = array.ndim == len(shape) and all(isinstance(w, str) or w == n for w, n in zip(shape, array.shape))
     check(fits, f"{name} must have shape {wanted}, got {array.shape}")
-    dtype = array.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
+    dtype = np.dtype(array.dtype.type if dtype is None else dtype)  # of a native array the same object: it is returned itself
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
 
 

@@ -26,7 +26,7 @@ GELUS = ("tanh", "erf")
 
 def as_int(name: str, value, *, minimum: int = 1) -> int:
     """`value` as an int: ints and whole floats (2.0) pass, anything else raises an error that names `name`."""
-    if isinstance(value, bool):
+    if isinstance(value, (bool, str, bytes)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     try:
         number = operator.index(value)

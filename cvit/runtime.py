@@ -4,7 +4,8 @@ Threads. The number used by the next call is
 - what `set_num_threads` said, if it was called;
 - else OpenMP's number (`OMP_NUM_THREADS`, CPU affinity), but not more than the CPUs that the process's cgroup allows, unless
   `OMP_NUM_THREADS` is set;
-- and never more than `threadpoolctl.threadpool_limits` allows at the moment of the call.
+- and never more than `threadpoolctl.threadpool_limits` allows at the moment of the call. (OpenMP does not tell a limit equal to its own
+  default from none: after `set_num_threads(8)` on 4 cores a limit of 3 counts, one of 4 does not.)
 A process forked after cvit was imported uses one thread: OpenMP's threads do not survive a fork. Results are the same bits for any
 number of threads.
 
@@ -51,8 +52,8 @@ def _cgroup_cpus(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -
     """CPUs that the cgroup's quota is worth (version 2, then version 1), infinity without one."""
     limit = math.inf
     for line in _read(own).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2: the tightest quota on the way up counts
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers == "" and path.startswith("/"):  # version 2: the tightest quota on the way up counts
             while True:
                 quota, _, period = _read(f"{root}{path.rstrip('/')}/cpu.max").partition(" ")
                 if quota.isdigit() and period.isdigit() and int(period) > 0:
@@ -103,5 +104,8 @@ def set_isa(name: str) -> None:
     _runtime.set_isa(name)
 
 
-_runtime.set_cpu_limit(2**30 if "OMP_NUM_THREADS" in os.environ else available_cpus())
-_runtime.set_isa(os.environ.get("CVIT_ISA") or available_isas()[-1])
+_runtime.set_cpu_limit(2**30 if os.environ.get("OMP_NUM_THREADS") else available_cpus())
+try:
+    _runtime.set_isa(os.environ.get("CVIT_ISA") or available_isas()[-1])
+except ValueError as error:
+    raise ValueError(f"CVIT_ISA, from the environment: {error}") from None
