@@ -1,0 +1,66 @@
+"""What several test modules share: comparisons, and the same call on several numbers of threads.
+
+Bounds. In float64 everything agrees with tests/reference.py to 1e-10 of the largest entry. In float32 a bound is derived from the op:
+`growth` roundings, each of half a unit in the last place, of sums whose terms add up to `size` in magnitude (Higham, Accuracy and
+Stability of Numerical Algorithms, section 3.1: n additions or multiplications in a row err by at most n eps/2 of the terms' magnitudes).
+Inputs are rounded to the dtype before the reference sees them, so that both compute the same thing.
+"""
+
+import numpy as np
+import cvit
+
+FLOAT64_BOUND = 1e-10
+THREADS = (1, 2, 3, 5)
+
+
+def same_bits(a, b) -> bool:
+    """Whether two arrays, numbers or (nested) tuples of them are equal byte for byte, NaN and -0 included."""
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    a, b = np.asarray(a), np.asarray(b)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def on_all_threads(call):
+    """What `call()` returns, the same bits with 1, 2, 3 and 5 threads."""
+    before = cvit.get_num_threads()
+    results = []
+    for threads in THREADS:
+        cvit.set_num_threads(threads)
+        results.append(call())
+    cvit.set_num_threads(before)
+    for threads, result in zip(THREADS, results):
+        assert same_bits(results[0], result), f"{threads} threads give other bits than 1"
+    return results[0]
+
+
+def assert_close(actual, expected, bound=FLOAT64_BOUND, name="", floor=0.0):
+    """Same shape, all finite, and no entry further off than `bound` times the largest expected one (at least `floor`)."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, name
+    assert np.isfinite(actual).all(), name
+    error, size = np.abs(actual - expected).max(initial=0.0), np.abs(expected).max(initial=floor)
+    assert error <= bound * size, f"{name} off by {error:.3e} where the largest entry is {size:.3e}"
+
+
+def assert_rounded(actual, expected, size, growth, name=""):
+    """`actual` is `expected` but for rounding: float64 as in `assert_close`, float32 within growth · eps/2 · size, entry by entry."""
+    actual = np.asarray(actual)
+    if actual.dtype == np.float64:
+        assert_close(actual, expected, name=name, floor=np.max(size, initial=0.0))
+        return
+    assert actual.dtype == np.float32 and actual.shape == np.shape(expected), name
+    error = np.abs(actual - np.asarray(expected, np.float64))
+    allowed = growth * np.finfo(np.float32).eps / 2 * np.broadcast_to(size, error.shape)
+    allowed = np.maximum(allowed, 1e-30 * np.max(size))  # exp is 0 below 1e-38: what is lost with it
+    assert (error <= allowed).all(), f"{name} off by {np.max(error / allowed):.2f} times what rounding explains"
+
+
+def normal(rng, *shape, dtype=np.float64):
+    """Standard normal numbers, rounded to `dtype`."""
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def wide(*arrays):
+    """float64 copies for the reference."""
+    return [np.asarray(array, np.float64) for array in arrays]
