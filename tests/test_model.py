@@ -1,0 +1,252 @@
+"""The whole model against tests/reference.py and against finite differences, for every part a configuration can have.
+
+float32's bound: a value goes through depth + 2 stages (embedding, blocks, head), each of which sums at most `longest` terms; the
+gradient comes back the same way. So many roundings, relative to the largest entry, are allowed.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import reference as ref
+from checks import assert_close, on_all_threads, same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_reference import problem
+
+import cvit
+from cvit import Layout, ViT, ViTConfig
+
+TINY = ViTConfig(image_size=(4, 6), patch_size=2, channels=2, width=12, depth=2, heads=3, hidden=20, classes=5)
+
+# name: (batch, configuration). Tokens of width 1 have no variance, so that their norm multiplies rounding by 1/sqrt(eps): a larger eps.
+CASES = {
+    "digits": (5, ViTConfig(image_size=8, patch_size=2, channels=1, width=64, depth=2, heads=4, hidden=128, classes=10)),
+    "everything 1": (1, ViTConfig(image_size=1, patch_size=1, channels=1, width=1, depth=1, heads=1, hidden=1, classes=1, pool="mean", eps=0.01)),
+    "one token": (3, dataclasses.replace(TINY, image_size=2, pool="mean")),
+    "width 1": (2, dataclasses.replace(TINY, width=1, heads=1, eps=0.01)),
+    "odd widths": (3, ViTConfig(image_size=(6, 9), patch_size=3, channels=2, width=21, depth=2, heads=3, hidden=35, classes=7, gelu="erf")),
+    "head width 1": (2, dataclasses.replace(TINY, width=5, heads=5, hidden=3)),
+    "depth 0, class token": (4, dataclasses.replace(TINY, depth=0)),
+    "depth 0, mean": (4, dataclasses.replace(TINY, depth=0, pool="mean", final_norm=False)),
+    "depth 3": (2, dataclasses.replace(TINY, depth=3)),
+    "plain": (3, ViTConfig.plain(image_size=8, patch_size=4, channels=3, width=24, depth=2, heads=2, classes=6)),
+    "290 tokens": (2, ViTConfig(image_size=17, patch_size=1, channels=1, width=18, depth=1, heads=2, hidden=36, classes=3)),
+    "576 tokens, mean": (1, ViTConfig(image_size=24, patch_size=1, channels=1, width=8, depth=1, heads=1, hidden=9, classes=3, pool="mean")),
+    "width 261, hidden 515": (2, ViTConfig(image_size=4, patch_size=2, width=261, depth=1, heads=3, hidden=515, classes=11)),
+    "patch of 300 values": (2, ViTConfig(image_size=20, patch_size=10, width=16, depth=1, heads=2, hidden=16, classes=4)),
+    "1000 classes": (2, dataclasses.replace(TINY, classes=1000)),
+    "130 images": (130, dataclasses.replace(TINY, depth=1)),
+    "130 images, mean": (130, dataclasses.replace(TINY, depth=1, pool="mean", gelu="erf")),
+}  # fmt: skip
+
+FLAGS = dict(pool=["cls", "mean"], bias=[True, False], norm_affine=[True, False], final_norm=[True, False], gelu=["tanh", "erf"])
+COMBINATIONS = [dict(zip(FLAGS, values)) for values in itertools.product(*FLAGS.values())]
+
+
+def describe(changes):
+    return "-".join(f"{name}={value}" for name, value in changes.items())
+
+
+def bound(config, N, dtype):
+    if dtype == np.float64:
+        return 1e-10
+    longest = max(config.width, config.hidden, config.patch_features, config.tokens * N)
+    return (config.depth + 2) * longest * np.finfo(np.float32).eps / 2
+
+
+def rounded_problem(config, N, dtype):
+    """Weights, images, labels of `problem`, rounded to dtype. Entries of 0.5 would let wide models saturate: 1/sqrt(fan in) instead."""
+    flat, x, y = problem(config, N)
+    for name, view in Layout.of(config).views(flat).items():
+        if view.ndim == 2 and name != "pos_embed":
+            view *= 2 / np.sqrt(view.shape[0])
+    return flat.astype(dtype), x.astype(dtype), y
+
+
+def check_model(config, N, dtype, label_smoothing=0.1):
+    flat, x, y = rounded_problem(config, N, dtype)
+    model = ViT(config, flat)
+    before = flat.copy(), x.copy(), y.copy()
+
+    def everything():
+        loss, grad = model.loss_and_grad(x, y, label_smoothing=label_smoothing)
+        return loss, grad.copy(), model.logits.copy(), model.forward(x), model.features(x)
+
+    loss, grad, train_logits, logits, features = on_all_threads(everything)
+    assert same_bits((flat, x, y), before)
+    assert same_bits(train_logits, logits)  # training and inference run the same kernels
+
+    allowed = bound(config, N, dtype)
+    expected_logits, expected_features, _ = ref.forward(config, model.layout.views(flat), x)
+    expected_loss, expected_grad = ref.loss_and_grad(config, flat, x, y, label_smoothing)
+    assert_close(logits, expected_logits, allowed, "logits")
+    assert_close(features, expected_features, allowed, "features")
+    assert_close(loss, expected_loss, allowed, "loss", floor=np.abs(expected_logits).max())
+    # every tensor by its own largest entry, but a key bias's gradient, which is zero: by the whole gradient's
+    whole = np.abs(expected_grad).max()
+    views, expected = model.layout.views(grad), model.layout.views(expected_grad)
+    for name in views:
+        floor = whole if dtype == np.float32 or name.endswith("k.bias") else 1e-3 * whole
+        assert_close(views[name], expected[name], allowed, name, floor=floor)
+    assert loss.__class__ is float and logits.dtype == features.dtype == grad.dtype == dtype
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_model_equals_the_reference(isa, dtype, case):
+    N, config = CASES[case]
+    check_model(config, N, dtype)
+
+
+@pytest.mark.parametrize("changes", COMBINATIONS, ids=describe)
+def test_every_combination_of_parts(changes):
+    check_model(dataclasses.replace(TINY, **changes), 3, np.float64)
+    check_model(dataclasses.replace(TINY, **changes), 3, np.float32, label_smoothing=0.0)
+
+
+@st.composite
+def configs(draw):
+    P, heads = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    flags = draw(st.sampled_from(COMBINATIONS))
+    return ViTConfig(
+        image_size=(P * draw(st.integers(1, 6)), P * draw(st.integers(1, 6))), patch_size=P, channels=draw(st.integers(1, 4)),
+        width=heads * draw(st.integers(1, 20)), depth=draw(st.integers(0, 3)), heads=heads, hidden=draw(st.integers(1, 80)),
+        classes=draw(st.integers(1, 40)), eps=0.01, **flags,
+    )  # fmt: skip
+
+
+@settings(max_examples=25)
+@given(configs(), st.integers(1, 9), st.sampled_from([np.float32, np.float64]))
+def test_any_configuration(config, N, dtype):
+    check_model(config, N, dtype)
+
+
+# ---------------------------------------------------------------------------------------- against finite differences
+
+
+@pytest.mark.parametrize("changes", COMBINATIONS[::3], ids=describe)
+def test_gradient_of_every_part_by_finite_differences(isa, changes):
+    """A third of the combinations, in which every two flags meet in all four ways; every single weight."""
+    config = dataclasses.replace(TINY, width=4, heads=2, hidden=6, classes=3, image_size=(2, 4), **changes)
+    flat, x, y = problem(config, 2)
+    model = ViT(config, flat.copy())
+    grad = model.loss_and_grad(x, y, label_smoothing=0.1, out=np.empty_like(flat))[1]
+
+    def loss(weights):
+        model.weights[:] = weights
+        return model.loss_and_grad(x, y, label_smoothing=0.1)[0]
+
+    assert_close(grad, ref.numerical_gradient(loss, flat), 1e-9)
+
+
+@pytest.mark.parametrize("case", ["digits", "odd widths", "290 tokens", "width 261, hidden 515", "patch of 300 values", "1000 classes"])
+def test_gradient_at_size_by_finite_differences(case, rng):
+    """Larger models: forty weights of each tensor's kind, picked at random."""
+    N, config = CASES[case]
+    flat, x, y = rounded_problem(config, N, np.float64)
+    model = ViT(config, flat.copy())
+    grad = model.loss_and_grad(x, y)[1].copy()
+
+    def loss(weights):
+        model.weights[:] = weights
+        return model.loss_and_grad(x, y)[0]
+
+    some = rng.choice(flat.size, size=40, replace=False)
+    assert_close(grad[some], ref.numerical_gradient(loss, flat, some), 1e-9, floor=np.abs(grad).max())
+
+
+# --------------------------------------------------------------------------------------------------- what a ViT is
+
+
+def test_every_engine_starts_from_nothing(monkeypatch):
+    """Memory that is full of NaN gives the same bits: nothing is read before it was written."""
+    from cvit import _engine
+
+    allocate = _engine.allocate
+
+    def full_of_nan(count, dtype):
+        memory = allocate(count, dtype)
+        memory[:] = np.nan
+        return memory
+
+    for N, config in CASES.values():
+        flat, x, y = rounded_problem(config, N, np.float32)
+        results = []
+        for dirty in (False, True):
+            monkeypatch.setattr(_engine, "allocate", full_of_nan if dirty else allocate)
+            model = ViT(config, flat)
+            loss, grad = model.loss_and_grad(x, y)
+            results.append((loss, grad.copy(), model.logits.copy(), model.forward(x), model.freeze().forward(x)))
+        assert same_bits(*results)
+
+
+def test_weights_are_kept_and_used_as_they_are_now():
+    flat, x, y = rounded_problem(TINY, 2, np.float32)
+    model = ViT(TINY, flat)
+    assert model.weights is flat and model.dtype == np.float32
+    before = model.forward(x)
+    flat *= np.float32(0.5)
+    after = model.forward(x)
+    assert not same_bits(before, after)
+    assert same_bits(after, ViT(TINY, flat.copy()).forward(x))
+
+
+def test_read_only_weights_are_copied():
+    flat, x, y = rounded_problem(TINY, 2, np.float64)
+    flat.flags.writeable = False
+    model = ViT(TINY, flat)
+    model.weights[:] = 0
+    assert flat.any() and not model.forward(x).any()
+
+
+def test_gradient_goes_where_it_is_told():
+    flat, x, y = rounded_problem(TINY, 2, np.float32)
+    model = ViT(TINY, flat)
+    out = np.full_like(flat, np.nan)
+    loss, grad = model.loss_and_grad(x, y, out=out)
+    assert grad is out
+    again = model.loss_and_grad(x, y)
+    assert again[0] == loss and again[1] is not out and same_bits(again[1], out)
+    assert model.loss_and_grad(x, y)[1] is again[1]  # the model's own, used again
+
+
+def test_results_are_new_arrays():
+    flat, x, y = rounded_problem(TINY, 2, np.float32)
+    model = ViT(TINY, flat)
+    for call in (model.forward, model.features):
+        first = call(x)
+        kept = first.copy()
+        second = call(x * 2)
+        assert same_bits(first, kept) and not np.may_share_memory(first, second)
+
+
+def test_batch_sizes_and_modes_do_not_mix():
+    """Engines are kept by batch size and mode, the oldest one leaves: whatever the order, results are those of a fresh model."""
+    flat, x, y = rounded_problem(TINY, 9, np.float32)
+    model = ViT(TINY, flat)
+    for N in (3, 1, 9, 2, 5, 3, 7, 9, 1):
+        fresh = ViT(TINY, flat)
+        assert same_bits(model.forward(x[:N]), fresh.forward(x[:N]))
+        assert same_bits(model.loss_and_grad(x[:N], y[:N]), fresh.loss_and_grad(x[:N], y[:N]))
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">i4", list])
+def test_labels_of_any_integer_dtype(kind):
+    flat, x, y = rounded_problem(TINY, 4, np.float32)
+    labels = y.tolist() if kind is list else y.astype(kind)
+    assert same_bits(ViT(TINY, flat).loss_and_grad(x, labels), ViT(TINY, flat).loss_and_grad(x, y))
+
+
+def test_images_of_the_other_dtype_are_converted():
+    flat, x, y = rounded_problem(TINY, 2, np.float32)
+    assert same_bits(ViT(TINY, flat).forward(x.astype(np.float64)), ViT(TINY, flat).forward(x))
+    assert ViT(TINY, flat.astype(np.float64)).forward(x).dtype == np.float64
+
+
+def test_fresh_weights_start_from_equal_logits():
+    model = ViT(TINY, seed=3, dtype=np.float64)
+    assert same_bits(model.weights, cvit.init_weights(TINY, 3, dtype=np.float64))
+    loss, _ = model.loss_and_grad(np.ones((2, 2, 4, 6)), [0, 4])
+    assert loss == pytest.approx(np.log(5), rel=1e-14)
+    assert "12" in repr(model) and f"{model.weights.size:,}" in repr(model)
