@@ -13,8 +13,13 @@ def as_array(name: str, value) -> np.ndarray:
     """`value` as a NumPy array without copying where possible: arrays, `__array__`, DLPack (torch and JAX on the CPU), lists."""
     if isinstance(value, np.ndarray):
         return value
+    if value is None:
+        raise TypeError(f"{name} must be an array, got None")
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        return np.from_dlpack(value)
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, TypeError, ValueError, RuntimeError) as error:  # another device, say
+            raise TypeError(f"{name} must be an array on the CPU, got {type(value).__name__}: {error}") from None
     if hasattr(value, "requires_grad") and hasattr(value, "detach"):
         value = value.detach()  # a torch tensor under autograd refuses __array__
     try:
@@ -59,11 +64,35 @@ def common_dtype(**arrays) -> np.dtype:
     return np.result_type(*dtypes.values())
 
 
+def check_vector(name: str, vector, size: int, dtype: np.dtype, *, writable: bool = False) -> None:
+    """Raise unless `vector` is a NumPy array that a pass over the flat tensor can read (or write) in place."""
+    if not isinstance(vector, np.ndarray) or vector.dtype != dtype:
+        kind = f"{vector.dtype} array" if isinstance(vector, np.ndarray) else type(vector).__name__
+        raise TypeError(f"{name} must be a NumPy array of {dtype}, got {kind}")
+    check(vector.shape == (size,), f"{name} must have shape ({size},), got {vector.shape}")
+    check(vector.flags.c_contiguous and vector.flags.aligned, f"{name} must be contiguous and aligned")
+    check(not writable or vector.flags.writeable, f"{name} must be writable, got a read-only array")
+
+
+def float_dtype(name: str, value) -> np.dtype:
+    """`value` as a dtype, float32 or float64."""
+    try:
+        dtype = None if value is None else np.dtype(value)
+    except TypeError:
+        dtype = None
+    check(dtype is not None and dtype in FLOATS, f"{name} must be float32 or float64, got {value if dtype is None else dtype}")
+    return dtype
+
+
 def finite(name: str, value, *, minimum: float = 0.0) -> float:
     """`value` as a finite float of at least `minimum`."""
     try:
+        if isinstance(value, (bool, str, bytes)):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
+    except OverflowError:  # an int beyond the largest float
+        number = np.inf
     check(np.isfinite(number) and number >= minimum, f"{name} must be finite and at least {minimum:g}, got {value!r}")
     return number

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import operator
 
+from .arrays import finite
 from .errors import check
 
 # name: (width D, depth, heads H, hidden width F), from the ViT paper's table 1 (Dosovitskiy et al. 2021,
@@ -114,10 +115,7 @@ class ViTConfig:
             f"patch_size must divide the image size {height}x{width}, got {self.patch_size}",
         )
         check(self.width % self.heads == 0, f"heads must divide the width {self.width}, got {self.heads}")
-        try:
-            fix("eps", float(self.eps))
-        except (TypeError, ValueError):
-            raise TypeError(f"eps must be a number, got {self.eps!r}") from None
+        fix("eps", finite("eps", self.eps))
         check(0 < self.eps < 1, f"eps must lie between 0 and 1, got {self.eps}")
 
     @property
@@ -153,7 +151,7 @@ class ViTConfig:
 
         Any field can be changed: `ViTConfig.variant("B/16", classes=10, image_size=384)`.
         """
-        size, _, patch = name.partition("/")
+        size, _, patch = name.partition("/") if isinstance(name, str) else ("", "", "")
         check(
             size in VARIANTS and patch.isdigit(),
             f"name must be one of {', '.join(VARIANTS)} with a patch size, like 'S/16', got {name!r}",

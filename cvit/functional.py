@@ -31,7 +31,7 @@ PARTS = ("w_q", "w_k", "w_v", "w_o", "w_mlp1", "w_mlp2")  # of blocks_weights[i]
 def _embedding(x, w_proj, cls_token, pos_embed, dtype):
     """The checked arrays of the embedding, and the patch size that follows from their shapes."""
     x = as_float("x", x, ("N", "C", "H", "W"), dtype)
-    check(x.size > 0, f"x must hold at least one image, got shape {x.shape}")
+    check(x.size > 0, f"x must not be empty, got shape {x.shape}")
     w_proj = as_float("w_proj", w_proj, ("C·P·P", "d"), dtype)
     features, D = w_proj.shape
     C, height, width = x.shape[1:]
@@ -110,7 +110,7 @@ def vit_block(x, w_q, w_k, w_v, w_o, w_mlp1, w_mlp2, num_heads) -> np.ndarray:
     matrices = dict(zip(PARTS, (w_q, w_k, w_v, w_o, w_mlp1, w_mlp2)))
     dtype = common_dtype(x=x, **matrices)
     x = as_float("x", x, ("N", "T", "d"), dtype)
-    check(x.size > 0, f"x must hold at least one token, got shape {x.shape}")
+    check(x.size > 0, f"x must not be empty, got shape {x.shape}")
     N, T, D = x.shape
     matrices = {name: as_float(name, matrix, (D, D), dtype) for name, matrix in matrices.items()}
     # T tokens and no class token: "images" of T patches of one pixel, whose embedding is not run

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,8 @@ class Layout:
     """The table of a configuration's weights: `entries`, `size`, and views, packing and masks made from it."""
 
     def __init__(self, config: ViTConfig):
+        if not isinstance(config, ViTConfig):
+            raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
         self.config = config
         self.entries: dict[str, Entry] = {}
         offset = 0
@@ -94,6 +97,8 @@ class Layout:
 
     def check_flat(self, flat: np.ndarray, name: str = "weights") -> None:
         """Raise unless `flat` is a vector of this layout's size."""
+        if not isinstance(flat, np.ndarray):
+            raise TypeError(f"{name} must be a NumPy array, got {type(flat).__name__}")
         check(flat.shape == (self.size,), f"{name} must have shape ({self.size},) for this configuration, got {flat.shape}")
 
     def views(self, flat: np.ndarray) -> dict[str, np.ndarray]:
@@ -103,6 +108,8 @@ class Layout:
 
     def pack(self, tensors, dtype=None) -> np.ndarray:
         """A new flat tensor from a mapping of name to array. Missing, unknown or misshapen tensors are a `ValueError`."""
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"tensors must be a mapping of name to array, got {type(tensors).__name__}")
         missing, unknown = self.entries.keys() - tensors.keys(), tensors.keys() - self.entries.keys()
         check(not missing, f"tensors lacks {sorted(missing)}")
         check(not unknown, f"tensors has names that this configuration does not know: {sorted(unknown)}")

@@ -14,7 +14,7 @@ import threading
 import numpy as np
 
 from . import _engine, runtime
-from .arrays import FLOATS, as_array, as_float, as_labels, finite
+from .arrays import as_array, as_float, as_labels, check_vector, finite, float_dtype
 from .config import ViTConfig, as_int
 from .errors import check
 from .initialize import init_weights
@@ -71,8 +71,7 @@ class ViT:
         if not isinstance(config, ViTConfig):
             raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
         if weights is None:
-            check(np.dtype(dtype) in FLOATS, f"dtype must be float32 or float64, got {np.dtype(dtype)}")
-            weights = init_weights(config, seed, dtype=dtype)
+            weights = init_weights(config, seed, dtype=float_dtype("dtype", dtype))
         self.config = config
         self.layout = Layout.of(config)
         flat = as_array("weights", weights)
@@ -121,9 +120,9 @@ class ViT:
         check(smoothing < 1, f"label_smoothing must be below 1, got {label_smoothing!r}")
         check(self._frozen is None, "this model is frozen: call unfreeze() before training it")
         if out is not None:
-            good = isinstance(out, np.ndarray) and out.dtype == self.dtype and out.flags.c_contiguous and out.flags.writeable
-            check(good, f"out must be a writable, contiguous {self.dtype} array")
-            self.layout.check_flat(out, "out")
+            check_vector("out", out, self.layout.size, self.dtype, writable=True)
+            check(not np.may_share_memory(out, self.weights), "out must not overlap the weights")
+            check(not np.may_share_memory(out, x), "out must not overlap x")
         with self._lock:
             if out is None:
                 if self._grad is None:

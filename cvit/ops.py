@@ -56,6 +56,8 @@ def patches(x, patch_size: int) -> np.ndarray:
 def patches_backward(dpatches, image_shape: tuple[int, int, int], patch_size: int) -> np.ndarray:
     """dx (N, C, H, W) from dpatches (N, patches, C·P·P), with image_shape = (C, H, W)."""
     P = as_int("patch_size", patch_size)
+    if not isinstance(image_shape, (tuple, list)):
+        raise TypeError(f"image_shape must be (channels, height, width), got {image_shape!r}")
     check(len(image_shape) == 3, f"image_shape must be (channels, height, width), got {image_shape!r}")
     C, H, W = (as_int("image_shape", length) for length in image_shape)
     check(H % P == 0 and W % P == 0, f"patch_size must divide the image size {H}x{W}, got {P}")

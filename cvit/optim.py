@@ -14,19 +14,9 @@ import math
 import numpy as np
 
 from . import _update
-from .arrays import FLOATS, finite
+from .arrays import FLOATS, check_vector, finite
 from .errors import check
 from .layout import Layout
-
-
-def _check_vector(name: str, vector, size: int, dtype: np.dtype, *, writable: bool = False) -> None:
-    """Raise unless `vector` is a NumPy array that a fused pass can read (or update) in place."""
-    if not isinstance(vector, np.ndarray) or vector.dtype != dtype:
-        kind = f"{vector.dtype} array" if isinstance(vector, np.ndarray) else type(vector).__name__
-        raise TypeError(f"{name} must be a NumPy array of {dtype}, got {kind}")
-    check(vector.shape == (size,), f"{name} must have shape ({size},), got {vector.shape}")
-    check(vector.flags.c_contiguous and vector.flags.aligned, f"{name} must be contiguous and aligned")
-    check(not writable or vector.flags.writeable, f"{name} must be writable, got a read-only array")
 
 
 def _norm_and_scale(grad: np.ndarray, max_norm: float) -> tuple[float, float]:
@@ -45,7 +35,7 @@ def clip(grad: np.ndarray, clip_norm: float) -> float:
     """
     if not isinstance(grad, np.ndarray) or grad.dtype not in FLOATS:
         raise TypeError("grad must be a NumPy array of float32 or float64")
-    _check_vector("grad", grad, grad.size, grad.dtype, writable=True)
+    check_vector("grad", grad, grad.size, grad.dtype, writable=True)
     norm, scale = _norm_and_scale(grad, clip_norm)
     if scale < 1:
         grad *= grad.dtype.type(scale)
@@ -77,8 +67,8 @@ class _Optimizer:
         weights or state have changed.
         """
         lr = self.lr if lr is None else finite("lr", lr)
-        _check_vector("weights", weights, self.size, self.dtype, writable=True)
-        _check_vector("grad", grad, self.size, self.dtype)
+        check_vector("weights", weights, self.size, self.dtype, writable=True)
+        check_vector("grad", grad, self.size, self.dtype)
         check(not np.may_share_memory(weights, grad), "weights and grad must not overlap")
         norm, scale = (None, 1.0) if clip_norm is None else _norm_and_scale(grad, clip_norm)
         self._apply(weights, grad, lr, scale)
