@@ -2,6 +2,7 @@
 
 Environment:
     CVIT_OPENMP=0     build without OpenMP: one thread
+    CVIT_SYMBOLS=1    keep symbols, for perf and gdb
     CVIT_SANITIZE=…   build with -fsanitize=… (address,undefined or thread), see the Makefile
 """
 
@@ -31,6 +32,7 @@ ISA_FLAGS = {
 MACHINE_ISAS = {"x86_64": ["avx2", "avx512"], "AMD64": ["avx2", "avx512"], "aarch64": ["neon"], "arm64": ["neon"]}
 
 sanitize = os.environ.get("CVIT_SANITIZE")
+strip = [] if sanitize or "CVIT_SYMBOLS" in os.environ or sys.platform != "linux" else ["-Wl,-s"]
 SANITIZE = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else []
 
 
@@ -71,8 +73,8 @@ def extension(name):
         [f"cvit/{name}.pyx"],
         include_dirs=["csrc", "cvit"],
         libraries=[],
-        extra_compile_args=["-O2", "-g0" if not sanitize else "-g", *SANITIZE, *openmp],
-        extra_link_args=["-Wl,-s"] * (not sanitize and sys.platform == "linux") + SANITIZE + openmp,
+        extra_compile_args=["-O2", "-g0" if strip else "-g", *SANITIZE, *openmp],
+        extra_link_args=strip + SANITIZE + openmp,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
     )
 

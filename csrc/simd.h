@@ -36,7 +36,7 @@ typedef real vec_any __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(re
 
 INLINE vec load(const real *p) { return *(const vec_any *)p; }
 INLINE void store(real *p, vec v) { *(vec_any *)p = v; }
-INLINE vec splat(real x) { return (vec){0} + x; }
+INLINE vec splat(real x) { return x - (vec){0}; } /* x + 0 would lose the sign of -0 */
 
 /* Mask of the first n lanes. */
 INLINE ivec first_lanes(ptrdiff_t n)
@@ -111,25 +111,33 @@ INLINE vec vsqrt(vec a)
 }
 #endif
 
-/* Lane sums and maxima in one fixed tree, so that their bits depend on nothing but the lanes. */
+/* Lane sums and maxima in one fixed tree, so that their bits depend on nothing but the lanes: the upper half onto the lower, and so on. */
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+INLINE real sum_lanes(vec v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE real max_lanes(vec v) { return _mm512_reduce_max_ps((__m512)v); }
+#elif VECTOR_BYTES == 64
+INLINE real sum_lanes(vec v) { return _mm512_reduce_add_pd((__m512d)v); }
+INLINE real max_lanes(vec v) { return _mm512_reduce_max_pd((__m512d)v); }
+#else
 INLINE real sum_lanes(vec v)
 {
-    real lane[VECTOR_BYTES / sizeof(real)];
-    store(lane, v);
-    for (ptrdiff_t half = VL / 2; half > 0; half /= 2)
-        for (ptrdiff_t i = 0; i < half; i++)
-            lane[i] += lane[i + half];
-    return lane[0];
+#pragma GCC unroll 4
+    for (int half = VL / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++)
+            v[i] += v[i + half];
+    return v[0];
 }
 INLINE real max_lanes(vec v)
 {
-    real lane[VECTOR_BYTES / sizeof(real)];
-    store(lane, v);
-    for (ptrdiff_t half = VL / 2; half > 0; half /= 2)
-        for (ptrdiff_t i = 0; i < half; i++)
-            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    return lane[0];
+#pragma GCC unroll 4
+    for (int half = VL / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++)
+            v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
+    return v[0];
 }
+#endif
 
 /* zip_low(a, b) = a0 b0 a1 b1 …; zip_high the same from the upper halves. */
 #if defined(__clang__)

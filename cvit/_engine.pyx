@@ -321,7 +321,7 @@ cdef class Engine:
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
         area = 4 * p.D * p.D + 2 * p.D * p.F
         tile = 384
-        while tile > 64 and area // (tile * tile) < 2 * ENOUGH_TASKS:
+        while tile > 64 and area // (tile * tile) < ENOUGH_TASKS // 2:
             tile = tile * 2 // 3 if tile in (384, 192, 96) else tile * 3 // 4
         p.tile = tile
 
@@ -336,7 +336,7 @@ cdef class Engine:
             nonlocal end
             stride = (count + 15) // 16 * 16 if copies > 1 else count
             offset, end = end, end + (stride * copies + 15) // 16 * 16
-            sizes[name] = stride * copies
+            sizes[name] = end - offset
             return offset, stride
 
         at = &p.at
@@ -385,13 +385,16 @@ cdef class Engine:
         self.buffers = sizes
 
     # -------------------------------------------------------------------------------------------------------- calls
+    cpdef int threads(self):
+        """Threads that a call uses now: no more than its widest stage has tasks."""
+        return team_size(max(self.p.row_blocks, self.p.N * self.p.H * self.p.query_parts, self.p.image_groups, 4))
+
     cdef _run(self, Program program, weights):
         """Run a program on the team. Arrays were checked by the caller: C-contiguous, of self.dtype."""
         cdef Job job
         cdef const float[::1] w32
         cdef const double[::1] w64
-        cdef Py_ssize_t widest = max(self.p.row_blocks, self.p.N * self.p.H * self.p.query_parts, self.p.image_groups)
-        cdef int size = team_size(max(widest, 4))
+        cdef int size = self.threads()
         if self.scratch.size < size * self.p.scratch_stride:
             self.scratch = allocate(size * self.p.scratch_stride, self.dtype)
         self.p.weights = address(weights)

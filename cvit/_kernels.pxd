@@ -8,12 +8,17 @@ ctypedef fused real:
     double
 
 cdef extern from "cvit.h" nogil:
+    ctypedef struct Later "cvit_later":
+        const void* rows[2]
+        Py_ssize_t bytes[2]
+        Py_ssize_t stride[2]
+
     ctypedef struct cvit_f32:
         Py_ssize_t mr, nr, kc, lda
         void (*gemm)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, Py_ssize_t depth, Py_ssize_t k0,
             float* c, Py_ssize_t ldc, float* bias, float* r, Py_ssize_t ldr) noexcept nogil
-        void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, float* c, Py_ssize_t ldc,
-            int accumulate) noexcept nogil
+        void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, float* c,
+            Py_ssize_t ldc, int accumulate, Later* later) noexcept nogil
         void (*pack_rows)(Py_ssize_t rows, Py_ssize_t k, float* x, Py_ssize_t ld, float scale,
             float* a) noexcept nogil
         void (*pack_columns)(Py_ssize_t k, Py_ssize_t m, float* x, Py_ssize_t ld, float* mean, float* rstd,
@@ -44,7 +49,7 @@ cdef extern from "cvit.h" nogil:
             float* scratch) noexcept nogil
         void (*sgd)(Py_ssize_t n, float* w, float* g, float* u, float lr, float momentum, int nesterov, float decay,
             float scale) noexcept nogil
-        void (*adamw)(Py_ssize_t n, float* w, float* g, float* m, float* v, float lr, float b1, float b2, float eps,
+        void (*adamw)(Py_ssize_t n, float* w, float* g, float* m, float* v, float lr, float b1, float a1, float b2, float a2, float eps,
             float decay, float c1, float c2, float scale) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t n, float* x) noexcept nogil
         float (*probe_flops)(Py_ssize_t rounds) noexcept nogil
@@ -55,7 +60,7 @@ cdef extern from "cvit.h" nogil:
         void (*gemm)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, Py_ssize_t depth,
             Py_ssize_t k0, double* c, Py_ssize_t ldc, double* bias, double* r, Py_ssize_t ldr) noexcept nogil
         void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, double* c,
-            Py_ssize_t ldc, int accumulate) noexcept nogil
+            Py_ssize_t ldc, int accumulate, Later* later) noexcept nogil
         void (*pack_rows)(Py_ssize_t rows, Py_ssize_t k, double* x, Py_ssize_t ld, double scale,
             double* a) noexcept nogil
         void (*pack_columns)(Py_ssize_t k, Py_ssize_t m, double* x, Py_ssize_t ld, double* mean, double* rstd,
@@ -86,7 +91,7 @@ cdef extern from "cvit.h" nogil:
             double* scratch) noexcept nogil
         void (*sgd)(Py_ssize_t n, double* w, double* g, double* u, double lr, double momentum, int nesterov,
             double decay, double scale) noexcept nogil
-        void (*adamw)(Py_ssize_t n, double* w, double* g, double* m, double* v, double lr, double b1, double b2,
+        void (*adamw)(Py_ssize_t n, double* w, double* g, double* m, double* v, double lr, double b1, double a1, double b2, double a2,
             double eps, double decay, double c1, double c2, double scale) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t n, double* x) noexcept nogil
         double (*probe_flops)(Py_ssize_t rounds) noexcept nogil
@@ -154,11 +159,11 @@ cdef inline void gemm(
 
 cdef inline void gemm_columns(
     Kernels* K, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, real* a, real* b, real* c, Py_ssize_t ldc,
-    int accumulate) noexcept nogil:
+    int accumulate, Later* later) noexcept nogil:
     if real is float:
-        K.f32.gemm_columns(m, n, k, a, b, c, ldc, accumulate)
+        K.f32.gemm_columns(m, n, k, a, b, c, ldc, accumulate, later)
     else:
-        K.f64.gemm_columns(m, n, k, a, b, c, ldc, accumulate)
+        K.f64.gemm_columns(m, n, k, a, b, c, ldc, accumulate, later)
 
 
 cdef inline void pack_rows(
@@ -294,12 +299,12 @@ cdef inline void sgd(
 
 
 cdef inline void adamw(
-    Kernels* K, Py_ssize_t n, real* w, real* g, real* m, real* v, real lr, real b1, real b2, real eps, real decay,
+    Kernels* K, Py_ssize_t n, real* w, real* g, real* m, real* v, real lr, real b1, real a1, real b2, real a2, real eps, real decay,
     real c1, real c2, real scale) noexcept nogil:
     if real is float:
-        K.f32.adamw(n, w, g, m, v, lr, b1, b2, eps, decay, c1, c2, scale)
+        K.f32.adamw(n, w, g, m, v, lr, b1, a1, b2, a2, eps, decay, c1, c2, scale)
     else:
-        K.f64.adamw(n, w, g, m, v, lr, b1, b2, eps, decay, c1, c2, scale)
+        K.f64.adamw(n, w, g, m, v, lr, b1, a1, b2, a2, eps, decay, c1, c2, scale)
 
 
 cdef inline double sum_of_squares(Kernels* K, Py_ssize_t n, real* x) noexcept nogil:

@@ -2,7 +2,8 @@ from ._kernels cimport Kernels
 
 cdef extern from "_team.h" nogil:
     ctypedef struct Team "cvit_team":
-        int size
+        pass
+    int size_of "cvit_team_size" (Team* team)
     Py_ssize_t take "cvit_team_take" (Team* team)
     void sync "cvit_team_sync" (Team* team)
 

@@ -15,6 +15,7 @@ from ._kernels cimport Kernels, cvit_table, cvit_tables, probe_flops, probe_stre
 
 cdef extern from "_team.h" nogil:
     void cvit_team_init(Team* team, int size)
+    void cvit_team_join(Team* team)
     int cvit_omp_max_threads()
     int cvit_has_openmp()
 
@@ -108,6 +109,7 @@ cdef void run_team(int size, Work work, void* job) noexcept nogil:
         work(job, &team, 0)
         return
     with parallel(num_threads=size):
+        cvit_team_join(&team)
         work(job, &team, threadid())
         sync(&team)  # meet here, where waiting is cheap, and not in OpenMP's own barrier
 
@@ -131,8 +133,8 @@ cdef void flops_work(void* job, Team* team, int thread) noexcept nogil:
 
 cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
     cdef Probe* p = <Probe*> job
-    cdef Py_ssize_t first = p.n // team.size * thread
-    probe_stream(&p.kernels, p.n // team.size, <float> 1e-3, <float*> p.x + first, <float*> p.y + first)
+    cdef Py_ssize_t first = p.n // size_of(team) * thread
+    probe_stream(&p.kernels, p.n // size_of(team), <float> 1e-3, <float*> p.x + first, <float*> p.y + first)
 
 
 def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2):

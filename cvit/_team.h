@@ -22,7 +22,7 @@
 #define CVIT_SPINS 2000 /* of some 20 ns to 60 ns each */
 
 typedef struct {
-    int size;
+    atomic_int size;
     _Alignas(64) atomic_ptrdiff_t next; /* the first task of the stage that nobody has taken */
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation; /* barriers passed so far */
@@ -31,17 +31,30 @@ typedef struct {
 
 static inline void cvit_team_init(cvit_team *team, int size)
 {
-    team->size = size;
+    atomic_init(&team->size, size);
     atomic_init(&team->next, 0);
     atomic_init(&team->arrived, 0);
     atomic_init(&team->generation, 0);
     atomic_init(&team->sleepers, 0);
 }
 
+static inline int cvit_team_size(cvit_team *team) { return atomic_load_explicit(&team->size, memory_order_relaxed); }
+
+/* Called first by every thread: OpenMP may have given fewer threads than asked for (OMP_THREAD_LIMIT, OMP_DYNAMIC, a region inside
+ * a region), and nobody must wait for the others. All store the same number. */
+static inline void cvit_team_join(cvit_team *team)
+{
+#ifdef _OPENMP
+    atomic_store_explicit(&team->size, omp_get_num_threads(), memory_order_relaxed);
+#else
+    atomic_store_explicit(&team->size, 1, memory_order_relaxed);
+#endif
+}
+
 /* The next task of this stage: 0, 1, 2, … over all threads. */
 static inline ptrdiff_t cvit_team_take(cvit_team *team)
 {
-    return team->size == 1 ? (ptrdiff_t)team->next++ : atomic_fetch_add_explicit(&team->next, 1, memory_order_relaxed);
+    return atomic_fetch_add_explicit(&team->next, 1, memory_order_relaxed);
 }
 
 static inline void cvit_pause(void)
@@ -56,12 +69,13 @@ static inline void cvit_pause(void)
 /* Wait until all threads of the team are here; the next stage's tasks then start at 0. */
 static inline void cvit_team_sync(cvit_team *team)
 {
-    if (team->size == 1) {
-        team->next = 0;
+    const int size = cvit_team_size(team);
+    if (size == 1) {
+        atomic_store_explicit(&team->next, 0, memory_order_relaxed);
         return;
     }
     const int generation = atomic_load(&team->generation);
-    if (atomic_fetch_add(&team->arrived, 1) + 1 == team->size) {
+    if (atomic_fetch_add(&team->arrived, 1) + 1 == size) {
         atomic_store(&team->arrived, 0);
         atomic_store(&team->next, 0);
         atomic_store(&team->generation, generation + 1);

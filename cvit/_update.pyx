@@ -34,8 +34,8 @@ cdef inline void sgd_run(real* kind, Update* job, Py_ssize_t start, Py_ssize_t s
 
 cdef inline void adamw_run(real* kind, Update* job, Py_ssize_t start, Py_ssize_t stop, double decay) noexcept nogil:
     adamw_kernel(&job.kernels, stop - start, <real*> job.w + start, <real*> job.g + start, <real*> job.u + start,
-                 <real*> job.v + start, <real> job.lr, <real> job.momentum, <real> job.beta2, <real> job.eps, <real> decay,
-                 <real> job.c1, <real> job.c2, <real> job.scale)
+                 <real*> job.v + start, <real> job.lr, <real> job.momentum, <real> (1 - job.momentum), <real> job.beta2,
+                 <real> (1 - job.beta2), <real> job.eps, <real> decay, <real> job.c1, <real> job.c2, <real> job.scale)
 
 
 cdef void update_chunk(real* kind, Update* job, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -85,10 +85,10 @@ cdef Py_ssize_t chunks(Py_ssize_t n):
     return (n + CHUNK - 1) // CHUNK
 
 
-cdef void prepare(Update* job, real[::1] w, real[::1] g, real[::1] u, real[::1] v, const long long[:, ::1] decay_runs):
+cdef void prepare(Update* job, real[::1] w, const real[::1] g, real[::1] u, real[::1] v, const long long[:, ::1] decay_runs):
     job.kernels = selected()
     job.n = w.shape[0]
-    job.w, job.g = &w[0], &g[0]
+    job.w, job.g = &w[0], <void*> &g[0]
     job.u = &u[0] if u is not None else NULL
     job.v = &v[0] if v is not None else NULL
     job.runs = decay_runs.shape[0]
@@ -96,7 +96,7 @@ cdef void prepare(Update* job, real[::1] w, real[::1] g, real[::1] u, real[::1] 
     job.is_double = real is double
 
 
-def sgd(real[::1] w, real[::1] g, real[::1] velocity, double lr, double momentum, bint nesterov, double weight_decay,
+def sgd(real[::1] w, const real[::1] g, real[::1] velocity, double lr, double momentum, bint nesterov, double weight_decay,
         const long long[:, ::1] decay_runs, double grad_scale):
     """One step of SGD in place; velocity may be None. All vectors have one length."""
     cdef Update job
@@ -108,7 +108,7 @@ def sgd(real[::1] w, real[::1] g, real[::1] velocity, double lr, double momentum
         run_team(size, update_work, &job)
 
 
-def adamw(real[::1] w, real[::1] g, real[::1] m, real[::1] v, double lr, double beta1, double beta2, double eps,
+def adamw(real[::1] w, const real[::1] g, real[::1] m, real[::1] v, double lr, double beta1, double beta2, double eps,
           double weight_decay, Py_ssize_t step, const long long[:, ::1] decay_runs, double grad_scale):
     """One step of AdamW in place; `step` counts from 1. All vectors have one length."""
     cdef Update job

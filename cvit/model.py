@@ -158,7 +158,7 @@ class ViT:
         batch = as_int("batch", batch)
         check(mode in ("train", "infer"), f"mode must be 'train' or 'infer', got {mode!r}")
         engine = _engine.Engine(self.config, self.layout, batch, self.dtype, mode, frozen=self._frozen is not None, dry=True)
-        threads = runtime.get_num_threads()
+        threads = engine.threads()
         buffers = {name: count * self.dtype.itemsize for name, count in engine.buffers.items()}
         buffers[f"scratch of {threads} threads"] = buffers.pop("scratch of a thread") * threads
         return Plan(mode, batch, threads, buffers)
