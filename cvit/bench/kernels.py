@@ -207,8 +207,7 @@ def _cross_entropy(logits, labels):
 
 
 def _adamw(w, grad, lr, beta1, beta2, eps):
-    """The first step, from moments of zero; the betas are rounded as the kernel gets them."""
-    beta1, beta2 = np.float32(beta1), np.float32(beta2)
+    """The first step, from moments of zero."""
     return w - lr * grad / (np.abs(grad) + eps), (1 - beta1) * grad, (1 - beta2) * grad**2
 
 
