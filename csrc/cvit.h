@@ -8,12 +8,6 @@
 
 #include <stddef.h>
 
-/* Two matrices that a thread will read soon: their first rows, the bytes of a row that matter, and the bytes from row to row. */
-typedef struct {
-    const void *rows[2];
-    ptrdiff_t bytes[2], stride[2];
-} cvit_later;
-
 typedef struct {
 #define real float
 #include "table.inc"

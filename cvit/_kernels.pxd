@@ -8,17 +8,12 @@ ctypedef fused real:
     double
 
 cdef extern from "cvit.h" nogil:
-    ctypedef struct Later "cvit_later":
-        const void* rows[2]
-        Py_ssize_t bytes[2]
-        Py_ssize_t stride[2]
-
     ctypedef struct cvit_f32:
         Py_ssize_t mr, nr, kc, lda
         void (*gemm)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, Py_ssize_t depth, Py_ssize_t k0,
             float* c, Py_ssize_t ldc, float* bias, float* r, Py_ssize_t ldr) noexcept nogil
         void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, float* c,
-            Py_ssize_t ldc, int accumulate, Later* later) noexcept nogil
+            Py_ssize_t ldc, int accumulate) noexcept nogil
         void (*pack_rows)(Py_ssize_t rows, Py_ssize_t k, float* x, Py_ssize_t ld, float scale,
             float* a) noexcept nogil
         void (*pack_columns)(Py_ssize_t k, Py_ssize_t m, float* x, Py_ssize_t ld, float* mean, float* rstd,
@@ -60,7 +55,7 @@ cdef extern from "cvit.h" nogil:
         void (*gemm)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, Py_ssize_t depth,
             Py_ssize_t k0, double* c, Py_ssize_t ldc, double* bias, double* r, Py_ssize_t ldr) noexcept nogil
         void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, double* c,
-            Py_ssize_t ldc, int accumulate, Later* later) noexcept nogil
+            Py_ssize_t ldc, int accumulate) noexcept nogil
         void (*pack_rows)(Py_ssize_t rows, Py_ssize_t k, double* x, Py_ssize_t ld, double scale,
             double* a) noexcept nogil
         void (*pack_columns)(Py_ssize_t k, Py_ssize_t m, double* x, Py_ssize_t ld, double* mean, double* rstd,
@@ -159,11 +154,11 @@ cdef inline void gemm(
 
 cdef inline void gemm_columns(
     Kernels* K, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, real* a, real* b, real* c, Py_ssize_t ldc,
-    int accumulate, Later* later) noexcept nogil:
+    int accumulate) noexcept nogil:
     if real is float:
-        K.f32.gemm_columns(m, n, k, a, b, c, ldc, accumulate, later)
+        K.f32.gemm_columns(m, n, k, a, b, c, ldc, accumulate)
     else:
-        K.f64.gemm_columns(m, n, k, a, b, c, ldc, accumulate, later)
+        K.f64.gemm_columns(m, n, k, a, b, c, ldc, accumulate)
 
 
 cdef inline void pack_rows(

@@ -99,7 +99,7 @@ cdef void gradient_tile(Kernels* K, Py_ssize_t M, Py_ssize_t m, Py_ssize_t n, re
         rows = min(kc, M - row)
         pack_columns(K, rows, m1 - m0, x + row * m + m0, m, <real*> NULL, <real*> NULL, <real*> NULL, <real*> NULL, a)
         pack_panels(K, rows, n1 - n0, dy + row * n + n0, n, b, rows, 0, db + n0 if m0 == 0 else <real*> NULL)
-        gemm_columns(K, m1 - m0, n1 - n0, rows, a, b, dw + m0 * n + n0, n, row > 0, NULL)
+        gemm_columns(K, m1 - m0, n1 - n0, rows, a, b, dw + m0 * n + n0, n, row > 0)
 
 
 def layernorm(const real[:, ::1] x, const real[::1] scale, const real[::1] shift, double eps, real[:, ::1] y, real[::1] mean,

@@ -14,7 +14,7 @@ x is a norm's output) and of dy, and adds the product to the tile. The tiles at 
 
 from libc.string cimport memset
 from ._kernels cimport (
-    Later, block_depth, column_sums, gemm_columns, pack_columns, pack_panels, pack_panels_transposed, real, tile_rows,
+    block_depth, column_sums, gemm_columns, pack_columns, pack_panels, pack_panels_transposed, real, tile_rows,
 )
 from ._pass cimport Pass, ceil_div, cut, panel_size, part
 
@@ -202,9 +202,6 @@ cdef void gradient_tile(real* s, Pass* p, Gradient* g, Py_ssize_t m0, Py_ssize_t
     cdef real* rstd = <real*> NULL
     cdef real* scale = <real*> NULL
     cdef real* shift = <real*> NULL
-    cdef Later later  # the next block of both operands
-    later.bytes[0], later.stride[0] = (m1 - m0) * sizeof(real), g.lda * sizeof(real)
-    later.bytes[1], later.stride[1] = (n1 - n0) * sizeof(real), g.ldb * sizeof(real)
     if g.db != NULL and m0 == 0:
         db = <real*> g.db + n0
         memset(db, 0, (n1 - n0) * sizeof(real))
@@ -218,9 +215,7 @@ cdef void gradient_tile(real* s, Pass* p, Gradient* g, Py_ssize_t m0, Py_ssize_t
             pack_columns(&p.kernels, rows, m1 - m0, <real*> g.a + segment * g.a_segment + row * g.lda + m0, g.lda, mean, rstd,
                          scale, shift, a)
             pack_panels(&p.kernels, rows, n1 - n0, <real*> g.b + segment * g.b_segment + row * g.ldb + n0, g.ldb, b, rows, 0, db)
-            later.rows[0] = <real*> g.a + segment * g.a_segment + (row + kc) * g.lda + m0
-            later.rows[1] = <real*> g.b + segment * g.b_segment + (row + kc) * g.ldb + n0
-            gemm_columns(&p.kernels, m1 - m0, n1 - n0, rows, a, b, dw, g.n, segment or row, &later if row + kc < g.rows else NULL)
+            gemm_columns(&p.kernels, m1 - m0, n1 - n0, rows, a, b, dw, g.n, segment or row)
 
 
 cdef void norm_gradients(real* s, Pass* p, Py_ssize_t layer) noexcept nogil:
