@@ -95,7 +95,7 @@ def random_images(N=50):
 
 
 def affine(images, **limits):
-    limits = {"shift": 0, "rotation": 0, "zoom": 0, "shear": 0, **limits}
+    limits = {"shift": 0, "rotation": 0, "zoom": 0, "shear": 0, "untouched": 0, **limits}
     return random_affine(images, np.random.default_rng(1), **limits)
 
 
@@ -130,9 +130,15 @@ def test_random_affine_samples_a_plane_exactly(limits):
 
 def test_random_affine_fills_what_comes_from_outside():
     images = random_images(N=400)
-    moved = random_affine(images, np.random.default_rng(0), shift=20, fill=7.0)
+    moved = random_affine(images, np.random.default_rng(0), shift=20, untouched=0, fill=7.0)
     assert any((image == 7.0).all() for image in moved)
     assert affine(images * 0, shift=20, fill=7.0).min() >= 0
+
+
+def test_random_affine_leaves_some_images_as_they_are():
+    images = random_images(N=1000)
+    same = (random_affine(images, np.random.default_rng(0), untouched=0.25) == images).all(axis=(1, 2, 3))
+    assert 200 < same.sum() < 300
 
 
 def test_random_affine_repeats_itself():
