@@ -106,7 +106,8 @@ cdef void heads_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t tas
 
 
 # ------------------------------------------------------------------------------- rows -> projection, residual, MLP
-cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint whole) noexcept nogil:
+    """Without `whole` only what the backward needs of it, mid and u, when a checkpointed block is computed again."""
     cdef Py_ssize_t D = p.D, F = p.F, first = cut(p.R, p.row_blocks, task), m = cut(p.R, p.row_blocks, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), kc = block_depth(&p.kernels, s), f, width, ldu
     cdef real* g = s + m * lda * ceil_div(D, kc)  # a block of hidden rows, packed
@@ -135,9 +136,10 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept
         if p.training:
             u = part(s, p.arena, p.at.u + layer * p.at.u_stride) + first * F + f
         gemm(&p.kernels, m, width, D, s, w_1 + f * D, D, 0, u, ldu, b_1 + f if b_1 != NULL else <real*> NULL, <real*> NULL, 0)
-        gelu(&p.kernels, p.gelu, m, width, u, ldu, g, lda)
-        gemm(&p.kernels, m, D, width, g, w_2, F, f, y, D,
-             weight(s, p, layer, p.w.block.fc2_b) if f == 0 else <real*> NULL, y if f else mid, D)
+        if whole:
+            gelu(&p.kernels, p.gelu, m, width, u, ldu, g, lda)
+            gemm(&p.kernels, m, D, width, g, w_2, F, f, y, D,
+                 weight(s, p, layer, p.w.block.fc2_b) if f == 0 else <real*> NULL, y if f else mid, D)
 
 
 cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:

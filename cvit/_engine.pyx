@@ -25,13 +25,13 @@ from ._runtime import get_isa
 
 # --------------------------------------------------------------------------------------------------------- the two passes
 cdef enum Stage:
-    EMBED, QKV_ROWS, HEADS, MLP_ROWS, POOL, LOGITS, LOSS
+    EMBED, QKV_ROWS, HEADS, MLP_ROWS, MLP_AGAIN, POOL, LOGITS, LOSS
     LOGITS_BACKWARD, POOL_BACKWARD, MLP_BACKWARD, HEADS_BACKWARD, QKV_BACKWARD, POSITIONS_BACKWARD
     GRADIENTS, PACK, PACK_TRANSPOSED
 
 
 cdef Py_ssize_t tasks_of(Pass* p, Stage stage, int group) noexcept nogil:
-    if stage in (QKV_ROWS, MLP_ROWS, MLP_BACKWARD, QKV_BACKWARD):
+    if stage in (QKV_ROWS, MLP_ROWS, MLP_AGAIN, MLP_BACKWARD, QKV_BACKWARD):
         return p.row_blocks
     if stage == HEADS:
         return p.N * p.H * p.query_parts
@@ -57,8 +57,8 @@ cdef void perform(real* s, Pass* p, Stage stage, int group, Py_ssize_t layer, Py
         qkv_task(s, p, layer, task)
     elif stage == HEADS:
         heads_task(s, p, layer, task)
-    elif stage == MLP_ROWS:
-        mlp_task(s, p, layer, task)
+    elif stage in (MLP_ROWS, MLP_AGAIN):
+        mlp_task(s, p, layer, task, stage == MLP_ROWS)
     elif stage == POOL:
         pool_task(s, p, task)
     elif stage == LOGITS:
@@ -142,6 +142,14 @@ cdef void forward(real* s, Pass* p, Team* team) noexcept nogil:
     alone(s, p, team, of(LOGITS))
 
 
+cdef void block_again(real* s, Pass* p, Team* team, Py_ssize_t i) noexcept nogil:
+    """What a checkpointed block did not keep, from its input, bit for bit (Chen et al. 2016, arXiv:1604.06174)."""
+    alone(s, p, team, of(QKV_ROWS, i))
+    together(s, p, team, of(HEADS, i), of(PACK, i, MLP))
+    alone(s, p, team, of(MLP_AGAIN, i))
+    alone(s, p, team, of(PACK_TRANSPOSED, i, MLP))
+
+
 cdef void backward(real* s, Pass* p, Team* team) noexcept nogil:
     cdef Py_ssize_t i
     together(s, p, team, of(LOSS), of(PACK_TRANSPOSED, 0, HEAD))
@@ -151,11 +159,13 @@ cdef void backward(real* s, Pass* p, Team* team) noexcept nogil:
     else:
         alone(s, p, team, of(POOL_BACKWARD))
     for i in range(p.L - 1, -1, -1):
+        if p.checkpoint and i + 1 < p.L:
+            block_again(s, p, team, i)
         alone(s, p, team, of(MLP_BACKWARD, i))
         together(s, p, team, of(HEADS_BACKWARD, i), of(PACK_TRANSPOSED, i, QKV))
         alone(s, p, team, of(QKV_BACKWARD, i))
         if i:
-            together(s, p, team, of(GRADIENTS, i, BLOCK), of(PACK_TRANSPOSED, i - 1, MLP))
+            together(s, p, team, of(GRADIENTS, i, BLOCK), of(PACK, i - 1, QKV) if p.checkpoint else of(PACK_TRANSPOSED, i - 1, MLP))
         else:
             alone(s, p, team, of(GRADIENTS, i, BLOCK))
     together(s, p, team, of(GRADIENTS, 0, PATCH), of(POSITIONS_BACKWARD))
@@ -244,7 +254,7 @@ ENOUGH_TASKS = 16
 cdef class Engine:
     """One plan for (config, layout, batch, dtype, mode). See `cvit.model.ViT`, which makes and keeps these.
 
-    mode: "train" for loss_and_grad, "infer" for the forward programs. With `frozen` the plan keeps all weights packed;
+    mode: "train" for loss_and_grad, "infer" for the forward programs. With `checkpoint` training keeps only the blocks' inputs. With `frozen` the plan keeps all weights packed;
     `packed` may be another frozen engine of the same model, whose packed weights are shared.
     """
 
@@ -254,7 +264,8 @@ cdef class Engine:
     cdef readonly Py_ssize_t batch
     cdef int is_double
 
-    def __init__(self, config, layout, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint dry=False):
+    def __init__(self, config, layout, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
+                 bint dry=False):
         cdef Pass* p = &self.p
         self.dtype = np.dtype(dtype)
         self.is_double = self.dtype == np.float64
@@ -271,7 +282,7 @@ cdef class Engine:
         p.class_token, p.final_norm = config.pool == "cls", config.final_norm
         p.gelu = GELU_TANH if config.gelu == "tanh" else GELU_ERF
         p.eps = config.eps
-        p.training, p.frozen = mode == "train", frozen
+        p.training, p.frozen, p.checkpoint = mode == "train", frozen, checkpoint
         self._place_weights(layout)
         self._cut_tasks()
         self._place_buffers()
@@ -328,7 +339,8 @@ cdef class Engine:
     cdef _place_buffers(self):
         """Offsets of all buffers in the arena, and their sizes by name for `plan`."""
         cdef Pass* p = &self.p
-        cdef Py_ssize_t R = p.R, D = p.D, F = p.F, L = p.L, layers = max(1, p.L)
+        cdef Py_ssize_t R = p.R, D = p.D, F = p.F, L = p.L
+        kept = 1 if p.checkpoint else max(1, L)  # blocks whose activations are kept
         sizes = {}
         end = 0
 
@@ -337,18 +349,18 @@ cdef class Engine:
             stride = (count + 15) // 16 * 16 if copies > 1 else count
             offset, end = end, end + (stride * copies + 15) // 16 * 16
             sizes[name] = end - offset
-            return offset, stride
+            return offset, stride if copies > 1 else 0
 
         at = &p.at
         if p.training:
             at.patches, _ = place("patches", p.N * p.patches * p.features)
             at.x, at.x_stride = place("block inputs", R * D, L + 1)
-            at.qkv, at.qkv_stride = place("q, k, v", R * 3 * D, layers)
-            at.o, at.o_stride = place("attention outputs", R * D, layers)
-            at.lse, at.lse_stride = place("log-sum-exp", p.N * p.H * p.T, layers)
-            at.mid, at.mid_stride = place("after attention", R * D, layers)
-            at.u, at.u_stride = place("hidden rows", R * F, layers)
-            at.stats, at.stats_stride = place("norm statistics", 4 * R, layers)
+            at.qkv, at.qkv_stride = place("q, k, v", R * 3 * D, kept)
+            at.o, at.o_stride = place("attention outputs", R * D, kept)
+            at.lse, at.lse_stride = place("log-sum-exp", p.N * p.H * p.T, kept)
+            at.mid, at.mid_stride = place("after attention", R * D, kept)
+            at.u, at.u_stride = place("hidden rows", R * F, kept)
+            at.stats, at.stats_stride = place("norm statistics", 4 * R, kept)
             at.dx, at.dx_stride = place("residual gradients", R * D, 2)
             at.dmid, _ = place("gradient after attention", R * D)
             at.d_o, _ = place("gradient of attention outputs", R * D)
@@ -426,6 +438,19 @@ cdef class Engine:
         self.p.images = address(images)
         self._run(RUN_FORWARD, weights)
         return self.logits(), self._view(self.p.at.pooled, self.p.N, self.p.D)
+
+    @property
+    def tasks(self):
+        """Tasks of each stage: how many threads it can feed, by name."""
+        cdef Pass* p = &self.p
+        names = {
+            "embed": of(EMBED), "qkv rows": of(QKV_ROWS), "heads": of(HEADS), "mlp rows": of(MLP_ROWS), "pool": of(POOL),
+            "logits": of(LOGITS), "logits backward": of(LOGITS_BACKWARD), "mlp rows backward": of(MLP_BACKWARD),
+            "heads backward": of(HEADS_BACKWARD), "qkv rows backward": of(QKV_BACKWARD),
+            "block gradients": of(GRADIENTS, 0, BLOCK), "patch gradients": of(GRADIENTS, 0, PATCH), "pack qkv": of(PACK, 0, QKV),
+            "pack mlp": of(PACK, 0, MLP),
+        }  # fmt: skip
+        return {name: tasks_of(p, part["stage"], part["group"]) for name, part in names.items()}
 
     def logits(self):
         return self._view(self.p.at.logits, self.p.N, self.p.classes)

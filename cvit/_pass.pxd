@@ -2,7 +2,7 @@
 
 Letters as everywhere: N images, T tokens, D width, H heads, F hidden width, C channels, P patch, L blocks; R = N·T rows of tokens.
 Offsets count elements; -1 stands for a weight that the configuration lacks. In a forward without gradients all blocks share one
-set of activations (their strides are 0) and `mid` is `x`.
+set of activations (their strides are 0) and `mid` is `x`; with checkpointing all share one but for `x`.
 """
 
 from ._kernels cimport Kernels, real
@@ -46,7 +46,7 @@ ctypedef struct Pass:
     Kernels kernels
     Py_ssize_t N, T, D, H, F, L, R, classes, patches
     Py_ssize_t channels, height, width, patch, features   # features = C·P·P
-    int class_token, gelu, final_norm, training, frozen
+    int class_token, gelu, final_norm, training, frozen, checkpoint
     double eps, smoothing
     Weights w
     Buffers at
