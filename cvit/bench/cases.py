@@ -1,4 +1,4 @@
-"""What is benchmarked: DESIGN.md's five cases, their variations, and the arrays that a case is run with."""
+"""What is benchmarked: the benchmark's five cases, their variations, and the arrays that a case is run with."""
 
 from __future__ import annotations
 
