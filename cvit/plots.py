@@ -7,7 +7,10 @@ from .train import History
 
 
 def curves(history: History, path) -> None:
-    """Draw loss and accuracy over the epochs, training and test, side by side."""
+    """Draw loss and accuracy over the epochs, training and test, side by side.
+
+    Augmented images and smoothed labels are harder than plain ones, so training may well look worse than test.
+    """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state, rendered by Agg
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -16,7 +19,7 @@ def curves(history: History, path) -> None:
     for part in ("train", "test"):
         left.plot(epochs, [getattr(epoch, f"{part}_loss") for epoch in history.epochs], label=part)
         right.plot(epochs, [100 * getattr(epoch, f"{part}_accuracy") for epoch in history.epochs], label=part)
-    left.set(xlabel="epoch", ylabel="cross-entropy", yscale="log")
+    left.set(xlabel="epoch", ylabel="loss")
     right.set(xlabel="epoch", ylabel="accuracy (%)")
     for axes in (left, right):
         axes.grid(alpha=0.3)
