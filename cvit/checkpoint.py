@@ -26,8 +26,7 @@ def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None
 
     The file is written under a temporary name first, so `path` never holds half a model.
     """
-    from safetensors.numpy import save_file
-
+    save_file = _safetensors().numpy.save_file
     notes = dict(metadata or {})
     for key, value in notes.items():
         if not (isinstance(key, str) and isinstance(value, str)):
@@ -54,15 +53,23 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         return {key: value for key, value in (file.metadata() or {}).items() if key != CONFIG_KEY}
 
 
+def _safetensors():
+    """The package, imported when a file is written or read: it is not among the base dependencies."""
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('model files need safetensors: pip install "cvit-cpu[demo]"') from None
+    return safetensors
+
+
 def _open(path):
     """The file opened lazily: safetensors checks that the header's offsets tile the data to the file's last byte."""
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = _safetensors()
     with open(path, "rb"):  # a missing or unreadable file is the usual OSError
         pass
     try:
-        return safe_open(Path(path), framework="numpy")
-    except (SafetensorError, OSError) as error:
+        return safetensors.safe_open(Path(path), framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from .errors import check
 
 INTERRUPTED = 128 + 2  # what a shell reports for a program ended by SIGINT
-DEMO_MODULES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+DEMO_MODULES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm", "safetensors": "safetensors"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -189,7 +189,7 @@ def _train(args) -> int:
 
 
 def _eval(args) -> None:
-    _need_demo_extra(["sklearn"])
+    _need_demo_extra(["sklearn", "safetensors"])
     _use_threads(args.threads)
 
     from . import checkpoint, data

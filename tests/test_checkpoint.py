@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,13 @@ def test_every_truncation_is_an_error(tmp_path):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="cut.safetensors"):
             checkpoint.load(path)
+
+
+def test_missing_safetensors_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    for call in (lambda: checkpoint.save(tmp_path / "model", random_model()), lambda: checkpoint.load(tmp_path / "model")):
+        with pytest.raises(ModuleNotFoundError, match="model files need safetensors"):
+            call()
 
 
 def test_a_missing_file_is_the_usual_error(tmp_path):

@@ -173,5 +173,5 @@ def test_an_error_is_one_line_and_status_2(files, capsys, arguments, message):
 def test_a_missing_extra_is_named_before_anything_is_done(files, capsys, monkeypatch):
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["train", "digits"]) == 2
-    expected = 'cvit: error: scikit-learn, matplotlib, tqdm missing: pip install "cvit-cpu[demo]"\n'
+    expected = 'cvit: error: scikit-learn, matplotlib, tqdm, safetensors missing: pip install "cvit-cpu[demo]"\n'
     assert capsys.readouterr() == ("", expected)
