@@ -33,7 +33,7 @@ MACHINE_ISAS = {"x86_64": ["avx2", "avx512"], "AMD64": ["avx2", "avx512"], "aarc
 
 sanitize = os.environ.get("CVIT_SANITIZE")
 strip = [] if sanitize or "CVIT_SYMBOLS" in os.environ or sys.platform != "linux" else ["-Wl,-s"]
-SANITIZE = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else []
+SANITIZE = ["-O1", f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else []  # -O3 compiles for minutes
 
 
 def openmp_flags():

@@ -52,7 +52,7 @@ def as_labels(name: str, value, count: int, classes: int) -> np.ndarray:
     if count:
         low, high = int(array.min()), int(array.max())
         check(0 <= low and high < classes, f"{name} must lie in [0, {classes}), got values from {low} to {high}")
-    return np.ascontiguousarray(array, np.int64)
+    return np.require(array, np.int64, ["C_CONTIGUOUS", "ALIGNED"])
 
 
 def common_dtype(**arrays) -> np.dtype:

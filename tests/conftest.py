@@ -1,16 +1,35 @@
 """Fixtures for every test module; threads and instruction set are put back after each test."""
 
+import ctypes
+import os
+import weakref
+
 import hypothesis
 import numpy as np
 import pytest
 
 import cvit
+from cvit import _engine, _ops
 
 pytest.register_assert_rewrite("checks")
 
 # A kernel's first call may be slow on a busy machine: no deadline.
 hypothesis.settings.register_profile("cvit", deadline=None, max_examples=40)
 hypothesis.settings.load_profile("cvit")
+
+
+def _exact(count, dtype):
+    """As `_engine.allocate`, but a block of its own that ends where the vector does: AddressSanitizer guards what lies behind."""
+    address, size = ctypes.c_void_p(), max(count, 1) * np.dtype(dtype).itemsize
+    libc = ctypes.CDLL(None)
+    assert libc.posix_memalign(ctypes.byref(address), ctypes.c_size_t(64), ctypes.c_size_t(size)) == 0
+    block = (ctypes.c_char * size).from_address(address.value)
+    weakref.finalize(block, libc.free, address)
+    return np.frombuffer(block, dtype)
+
+
+if "CVIT_EXACT_MEMORY" in os.environ:  # `make asan`
+    _engine.allocate = _ops.allocate = _exact
 
 
 @pytest.fixture(autouse=True)

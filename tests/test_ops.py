@@ -12,7 +12,7 @@ from checks import assert_close, assert_rounded, normal, on_all_threads, same_bi
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvit import ops
+from cvit import _ops, ops
 
 # --------------------------------------------------------------------------------------------------------- patches
 
@@ -260,6 +260,26 @@ def test_cross_entropy_of_large_logits(isa, dtype):
 
 
 # ----------------------------------------------------------------------------------------- what they leave alone
+
+
+def test_scratch_starts_from_nothing(isa, rng, dtype, monkeypatch):
+    """Scratch that is full of NaN gives the same bits: nothing in it is read before it was written."""
+    allocate = _ops.allocate
+
+    def full_of_nan(count, dtype):
+        memory = allocate(count, dtype)
+        memory[:] = np.nan
+        return memory
+
+    x, w, dy = normal(rng, 70, 21, dtype=dtype), normal(rng, 21, 33, dtype=dtype), normal(rng, 70, 33, dtype=dtype)
+    q = normal(rng, 1, 2, 270, 9, dtype=dtype)
+    o, lse = ops.attention(q, q, q)
+    calls = lambda: (
+        ops.linear(x, w), ops.linear_backward(dy, x, w), ops.attention(q, q, q), ops.attention_backward(q, q, q, q, o, lse)
+    )  # fmt: skip
+    expected = calls()
+    monkeypatch.setattr(_ops, "allocate", full_of_nan)
+    assert same_bits(calls(), expected)
 
 
 def test_arguments_are_only_read(rng):

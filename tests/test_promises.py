@@ -86,9 +86,10 @@ def test_a_batch_equals_one_by_one(isa, dtype, name, rng):
     """Every batch size cuts the work in other pieces; an image's logits and features stay the same bits, wherever it stands."""
     config = CONFIGS[name]
     net = model(config, dtype)
-    x, _ = batch(config, 71, dtype)
+    sizes = (1, 2, 3, 8, 33, 57, 65, 71) if config.tokens < 200 else (1, 2, 3, 5, 9, 17)
+    x, _ = batch(config, max(sizes), dtype)
     logits, features = (np.concatenate([call(x[n : n + 1]) for n in range(len(x))]) for call in (net.forward, net.features))
-    for N in (1, 2, 3, 5, 8, 16, 33, 57, 64, 65, 71):
+    for N in sizes:
         cvit.set_num_threads(int(rng.integers(1, 6)))
         chosen = rng.choice(len(x), size=N, replace=False)
         assert same_bits(net.forward(x[chosen]), logits[chosen])

@@ -1,0 +1,41 @@
+# build  the extension in place, for an editable install          bench  what `cvit bench` measures here
+# test   the whole suite                                          clean  remove everything that is built
+# asan   kernel and model tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# tsan   every stage and kernel on several threads under ThreadSanitizer
+#
+# The sanitizers' builds stand in build/asan and build/tsan; the one in place stays as it is.
+PYTHON ?= python
+CC ?= cc
+export CC
+
+library = $(shell $(CC) -print-file-name=lib$(1).so)
+build_into = $(PYTHON) setup.py -q build --build-base $(1) --build-lib $(1)/lib
+WATCHED = tests/test_ops.py tests/test_math.py tests/test_model.py tests/test_functional.py tests/test_errors.py
+
+.PHONY: build test asan tsan bench clean
+
+build:
+	$(PYTHON) setup.py -q build_clib build_ext --inplace
+
+test: build
+	$(PYTHON) -m pytest
+
+# -P and PYTHONPATH: import the sanitized build and not the one in place. Leaks: Python's own at exit would be reported.
+asan:
+	CVIT_SANITIZE=address,undefined $(call build_into,build/asan)
+	LD_PRELOAD="$(call library,asan) $(call library,ubsan)" PYTHONPATH=build/asan/lib CVIT_EXACT_MEMORY=1 \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	$(PYTHON) -P -m pytest -p no:cacheprovider --capture=sys -k 'not finite_differences' $(WATCHED)
+
+# setarch -R: without it the loader may put things where ThreadSanitizer keeps its shadow memory.
+tsan:
+	CVIT_SANITIZE=thread $(call build_into,build/tsan)
+	$(CC) -O1 -Wall -Wextra -Werror -fPIC -shared tests/races/openmp.c -o build/tsan/openmp.so -fopenmp -Wl,--no-as-needed -lgomp -ldl
+	LD_PRELOAD="$(call library,tsan) $(CURDIR)/build/tsan/openmp.so" PYTHONPATH=build/tsan/lib OMP_WAIT_POLICY=passive \
+	TSAN_OPTIONS=halt_on_error=0:exitcode=66 setarch -R $(PYTHON) -P tests/races/run.py
+
+bench:
+	$(PYTHON) -m cvit.cli bench
+
+clean:
+	rm -rf build dist *.egg-info cvit/*.so .pytest_cache .hypothesis

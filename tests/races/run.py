@@ -1,0 +1,66 @@
+"""Everything that runs on several threads, in many shapes, for ThreadSanitizer to watch. See `make tsan`.
+
+Two threads that touch the same memory without an order between them are reported whether or not it did harm this time, so each
+shape needs to run only a few times; what matters is that every stage runs with more tasks than threads, and with fewer.
+"""
+
+import threading
+
+import numpy as np
+
+import cvit
+from cvit import SGD, AdamW, ViT, ViTConfig, ops
+
+CONFIGS = [
+    (9, ViTConfig(image_size=8, patch_size=2, channels=1, width=32, depth=2, heads=4, hidden=64, classes=10)),
+    (70, ViTConfig(image_size=4, patch_size=2, channels=2, width=21, depth=1, heads=3, hidden=35, classes=150, pool="mean", gelu="erf")),
+    (1, ViTConfig(image_size=17, patch_size=1, channels=1, width=16, depth=1, heads=2, hidden=24, classes=3)),
+    (3, ViTConfig(image_size=6, patch_size=3, channels=3, width=130, depth=1, heads=2, hidden=300, classes=4)),
+    (2, ViTConfig.plain(image_size=8, patch_size=4, channels=1, width=24, depth=0, heads=2, classes=5)),
+]
+
+
+def model_passes(seed):
+    rng = np.random.default_rng(seed)
+    for N, config in CONFIGS:
+        x = rng.standard_normal((N, config.channels, *config.image_size)).astype(np.float32)
+        y = rng.integers(config.classes, size=N)
+        model = ViT(config, seed=seed)
+        for optimizer in (SGD(model, 0.01, momentum=0.9), AdamW(model, 1e-3)):
+            for _ in range(2):
+                _, grad = model.loss_and_grad(x, y)
+                optimizer.step(model.weights, grad, clip_norm=1.0)
+        model.forward(x)
+        model.freeze().forward(x)
+    large = np.ones(300_000)
+    cvit._update.sum_of_squares(large)
+    cvit._update.sgd(large, large.copy(), None, 0.1, 0.0, False, 0.0, np.array([[5, 200_000]]), 1.0)
+
+
+def kernels(seed):
+    rng = np.random.default_rng(seed)
+    for dtype in (np.float32, np.float64):
+        x, w, dy = (rng.standard_normal(shape).astype(dtype) for shape in ((300, 40), (40, 200), (300, 200)))
+        ops.linear(x, w), ops.linear_backward(dy, x, w)
+        _, mean, rstd = ops.layernorm(x)
+        ops.layernorm_backward(x, x, mean, rstd, w[:, 0])
+        ops.gelu(dy), ops.gelu_backward(dy, dy, "erf"), ops.exp(dy)
+        q = rng.standard_normal((3, 7, 72, 8)).astype(dtype)
+        ops.attention_backward(q, q, q, q, *ops.attention(q, q, q))
+        labels = rng.integers(40, size=300)
+        ops.cross_entropy_backward(x, labels)
+        ops.patches_backward(ops.patches(q, 4), (7, 72, 8), 4)
+
+
+for isa in cvit.available_isas():
+    cvit.set_isa(isa)
+    for threads in (5, 3):
+        cvit.set_num_threads(threads)
+        model_passes(threads)
+        kernels(threads)
+together = [threading.Thread(target=target, args=(seed,)) for seed, target in enumerate((model_passes, model_passes, kernels))]
+for thread in together:
+    thread.start()
+for thread in together:
+    thread.join()
+print("watched", ", ".join(cvit.available_isas()))
