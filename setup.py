@@ -33,7 +33,10 @@ MACHINE_ISAS = {"x86_64": ["avx2", "avx512"], "AMD64": ["avx2", "avx512"], "aarc
 
 sanitize = os.environ.get("CVIT_SANITIZE")
 strip = [] if sanitize or "CVIT_SYMBOLS" in os.environ or sys.platform != "linux" else ["-Wl,-s"]
-SANITIZE = ["-O1", f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else []  # -O3 compiles for minutes
+SANITIZE = ["-O1", f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else []
+# Checks as calls, and without those that triple the unrolled tiles' code: GCC would compile these for many minutes.
+SANITIZE += ["--param=asan-instrumentation-with-call-threshold=0"] * ("address" in (sanitize or ""))
+SANITIZE += ["-fno-sanitize=pointer-overflow,null,object-size"] * ("undefined" in (sanitize or ""))
 
 
 def openmp_flags():
