@@ -9,7 +9,7 @@ CC ?= cc
 export CC
 
 library = $(shell $(CC) -print-file-name=lib$(1).so)
-build_into = $(PYTHON) setup.py -q build --build-base $(1) --build-lib $(1)/lib
+build_into = $(PYTHON) setup.py -q build --parallel $$(getconf _NPROCESSORS_ONLN) --build-base $(1) --build-lib $(1)/lib
 WATCHED = tests/test_ops.py tests/test_math.py tests/test_model.py tests/test_functional.py tests/test_errors.py
 
 .PHONY: build test asan tsan bench clean

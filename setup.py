@@ -55,12 +55,15 @@ def openmp_flags():
     return []
 
 
+kernel_files = [str(path) for pattern in ("*.h", "*.inc", "*.c", "isa/*.c") for path in sorted(pathlib.Path("csrc").glob(pattern))]
+
+
 def kernel_library(isa):
     """csrc compiled for one instruction set; the portable one brings the dispatch."""
     sources = [f"csrc/isa/{isa}_{kind}.c" for kind in ("f32", "f64")]
     if isa == "portable":
         sources.append("csrc/dispatch.c")
-    headers = [str(path) for pattern in ("csrc/*.h", "csrc/*.inc") for path in sorted(pathlib.Path().glob(pattern))]
+    headers = [path for path in kernel_files if not path.endswith(".c")]
     flags = CFLAGS + WARNINGS + ISA_FLAGS[isa] + SANITIZE
     return f"cvit_{isa}", {"sources": sources, "cflags": flags, "include_dirs": ["csrc"], "obj_deps": {"": headers}}
 
@@ -76,6 +79,7 @@ def extension(name):
         [f"cvit/{name}.pyx"],
         include_dirs=["csrc", "cvit"],
         libraries=[],
+        depends=kernel_files if name == "_runtime" else [],  # linked anew when a library was
         extra_compile_args=["-O2", "-g0" if strip else "-g", *SANITIZE, *openmp],
         extra_link_args=strip + SANITIZE + openmp,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
