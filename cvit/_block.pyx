@@ -21,7 +21,7 @@ from ._kernels cimport (
     attention_backward, attention_forward, block_depth, gelu, gelu_backward, gemm, layernorm, layernorm_backward, pack_rows,
     packed_stride, real,
 )
-from ._pass cimport Pass, ceil_div, cut, panel_size, part
+from ._pass cimport Pass, block_rows, block_start, ceil_div, cut, panel_size, part
 
 
 cdef inline real* weight(real* kind, Pass* p, Py_ssize_t layer, Py_ssize_t offset) noexcept nogil:
@@ -39,13 +39,13 @@ cdef inline real* packed_mlp(real* kind, Pass* p, Py_ssize_t layer) noexcept nog
 
 cdef Py_ssize_t block_scratch(real* kind, Pass* p) noexcept nogil:
     """Scratch of the rows stages: packed rows of width D, one block of hidden rows, and (rows, D)."""
-    cdef Py_ssize_t rows = ceil_div(p.R, p.row_blocks), lda = packed_stride(&p.kernels, kind)
+    cdef Py_ssize_t rows = block_rows(p), lda = packed_stride(&p.kernels, kind)
     return rows * (lda * (ceil_div(p.D, block_depth(&p.kernels, kind)) + 1) + p.D)
 
 
 # ---------------------------------------------------------------------------------------------------- rows -> q, k, v
 cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t D = p.D, first = cut(p.R, p.row_blocks, task), m = cut(p.R, p.row_blocks, task + 1) - first
+    cdef Py_ssize_t D = p.D, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), j
     cdef real* x = part(s, p.arena, p.at.x + layer * p.at.x_stride) + first * D
     cdef real* qkv = part(s, p.arena, p.at.qkv + layer * p.at.qkv_stride) + first * 3 * D
@@ -63,7 +63,7 @@ cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept
 
 
 cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t D = p.D, first = cut(p.R, p.row_blocks, task), m = cut(p.R, p.row_blocks, task + 1) - first
+    cdef Py_ssize_t D = p.D, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), j
     cdef real* dn = s + m * lda * ceil_div(D, block_depth(&p.kernels, s))
     cdef real* dqkv = part(s, p.arena, p.at.dqkv) + first * 3 * D
@@ -108,7 +108,7 @@ cdef void heads_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t tas
 # ------------------------------------------------------------------------------- rows -> projection, residual, MLP
 cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint whole) noexcept nogil:
     """Without `whole` only what the backward needs of it, mid and u, when a checkpointed block is computed again."""
-    cdef Py_ssize_t D = p.D, F = p.F, first = cut(p.R, p.row_blocks, task), m = cut(p.R, p.row_blocks, task + 1) - first
+    cdef Py_ssize_t D = p.D, F = p.F, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), kc = block_depth(&p.kernels, s), f, width, ldu
     cdef real* g = s + m * lda * ceil_div(D, kc)  # a block of hidden rows, packed
     cdef real* x = part(s, p.arena, p.at.x + layer * p.at.x_stride) + first * D
@@ -143,7 +143,7 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
 
 
 cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t D = p.D, F = p.F, first = cut(p.R, p.row_blocks, task), m = cut(p.R, p.row_blocks, task + 1) - first
+    cdef Py_ssize_t D = p.D, F = p.F, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), kc = block_depth(&p.kernels, s), f, width
     cdef real* dg = s + m * lda * ceil_div(D, kc)
     cdef real* dn = dg + m * lda

@@ -17,7 +17,7 @@ from ._embed cimport embed_task, positions_backward_task
 from ._head cimport (
     final_norm_gradients, head_scratch, head_tasks, logits_backward_task, logits_task, loss_task, pool_backward_task, pool_task,
 )
-from ._kernels cimport GELU_ERF, GELU_TANH, Kernels, attention_scratch, block_depth, packed_stride, real
+from ._kernels cimport GELU_ERF, GELU_TANH, Kernels, attention_scratch, block_depth, packed_stride, real, tile_rows
 from ._pass cimport Pass, ceil_div, cut, panel_size, part
 from ._runtime cimport Team, run_team, selected, sync, take, team_size
 from ._weights cimport BLOCK, HEAD, MLP, PATCH, QKV, Group, gradient_scratch, gradient_task, gradient_tasks, pack_task, pack_tasks
@@ -327,7 +327,9 @@ cdef class Engine:
         kc = block_depth(&p.kernels, <float*> NULL)
         per_row = self.dtype.itemsize * (packed_stride(&p.kernels, <float*> NULL) * (ceil_div(p.D, kc) + 1) + p.D)
         rows = min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
+        p.panel = tile_rows(&p.kernels, <double*> NULL) if self.is_double else tile_rows(&p.kernels, <float*> NULL)
         p.row_blocks = max(ceil_div(p.R, rows), min(ENOUGH_TASKS, ceil_div(p.R, LEAST_ROWS)))
+        p.row_blocks = min(p.row_blocks, ceil_div(p.R, p.panel))
         p.image_groups = min(p.N, 64)
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
         area = 4 * p.D * p.D + 2 * p.D * p.F

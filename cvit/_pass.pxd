@@ -50,7 +50,7 @@ ctypedef struct Pass:
     double eps, smoothing
     Weights w
     Buffers at
-    Py_ssize_t row_blocks, image_groups, query_parts, tile
+    Py_ssize_t row_blocks, panel, image_groups, query_parts, tile  # panel: rows of a product's tile
     void* images
     const long long* labels
     void* weights
@@ -74,6 +74,16 @@ cdef inline Py_ssize_t cut(Py_ssize_t count, Py_ssize_t parts, Py_ssize_t i) noe
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t block_start(Pass* p, Py_ssize_t block) noexcept nogil:
+    """The first row of a block of token rows: blocks are whole panels, so that the products' tiles are full but for the last."""
+    return min(p.R, cut(ceil_div(p.R, p.panel), p.row_blocks, block) * p.panel)
+
+
+cdef inline Py_ssize_t block_rows(Pass* p) noexcept nogil:
+    """The rows of the largest block."""
+    return min(p.R, ceil_div(ceil_div(p.R, p.panel), p.row_blocks) * p.panel)
 
 
 cdef inline Py_ssize_t panel_size(Py_ssize_t k, Py_ssize_t n) noexcept nogil:
