@@ -18,7 +18,7 @@ one head of one image, or a part of its queries.
 
 from libc.string cimport memset
 from ._kernels cimport (
-    attention_backward, attention_forward, block_depth, gelu, gelu_backward, gemm, layernorm, layernorm_backward, pack_rows,
+    attention_backward, attention_forward, block_depth, gelu, gelu_backward, gemm, layernorm, layernorm_backward, pack_both, pack_rows,
     packed_stride, real,
 )
 from ._pass cimport Pass, block_rows, block_start, ceil_div, cut, panel_size, part
@@ -68,18 +68,17 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     cdef real* dn = s + m * lda * ceil_div(D, block_depth(&p.kernels, s))
     cdef real* dqkv = part(s, p.arena, p.at.dqkv) + first * 3 * D
     cdef real* x = part(s, p.arena, p.at.x + layer * p.at.x_stride) + first * D
-    cdef real* dx = part(s, p.arena, p.at.dx + layer % 2 * p.at.dx_stride) + first * D
+    cdef real* dx = part(s, p.arena, p.at.dx) + first * D  # dmid until the end
     cdef real* mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + first
     cdef real* scale = weight(s, p, layer, p.w.block.norm1_w)
     cdef real* sums = part(s, p.arena, p.at.partial) + task * 4 * D
     for j in range(3):
-        pack_rows(&p.kernels, m, D, dqkv + j * D, 3 * D, <real> 1, s)
+        pack_both(&p.kernels, m, D, dqkv + j * D, 3 * D, s, part(s, p.arena, p.at.dqkv_panels) + j * panel_size(p.R, D), p.R, first)
         gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, dn, D, <real*> NULL,
              dn if j else <real*> NULL, D)
     memset(sums, 0, 2 * D * sizeof(real))
     layernorm_backward(&p.kernels, m, D, dn, D, x, D, mean, mean + p.R, scale,
-                       part(s, p.arena, p.at.dmid) + first * D, D, dx, D,
-                       sums if scale != NULL else <real*> NULL, sums + D)
+                       dx, D, dx, D, sums if scale != NULL else <real*> NULL, sums + D)
 
 
 # ---------------------------------------------------------------------------------------------------- heads: attention
@@ -147,24 +146,23 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), kc = block_depth(&p.kernels, s), f, width
     cdef real* dg = s + m * lda * ceil_div(D, kc)
     cdef real* dn = dg + m * lda
-    cdef real* dy = part(s, p.arena, p.at.dx + (layer + 1) % 2 * p.at.dx_stride) + first * D
+    cdef real* dy = part(s, p.arena, p.at.dx) + first * D  # becomes dmid
     cdef real* mid = part(s, p.arena, p.at.mid + layer * p.at.mid_stride) + first * D
-    cdef real* dmid = part(s, p.arena, p.at.dmid) + first * D
     cdef real* mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + 2 * p.R + first
     cdef real* scale = weight(s, p, layer, p.w.block.norm2_w)
     cdef real* sums = part(s, p.arena, p.at.partial) + (task * 4 + 2) * D
     cdef real* w_o = packed_mlp(s, p, layer)
     cdef real* w_1 = w_o + panel_size(D, D)
     cdef real* w_2 = w_1 + panel_size(F, D)
-    pack_rows(&p.kernels, m, D, dy, D, <real> 1, s)
+    pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dy_panels), p.R, first)
     for f from 0 <= f < F by kc:
         width = min(kc, F - f)
         gemm(&p.kernels, m, width, D, s, w_2 + f * D, D, 0, dg, lda, <real*> NULL, <real*> NULL, 0)
         gelu_backward(&p.kernels, p.gelu, m, width, part(s, p.arena, p.at.u + layer * p.at.u_stride) + first * F + f, F,
-                      dg, lda, part(s, p.arena, p.at.du) + first * F + f, F)
+                      dg, lda, part(s, p.arena, p.at.du_panels) + f * p.R, p.R, first)
         gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D)
     memset(sums, 0, 2 * D * sizeof(real))
-    layernorm_backward(&p.kernels, m, D, dn, D, mid, D, mean, mean + p.R, scale, dy, D, dmid, D,
+    layernorm_backward(&p.kernels, m, D, dn, D, mid, D, mean, mean + p.R, scale, dy, D, dy, D,
                        sums if scale != NULL else <real*> NULL, sums + D)
-    pack_rows(&p.kernels, m, D, dmid, D, <real> 1, s)
+    pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dmid_panels), p.R, first)
     gemm(&p.kernels, m, D, D, s, w_o, D, 0, part(s, p.arena, p.at.d_o) + first * D, D, <real*> NULL, <real*> NULL, 0)

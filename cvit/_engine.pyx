@@ -323,7 +323,7 @@ cdef class Engine:
     cdef _cut_tasks(self):
         """How the work is cut, by shapes alone: enough tasks for many cores, each large enough to pay for its packing."""
         cdef Pass* p = &self.p
-        cdef Py_ssize_t per_row, rows, tile, area
+        cdef Py_ssize_t per_row, rows
         kc = block_depth(&p.kernels, <float*> NULL)
         per_row = self.dtype.itemsize * (packed_stride(&p.kernels, <float*> NULL) * (ceil_div(p.D, kc) + 1) + p.D)
         rows = min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
@@ -332,11 +332,7 @@ cdef class Engine:
         p.row_blocks = min(p.row_blocks, ceil_div(p.R, p.panel))
         p.image_groups = min(p.N, 64)
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
-        area = 4 * p.D * p.D + 2 * p.D * p.F
-        tile = 384
-        while tile > 64 and area // (tile * tile) < ENOUGH_TASKS // 2:
-            tile = tile * 2 // 3 if tile in (384, 192, 96) else tile * 3 // 4
-        p.tile = tile
+        p.tile_area = (4 * p.D * p.D + 2 * p.D * p.F) // ENOUGH_TASKS
 
     cdef _place_buffers(self):
         """Offsets of all buffers in the arena, and their sizes by name for `plan`."""
@@ -363,11 +359,13 @@ cdef class Engine:
             at.mid, at.mid_stride = place("after attention", R * D, kept)
             at.u, at.u_stride = place("hidden rows", R * F, kept)
             at.stats, at.stats_stride = place("norm statistics", 4 * R, kept)
-            at.dx, at.dx_stride = place("residual gradients", R * D, 2)
-            at.dmid, _ = place("gradient after attention", R * D)
+            at.dx, _ = place("gradient of the residual stream", R * D)
             at.d_o, _ = place("gradient of attention outputs", R * D)
             at.dqkv, _ = place("gradient of q, k, v", R * 3 * D)
-            at.du, _ = place("gradient of hidden rows", R * F)
+            at.dy_panels, _ = place("packed gradient of a block's output", panel_size(R, D))
+            at.dmid_panels, _ = place("packed gradient after attention", panel_size(R, D))
+            at.dqkv_panels, _ = place("packed gradient of q, k, v", 3 * panel_size(R, D))
+            at.du_panels, _ = place("packed gradient of hidden rows", panel_size(R, F))
             at.dlogits, _ = place("gradient of logits", p.N * p.classes)
             at.dpooled, _ = place("gradient of pooled", p.N * D)
             at.partial, _ = place("norm gradients by row block", p.row_blocks * 4 * D)

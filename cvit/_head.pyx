@@ -60,7 +60,7 @@ cdef void pool_backward_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t first = cut(p.N, p.image_groups, task), last = cut(p.N, p.image_groups, task + 1)
     cdef Py_ssize_t D = p.D, T = p.T, n, i, row
     cdef real* x = part(s, p.arena, p.at.x + p.L * p.at.x_stride)
-    cdef real* dx = part(s, p.arena, p.at.dx + p.L % 2 * p.at.dx_stride)
+    cdef real* dx = part(s, p.arena, p.at.dx)
     cdef real* dpooled = part(s, p.arena, p.at.dpooled)
     cdef real* mean = part(s, p.arena, p.at.final_stats)
     cdef real* rstd = mean + (p.N if p.class_token else p.R)

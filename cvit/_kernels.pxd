@@ -12,10 +12,12 @@ cdef extern from "cvit.h" nogil:
         Py_ssize_t mr, nr, kc, lda
         void (*gemm)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, Py_ssize_t depth, Py_ssize_t k0,
             float* c, Py_ssize_t ldc, float* bias, float* r, Py_ssize_t ldr) noexcept nogil
-        void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, float* c,
-            Py_ssize_t ldc, int accumulate) noexcept nogil
+        void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, Py_ssize_t depth,
+            Py_ssize_t k0, float* c, Py_ssize_t ldc, int accumulate) noexcept nogil
         void (*pack_rows)(Py_ssize_t rows, Py_ssize_t k, float* x, Py_ssize_t ld, float scale,
             float* a) noexcept nogil
+        void (*pack_both)(Py_ssize_t rows, Py_ssize_t k, float* x, Py_ssize_t ld, float* a, float* b, Py_ssize_t depth,
+            Py_ssize_t k0) noexcept nogil
         void (*pack_columns)(Py_ssize_t k, Py_ssize_t m, float* x, Py_ssize_t ld, float* mean, float* rstd,
             float* scale, float* shift, float* a) noexcept nogil
         void (*pack_panels)(Py_ssize_t k, Py_ssize_t n, float* x, Py_ssize_t ld, float* b, Py_ssize_t depth,
@@ -30,7 +32,7 @@ cdef extern from "cvit.h" nogil:
         void (*gelu)(int kind, Py_ssize_t rows, Py_ssize_t n, float* x, Py_ssize_t ldx, float* y,
             Py_ssize_t ldy) noexcept nogil
         void (*gelu_backward)(int kind, Py_ssize_t rows, Py_ssize_t n, float* x, Py_ssize_t ldx, float* dy,
-            Py_ssize_t lddy, float* dx, Py_ssize_t lddx) noexcept nogil
+            Py_ssize_t lddy, float* b, Py_ssize_t depth, Py_ssize_t k0) noexcept nogil
         float (*cross_entropy)(Py_ssize_t n, float* logits, Py_ssize_t label, float smoothing, float weight,
             float* dlogits) noexcept nogil
         void (*column_sums)(Py_ssize_t rows, Py_ssize_t n, float* x, Py_ssize_t ld, int accumulate, float scale,
@@ -54,10 +56,12 @@ cdef extern from "cvit.h" nogil:
         Py_ssize_t mr, nr, kc, lda
         void (*gemm)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, Py_ssize_t depth,
             Py_ssize_t k0, double* c, Py_ssize_t ldc, double* bias, double* r, Py_ssize_t ldr) noexcept nogil
-        void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, double* c,
-            Py_ssize_t ldc, int accumulate) noexcept nogil
+        void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, Py_ssize_t depth,
+            Py_ssize_t k0, double* c, Py_ssize_t ldc, int accumulate) noexcept nogil
         void (*pack_rows)(Py_ssize_t rows, Py_ssize_t k, double* x, Py_ssize_t ld, double scale,
             double* a) noexcept nogil
+        void (*pack_both)(Py_ssize_t rows, Py_ssize_t k, double* x, Py_ssize_t ld, double* a, double* b, Py_ssize_t depth,
+            Py_ssize_t k0) noexcept nogil
         void (*pack_columns)(Py_ssize_t k, Py_ssize_t m, double* x, Py_ssize_t ld, double* mean, double* rstd,
             double* scale, double* shift, double* a) noexcept nogil
         void (*pack_panels)(Py_ssize_t k, Py_ssize_t n, double* x, Py_ssize_t ld, double* b, Py_ssize_t depth,
@@ -72,7 +76,7 @@ cdef extern from "cvit.h" nogil:
         void (*gelu)(int kind, Py_ssize_t rows, Py_ssize_t n, double* x, Py_ssize_t ldx, double* y,
             Py_ssize_t ldy) noexcept nogil
         void (*gelu_backward)(int kind, Py_ssize_t rows, Py_ssize_t n, double* x, Py_ssize_t ldx, double* dy,
-            Py_ssize_t lddy, double* dx, Py_ssize_t lddx) noexcept nogil
+            Py_ssize_t lddy, double* b, Py_ssize_t depth, Py_ssize_t k0) noexcept nogil
         double (*cross_entropy)(Py_ssize_t n, double* logits, Py_ssize_t label, double smoothing, double weight,
             double* dlogits) noexcept nogil
         void (*column_sums)(Py_ssize_t rows, Py_ssize_t n, double* x, Py_ssize_t ld, int accumulate, double scale,
@@ -127,6 +131,12 @@ cdef inline Py_ssize_t panel_columns(Kernels* K, real* kind) noexcept nogil:
         return K.f64.nr
 
 
+cdef inline Py_ssize_t column_room(Kernels* K, real* kind, Py_ssize_t m) noexcept nogil:
+    """Columns of room that pack_columns needs for m columns: whole panels of whole vectors (a panel of B is two vectors wide)."""
+    cdef Py_ssize_t mr = tile_rows(K, kind), vl = panel_columns(K, kind) // 2
+    return ((m + mr - 1) // mr) * ((mr + vl - 1) // vl * vl)
+
+
 cdef inline Py_ssize_t block_depth(Kernels* K, real* kind) noexcept nogil:
     """KC, the columns of one block of packed rows."""
     if real is float:
@@ -153,12 +163,12 @@ cdef inline void gemm(
 
 
 cdef inline void gemm_columns(
-    Kernels* K, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, real* a, real* b, real* c, Py_ssize_t ldc,
-    int accumulate) noexcept nogil:
+    Kernels* K, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, real* a, real* b, Py_ssize_t depth, Py_ssize_t k0, real* c,
+    Py_ssize_t ldc, int accumulate) noexcept nogil:
     if real is float:
-        K.f32.gemm_columns(m, n, k, a, b, c, ldc, accumulate)
+        K.f32.gemm_columns(m, n, k, a, b, depth, k0, c, ldc, accumulate)
     else:
-        K.f64.gemm_columns(m, n, k, a, b, c, ldc, accumulate)
+        K.f64.gemm_columns(m, n, k, a, b, depth, k0, c, ldc, accumulate)
 
 
 cdef inline void pack_rows(
@@ -167,6 +177,15 @@ cdef inline void pack_rows(
         K.f32.pack_rows(rows, k, x, ld, scale, a)
     else:
         K.f64.pack_rows(rows, k, x, ld, scale, a)
+
+
+cdef inline void pack_both(
+    Kernels* K, Py_ssize_t rows, Py_ssize_t k, real* x, Py_ssize_t ld, real* a, real* b, Py_ssize_t depth,
+    Py_ssize_t k0) noexcept nogil:
+    if real is float:
+        K.f32.pack_both(rows, k, x, ld, a, b, depth, k0)
+    else:
+        K.f64.pack_both(rows, k, x, ld, a, b, depth, k0)
 
 
 cdef inline void pack_columns(
@@ -226,11 +245,11 @@ cdef inline void gelu(
 
 cdef inline void gelu_backward(
     Kernels* K, int kind, Py_ssize_t rows, Py_ssize_t n, real* x, Py_ssize_t ldx, real* dy, Py_ssize_t lddy,
-    real* dx, Py_ssize_t lddx) noexcept nogil:
+    real* b, Py_ssize_t depth, Py_ssize_t k0) noexcept nogil:
     if real is float:
-        K.f32.gelu_backward(kind, rows, n, x, ldx, dy, lddy, dx, lddx)
+        K.f32.gelu_backward(kind, rows, n, x, ldx, dy, lddy, b, depth, k0)
     else:
-        K.f64.gelu_backward(kind, rows, n, x, ldx, dy, lddy, dx, lddx)
+        K.f64.gelu_backward(kind, rows, n, x, ldx, dy, lddy, b, depth, k0)
 
 
 cdef inline real cross_entropy(

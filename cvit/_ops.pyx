@@ -10,10 +10,10 @@ from cython.parallel cimport prange, threadid
 from ._embed cimport cut_patches, join_patches
 from ._kernels cimport (
     GELU_ERF, GELU_TANH, Kernels, apply as apply_kernel, attention_backward as attention_backward_kernel,
-    attention_forward, attention_scratch, block_depth, column_sums, cross_entropy as cross_entropy_kernel,
+    attention_forward, attention_scratch, block_depth, column_room, column_sums, cross_entropy as cross_entropy_kernel,
     gelu as gelu_kernel, gelu_backward as gelu_backward_kernel, gemm, gemm_columns, layernorm as layernorm_kernel,
     layernorm_backward as layernorm_backward_kernel, pack_columns, pack_panels, pack_panels_transposed, pack_rows,
-    packed_stride, real, tile_rows,
+    packed_stride, real,
 )
 from ._pass cimport ceil_div, cut, panel_size
 from ._runtime cimport selected, team_size
@@ -79,8 +79,7 @@ def linear_backward(const real[:, ::1] dy, const real[:, ::1] x, const real[:, :
     """dx = dy @ wᵀ, dw = xᵀ @ dy, db = column sums of dy."""
     cdef Kernels K = selected()
     cdef Py_ssize_t M = x.shape[0], m = x.shape[1], n = dy.shape[1], high = ceil_div(m, STRIP), wide = ceil_div(n, STRIP), t
-    cdef Py_ssize_t kc = block_depth(&K, &dw[0, 0]), mr = tile_rows(&K, &dw[0, 0])
-    cdef Py_ssize_t room_a = kc * (STRIP + mr + 32) // 32 * 32, stride = room_a + kc * STRIP
+    cdef Py_ssize_t kc = block_depth(&K, &dw[0, 0]), room_a = kc * column_room(&K, &dw[0, 0], STRIP), stride = room_a + kc * STRIP
     cdef int size = team_size(high * wide)
     cdef real[::1] scratch = room(<real*> NULL, size * stride)
     cdef const real[::1] none = None
@@ -99,7 +98,7 @@ cdef void gradient_tile(Kernels* K, Py_ssize_t M, Py_ssize_t m, Py_ssize_t n, re
         rows = min(kc, M - row)
         pack_columns(K, rows, m1 - m0, x + row * m + m0, m, <real*> NULL, <real*> NULL, <real*> NULL, <real*> NULL, a)
         pack_panels(K, rows, n1 - n0, dy + row * n + n0, n, b, rows, 0, db + n0 if m0 == 0 else <real*> NULL)
-        gemm_columns(K, m1 - m0, n1 - n0, rows, a, b, dw + m0 * n + n0, n, row > 0)
+        gemm_columns(K, m1 - m0, n1 - n0, rows, a, b, rows, 0, dw + m0 * n + n0, n, row > 0)
 
 
 def layernorm(const real[:, ::1] x, const real[::1] scale, const real[::1] shift, double eps, real[:, ::1] y, real[::1] mean,
@@ -147,7 +146,7 @@ def gelu_backward(bint exact, real[::1] x, real[::1] dy):
     cdef int kind = GELU_ERF if exact else GELU_TANH
     for i in prange(tasks, nogil=True, num_threads=team_size(tasks), schedule="dynamic"):
         first = i * RUN
-        gelu_backward_kernel(&K, kind, 1, min(<Py_ssize_t> RUN, n - first), &x[first], 0, &dy[first], 0, &dy[first], 0)
+        gelu_backward_kernel(&K, kind, 1, min(<Py_ssize_t> RUN, n - first), &x[first], 0, &dy[first], 0, <real*> NULL, 0, 0)
 
 
 def attention(const real[:, :, ::1] q, const real[:, :, ::1] k, const real[:, :, ::1] v, real[:, :, ::1] o, real[:, ::1] lse):

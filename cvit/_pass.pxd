@@ -32,9 +32,10 @@ ctypedef struct Buffers:
     Py_ssize_t pooled, logits, losses       # (N, D), (N, classes), (N,)
     # of the backward
     Py_ssize_t dlogits, dpooled             # (N, classes), (N, D)
-    Py_ssize_t dx, dx_stride                # 2 x (R, D), gradients of a block's output and input in turn
-    Py_ssize_t dmid, d_o                    # (R, D)
-    Py_ssize_t dqkv, du                     # (R, 3 D), (R, F)
+    Py_ssize_t dx, d_o                      # (R, D): the residual stream's gradient, from the last block to the first; the heads' outputs'
+    Py_ssize_t dqkv                         # (R, 3 D)
+    Py_ssize_t dy_panels, dmid_panels       # (R, D) packed for the weight gradients: dx as it entered the block, and after its MLP
+    Py_ssize_t dqkv_panels, du_panels       # 3 x (R, D) and (R, F), the same
     Py_ssize_t partial                      # (row blocks, 4, D) parts of a block's norm scale and shift gradients
     Py_ssize_t final_partial                # (image groups, 2, D) the same of the final norm
     # packed weights: of one block at a time, or, frozen, of all
@@ -50,7 +51,7 @@ ctypedef struct Pass:
     double eps, smoothing
     Weights w
     Buffers at
-    Py_ssize_t row_blocks, panel, image_groups, query_parts, tile  # panel: rows of a product's tile
+    Py_ssize_t row_blocks, panel, image_groups, query_parts, tile_area  # panel: rows of a product's tile
     void* images
     const long long* labels
     void* weights

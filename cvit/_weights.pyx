@@ -8,18 +8,22 @@ Gradients, for y = x @ W + b over all rows of tokens:
 
     dW = xᵀ dy,   db = column sums of dy
 
-A task is one tile of one dW: it runs over the rows in blocks of KC, in order, packs its columns of x (normalising them again where
-x is a norm's output) and of dy, and adds the product to the tile. The tiles at the top of a dW also add up db as dy passes by.
+A task is one tile of one dW, or of q's, k's and v's, which share x: it runs over the rows in blocks of KC, in order, packs its columns
+of x (normalising them again where x is a norm's output) and adds the product to the tile. The dy of a block's gradients lie packed
+already: the rows stages wrote them so. The tiles at the top of a dW also add up db.
 """
 
 from libc.string cimport memset
 from ._kernels cimport (
-    block_depth, column_sums, gemm_columns, pack_columns, pack_panels, pack_panels_transposed, real, tile_rows,
+    block_depth, column_room, column_sums, gemm_columns, pack_columns, pack_panels, pack_panels_transposed, panel_columns, real,
 )
 from ._pass cimport Pass, ceil_div, cut, panel_size, part
 
 cdef enum:
     STRIP = 128  # columns of a packing task, a multiple of every panel's width
+    LEAST_ROWS = 56  # of dW in a tile: so often a panel of dy is used while it is near
+    MOST_ROWS = 196
+    WIDEST = 384  # columns of a tile that packs dy itself
 
 
 # ------------------------------------------------------------------------------------------------------------- packing
@@ -94,53 +98,58 @@ cdef void pack_task(real* s, Pass* p, Group group, bint transposed, Py_ssize_t l
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
-cdef struct Gradient:  # dw (m, n) = aᵀ b over `segments` runs of `rows` rows; all pointers of the pass's element type
-    Py_ssize_t m, n, rows, segments
+ctypedef void* Address
+
+cdef struct Gradient:  # dw[i] (m, n) = aᵀ b[i] over `segments` runs of `rows` rows; all pointers of the pass's element type
+    Py_ssize_t m, n, parts, rows, segments
     void* a
     Py_ssize_t lda, a_segment
     void* mean          # a is normalised with these, unless NULL
     void* rstd
     void* scale
     void* shift
+    int packed          # b is in panels of R rows, b[i] `b_part` after b[0]; else one matrix of rows
     void* b
-    Py_ssize_t ldb, b_segment
-    void* dw
-    void* db            # NULL without biases
+    Py_ssize_t b_part, ldb, b_segment
+    Address[3] dw
+    Address[3] db         # NULL without biases
 
 
 cdef inline Py_ssize_t gradients(Group group) noexcept nogil:
-    return 6 if group == BLOCK else 1
+    return 4 if group == BLOCK else 1
 
 
 cdef void block_gradient(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t which, Gradient* g) noexcept nogil:
-    """q, k, v, projection, fc1, fc2 of a block."""
-    cdef Py_ssize_t D = p.D, F = p.F, block = p.w.blocks + layer * p.w.block_stride
+    """q, k and v side by side, projection, fc1, fc2 of a block."""
+    cdef Py_ssize_t D = p.D, F = p.F, block = p.w.blocks + layer * p.w.block_stride, i
     cdef Py_ssize_t[6] w = [p.w.block.q_w, p.w.block.k_w, p.w.block.v_w, p.w.block.o_w, p.w.block.fc1_w, p.w.block.fc2_w]
     cdef Py_ssize_t[6] b = [p.w.block.q_b, p.w.block.k_b, p.w.block.v_b, p.w.block.o_b, p.w.block.fc1_b, p.w.block.fc2_b]
     cdef real* stats = part(s, p.arena, p.at.stats + layer * p.at.stats_stride)
-    cdef Py_ssize_t norm_w = -1, norm_b = -1
-    g.m = g.n = g.lda = g.ldb = D
-    g.dw = part(s, p.grad, block + w[which])
-    g.db = part(s, p.grad, -1 if b[which] < 0 else block + b[which])
-    if which < 3:
+    cdef Py_ssize_t norm_w = -1, norm_b = -1, first = which + 2 if which else 0
+    g.m = g.n = g.lda = D
+    g.packed = True
+    if which == 0:
+        g.parts, g.b_part = 3, panel_size(p.R, D)
         g.a = part(s, p.arena, p.at.x + layer * p.at.x_stride)
-        g.b = part(s, p.arena, p.at.dqkv + which * D)
-        g.ldb = 3 * D
+        g.b = part(s, p.arena, p.at.dqkv_panels)
         norm_w, norm_b = p.w.block.norm1_w, p.w.block.norm1_b
-    elif which == 3:
+    elif which == 1:
         g.a = part(s, p.arena, p.at.o + layer * p.at.o_stride)
-        g.b = part(s, p.arena, p.at.dmid)
-    elif which == 4:
+        g.b = part(s, p.arena, p.at.dmid_panels)
+    elif which == 2:
         g.a = part(s, p.arena, p.at.mid + layer * p.at.mid_stride)
-        g.b = part(s, p.arena, p.at.du)
-        g.n = g.ldb = F
+        g.b = part(s, p.arena, p.at.du_panels)
+        g.n = F
         stats += 2 * p.R
         norm_w, norm_b = p.w.block.norm2_w, p.w.block.norm2_b
     else:
         g.a = part(s, p.arena, p.at.u + layer * p.at.u_stride)  # gelu(u) by now
-        g.b = part(s, p.arena, p.at.dx + (layer + 1) % 2 * p.at.dx_stride)
+        g.b = part(s, p.arena, p.at.dy_panels)
         g.m = g.lda = F
-    if which < 3 or which == 4:
+    for i in range(g.parts):
+        g.dw[i] = part(s, p.grad, block + w[first + i])
+        g.db[i] = part(s, p.grad, -1 if b[first + i] < 0 else block + b[first + i])
+    if which == 0 or which == 2:
         g.mean = stats
         g.rstd = stats + p.R
         g.scale = part(s, p.weights, -1 if norm_w < 0 else block + norm_w)
@@ -149,6 +158,7 @@ cdef void block_gradient(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t which, G
 
 cdef void describe(real* s, Pass* p, Group group, Py_ssize_t layer, Py_ssize_t which, Gradient* g) noexcept nogil:
     g.mean = g.rstd = g.scale = g.shift = NULL
+    g.parts, g.packed, g.b_part = 1, False, 0
     g.rows, g.segments, g.a_segment, g.b_segment = p.R, 1, 0, 0
     if group == BLOCK:
         block_gradient(s, p, layer, which, g)
@@ -157,34 +167,45 @@ cdef void describe(real* s, Pass* p, Group group, Py_ssize_t layer, Py_ssize_t w
         g.n = g.ldb = p.classes
         g.rows = p.N
         g.a, g.b = part(s, p.arena, p.at.pooled), part(s, p.arena, p.at.dlogits)
-        g.dw, g.db = part(s, p.grad, p.w.head_w), part(s, p.grad, p.w.head_b)
+        g.dw[0], g.db[0] = part(s, p.grad, p.w.head_w), part(s, p.grad, p.w.head_b)
     else:
         g.m = g.lda = p.features
         g.n = g.ldb = p.D
         g.rows, g.segments = p.patches, p.N
         g.a, g.a_segment = part(s, p.arena, p.at.patches), p.patches * p.features
         g.b, g.b_segment = part(s, p.arena, p.at.dx) + p.class_token * p.D, p.T * p.D
-        g.dw, g.db = part(s, p.grad, p.w.patch_w), part(s, p.grad, p.w.patch_b)
+        g.dw[0], g.db[0] = part(s, p.grad, p.w.patch_w), part(s, p.grad, p.w.patch_b)
+
+
+cdef void cut_tiles(Pass* p, Gradient* g, Py_ssize_t* high, Py_ssize_t* wide) noexcept nogil:
+    """How many tiles a gradient has. A tile is as wide as it can be, since its columns of x are packed once for all its columns of dy."""
+    cdef Py_ssize_t rows
+    wide[0] = 1 if g.packed else ceil_div(g.n, WIDEST)
+    rows = min(<Py_ssize_t> MOST_ROWS, max(<Py_ssize_t> LEAST_ROWS, p.tile_area * wide[0] // (g.n * g.parts)))
+    high[0] = ceil_div(g.m, max(p.panel, rows // p.panel * p.panel))
 
 
 cdef Py_ssize_t gradient_tasks(Pass* p, Group group) noexcept nogil:
     """The tiles of a group, and for a block with norm parameters one task more for their sums."""
     cdef Gradient g
-    cdef Py_ssize_t tasks = 0, i
+    cdef Py_ssize_t tasks = 0, i, high, wide
     for i in range(gradients(group)):
         describe(<float*> NULL, p, group, 0, i, &g)
-        tasks += ceil_div(g.m, p.tile) * ceil_div(g.n, p.tile)
+        cut_tiles(p, &g, &high, &wide)
+        tasks += high * wide
     return tasks + (group == BLOCK and p.w.block.norm1_w >= 0)
 
 
 cdef void gradient_task(real* s, Pass* p, Group group, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
     cdef Gradient g
-    cdef Py_ssize_t i, high, wide
+    cdef Py_ssize_t i, high, wide, panels
     for i in range(gradients(group)):
         describe(s, p, group, layer, i, &g)
-        high, wide = ceil_div(g.m, p.tile), ceil_div(g.n, p.tile)
+        cut_tiles(p, &g, &high, &wide)
         if task < high * wide:
-            gradient_tile(s, p, &g, cut(g.m, high, task // wide), cut(g.m, high, task // wide + 1),
+            panels = ceil_div(g.m, p.panel)
+            gradient_tile(s, p, &g, cut(panels, high, task // wide) * p.panel,
+                          min(g.m, cut(panels, high, task // wide + 1) * p.panel),
                           cut(g.n, wide, task % wide), cut(g.n, wide, task % wide + 1))
             return
         task -= high * wide
@@ -192,30 +213,48 @@ cdef void gradient_task(real* s, Pass* p, Group group, Py_ssize_t layer, Py_ssiz
 
 
 cdef void gradient_tile(real* s, Pass* p, Gradient* g, Py_ssize_t m0, Py_ssize_t m1, Py_ssize_t n0, Py_ssize_t n1) noexcept nogil:
-    """Rows m0 to m1 and columns n0 to n1 of dw, and that part of db where m0 is 0."""
-    cdef Py_ssize_t kc = block_depth(&p.kernels, s), segment, row, rows, mr = tile_rows(&p.kernels, s)
+    """Rows m0 to m1 and columns n0 to n1 of every dw, and that part of every db where m0 is 0. Packed dy are taken as a whole."""
+    cdef Py_ssize_t kc = block_depth(&p.kernels, s), segment, row, rows, i, again
     cdef real* a = s
-    cdef real* b = s + kc * ceil_div(ceil_div(m1 - m0, mr) * mr, 32) * 32
-    cdef real* dw = <real*> g.dw + m0 * g.n + n0
-    cdef real* db = <real*> NULL
+    cdef real* b = s + kc * column_room(&p.kernels, s, MOST_ROWS)
+    cdef real* dy
+    cdef real* db
     cdef real* mean = <real*> NULL
     cdef real* rstd = <real*> NULL
     cdef real* scale = <real*> NULL
     cdef real* shift = <real*> NULL
-    if g.db != NULL and m0 == 0:
-        db = <real*> g.db + n0
-        memset(db, 0, (n1 - n0) * sizeof(real))
     if g.scale != NULL:
         scale, shift = <real*> g.scale + m0, <real*> g.shift + m0
     for segment in range(g.segments):
         for row from 0 <= row < g.rows by kc:
             rows = min(kc, g.rows - row)
+            again = segment or row
             if g.mean != NULL:
                 mean, rstd = <real*> g.mean + row, <real*> g.rstd + row
             pack_columns(&p.kernels, rows, m1 - m0, <real*> g.a + segment * g.a_segment + row * g.lda + m0, g.lda, mean, rstd,
                          scale, shift, a)
-            pack_panels(&p.kernels, rows, n1 - n0, <real*> g.b + segment * g.b_segment + row * g.ldb + n0, g.ldb, b, rows, 0, db)
-            gemm_columns(&p.kernels, m1 - m0, n1 - n0, rows, a, b, dw, g.n, segment or row)
+            for i in range(g.parts):
+                db = <real*> g.db[i] + n0 if m0 == 0 and g.db[i] != NULL else <real*> NULL
+                if g.packed:
+                    dy = <real*> g.b + i * g.b_part
+                    if db != NULL:
+                        panel_sums(p, rows, g.n, dy, g.rows, row, again, db)
+                    gemm_columns(&p.kernels, m1 - m0, g.n, rows, a, dy, g.rows, row, <real*> g.dw[i] + m0 * g.n, g.n, again)
+                else:
+                    dy = <real*> g.b + segment * g.b_segment + row * g.ldb + n0
+                    if db != NULL and not again:
+                        memset(db, 0, (n1 - n0) * sizeof(real))
+                    pack_panels(&p.kernels, rows, n1 - n0, dy, g.ldb, b, rows, 0, db)
+                    gemm_columns(&p.kernels, m1 - m0, n1 - n0, rows, a, b, rows, 0, <real*> g.dw[i] + m0 * g.n + n0, g.n, again)
+
+
+cdef void panel_sums(Pass* p, Py_ssize_t rows, Py_ssize_t n, real* panels, Py_ssize_t depth, Py_ssize_t first, int again,
+                     real* sums) noexcept nogil:
+    """sums (n) = or += the column sums of rows [first, first + rows) of a packed matrix."""
+    cdef Py_ssize_t nr = panel_columns(&p.kernels, panels), vl = nr // 2, j, width
+    for j from 0 <= j < n by nr:
+        width = min(nr, ceil_div(n - j, vl) * vl)
+        column_sums(&p.kernels, rows, min(nr, n - j), panels + j * depth + first * width, width, again, <real> 1, sums + j)
 
 
 cdef void norm_gradients(real* s, Pass* p, Py_ssize_t layer) noexcept nogil:
@@ -228,4 +267,4 @@ cdef void norm_gradients(real* s, Pass* p, Py_ssize_t layer) noexcept nogil:
 
 
 cdef Py_ssize_t gradient_scratch(real* kind, Pass* p) noexcept nogil:
-    return block_depth(&p.kernels, kind) * 2 * (ceil_div(p.tile, 32) * 32 + 64)
+    return block_depth(&p.kernels, kind) * (column_room(&p.kernels, kind, MOST_ROWS) + ceil_div(WIDEST, 32) * 32)
