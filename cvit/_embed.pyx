@@ -3,7 +3,7 @@
     x[n] = [cls; patches(image n) @ W + b] + pos                                  (Dosovitskiy et al. 2021, eq. 1)
     dpos = sum over images of dx,  dcls = dpos[0],  dW = patchesᵀ dx,  db = sum of dx over patches
 
-Forward keeps the patches. A task of the forward is a group of images; of the backward a range of (token, column) pairs. dW and db
+Forward keeps the patches. A task of the forward is a band of patch rows in a group of images; of the backward a range of (token, column) pairs. dW and db
 are tiles of the weight stage, in _weights.pyx.
 """
 
@@ -12,11 +12,11 @@ from ._kernels cimport column_sums, gemm, pack_rows, real
 from ._pass cimport Pass, cut, part
 
 
-cdef void cut_patches(real* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch,
-                      real* out) noexcept nogil:
-    """(C, H, W) -> (patches, C·P·P): patches row by row over the grid, each flattened as (C, P, P)."""
+cdef void cut_patches(real* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch, Py_ssize_t first,
+                      Py_ssize_t last, real* out) noexcept nogil:
+    """(C, H, W) -> (patches, C·P·P): rows first to last of the grid, each patch flattened as (C, P, P)."""
     cdef Py_ssize_t gy, gx, c, y
-    for gy in range(height // patch):
+    for gy in range(first, last):
         for gx in range(width // patch):
             for c in range(channels):
                 for y in range(patch):
@@ -37,24 +37,24 @@ cdef void join_patches(real* patches, Py_ssize_t channels, Py_ssize_t height, Py
 
 
 cdef void embed_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t n, i, D = p.D, count = p.patches, pixels = p.channels * p.height * p.width
+    cdef Py_ssize_t n, i, D = p.D, pixels = p.channels * p.height * p.width, across = p.width // p.patch
+    cdef Py_ssize_t group = task // p.bands, band = task % p.bands, grid = p.height // p.patch
+    cdef Py_ssize_t top = cut(grid, p.bands, band), bottom = cut(grid, p.bands, band + 1)
+    cdef Py_ssize_t first = top * across, count = (bottom - top) * across  # patches of the band
     cdef real* patches
     cdef real* x
-    cdef real* a = s
     cdef real* pos = part(s, p.weights, p.w.pos)
     cdef real* cls = part(s, p.weights, p.w.cls)
-    cdef real* bias = part(s, p.weights, p.w.patch_b)
-    cdef real* packed = part(s, p.packed, p.at.pack_patch)
-    for n in range(cut(p.N, p.image_groups, task), cut(p.N, p.image_groups, task + 1)):
-        patches = part(s, p.arena, p.at.patches) + (n if p.training else task) * count * p.features
+    for n in range(cut(p.N, p.image_groups, group), cut(p.N, p.image_groups, group + 1)):
+        patches = part(s, p.arena, p.at.patches) + ((n if p.training else group) * p.patches + first) * p.features
         x = part(s, p.arena, p.at.x) + n * p.T * D
-        cut_patches(<real*> p.images + n * pixels, p.channels, p.height, p.width, p.patch, patches)
-        if p.class_token:
+        cut_patches(<real*> p.images + n * pixels, p.channels, p.height, p.width, p.patch, top, bottom, patches)
+        if p.class_token and band == 0:
             for i in range(D):
                 x[i] = cls[i] + pos[i]
-        pack_rows(&p.kernels, count, p.features, patches, p.features, <real> 1, a)
-        gemm(&p.kernels, count, D, p.features, a, packed, p.features, 0, x + p.class_token * D, D, bias,
-             pos + p.class_token * D, D)
+        pack_rows(&p.kernels, count, p.features, patches, p.features, <real> 1, s)
+        gemm(&p.kernels, count, D, p.features, s, part(s, p.packed, p.at.pack_patch), p.features, 0,
+             x + (p.class_token + first) * D, D, part(s, p.weights, p.w.patch_b), pos + (p.class_token + first) * D, D)
 
 
 cdef void positions_backward_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:

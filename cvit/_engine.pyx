@@ -33,6 +33,8 @@ cdef enum Stage:
 cdef Py_ssize_t tasks_of(Pass* p, Stage stage, int group) noexcept nogil:
     if stage in (QKV_ROWS, MLP_ROWS, MLP_AGAIN, MLP_BACKWARD, QKV_BACKWARD):
         return p.row_blocks
+    if stage == EMBED:
+        return p.image_groups * p.bands
     if stage == HEADS:
         return p.N * p.H * p.query_parts
     if stage == HEADS_BACKWARD:
@@ -96,87 +98,87 @@ cdef inline Part of(Stage stage, Py_ssize_t layer=0, int group=0) noexcept nogil
     return Part(stage, group, layer)
 
 
-cdef void together(real* s, Pass* p, Team* team, Part first, Part second) noexcept nogil:
+cdef void together(real* s, Pass* p, Team* team, int thread, Part first, Part second) noexcept nogil:
     """One stage: the tasks of two parts, shared out over the team, and a barrier."""
     cdef Py_ssize_t firsts = tasks_of(p, first.stage, first.group), seconds = tasks_of(p, second.stage, second.group)
-    cdef Py_ssize_t task = take(team)
-    while task < firsts + seconds:
+    cdef Py_ssize_t tasks = firsts + seconds, task = take(team, thread, firsts, tasks)
+    while task < tasks:
         if task < firsts:
             perform(s, p, first.stage, first.group, first.layer, task)
         else:
             perform(s, p, second.stage, second.group, second.layer, task - firsts)
-        task = take(team)
+        task = take(team, thread, firsts, tasks)
     sync(team)
 
 
-cdef void alone(real* s, Pass* p, Team* team, Part only) noexcept nogil:
-    cdef Py_ssize_t tasks = tasks_of(p, only.stage, only.group), task = take(team)
+cdef void alone(real* s, Pass* p, Team* team, int thread, Part only) noexcept nogil:
+    cdef Py_ssize_t tasks = tasks_of(p, only.stage, only.group), task = take(team, thread, 0, tasks)
     while task < tasks:
         perform(s, p, only.stage, only.group, only.layer, task)
-        task = take(team)
+        task = take(team, thread, 0, tasks)
     sync(team)
 
 
-cdef void embed(real* s, Pass* p, Team* team) noexcept nogil:
+cdef void embed(real* s, Pass* p, Team* team, int thread) noexcept nogil:
     if not p.frozen:
-        together(s, p, team, of(PACK, 0, PATCH), of(PACK, 0, QKV if p.L else HEAD))
-    alone(s, p, team, of(EMBED))
+        together(s, p, team, thread, of(PACK, 0, PATCH), of(PACK, 0, QKV if p.L else HEAD))
+    alone(s, p, team, thread, of(EMBED))
 
 
-cdef void blocks(real* s, Pass* p, Team* team) noexcept nogil:
+cdef void blocks(real* s, Pass* p, Team* team, int thread) noexcept nogil:
     """Each stage also packs the weights that the next one needs."""
     cdef Py_ssize_t i
     for i in range(p.L):
-        alone(s, p, team, of(QKV_ROWS, i))
-        together(s, p, team, of(HEADS, i), of(PACK, i, MLP))
+        alone(s, p, team, thread, of(QKV_ROWS, i))
+        together(s, p, team, thread, of(HEADS, i), of(PACK, i, MLP))
         if i + 1 < p.L:
-            together(s, p, team, of(MLP_ROWS, i), of(PACK, i + 1, QKV))
+            together(s, p, team, thread, of(MLP_ROWS, i), of(PACK, i + 1, QKV))
         else:
-            together(s, p, team, of(MLP_ROWS, i), of(PACK, 0, HEAD))
+            together(s, p, team, thread, of(MLP_ROWS, i), of(PACK, 0, HEAD))
 
 
-cdef void forward(real* s, Pass* p, Team* team) noexcept nogil:
-    embed(s, p, team)
-    blocks(s, p, team)
-    alone(s, p, team, of(POOL))
-    alone(s, p, team, of(LOGITS))
+cdef void forward(real* s, Pass* p, Team* team, int thread) noexcept nogil:
+    embed(s, p, team, thread)
+    blocks(s, p, team, thread)
+    alone(s, p, team, thread, of(POOL))
+    alone(s, p, team, thread, of(LOGITS))
 
 
-cdef void block_again(real* s, Pass* p, Team* team, Py_ssize_t i) noexcept nogil:
+cdef void block_again(real* s, Pass* p, Team* team, int thread, Py_ssize_t i) noexcept nogil:
     """What a checkpointed block did not keep, from its input, bit for bit (Chen et al. 2016, arXiv:1604.06174)."""
-    alone(s, p, team, of(QKV_ROWS, i))
-    together(s, p, team, of(HEADS, i), of(PACK, i, MLP))
-    alone(s, p, team, of(MLP_AGAIN, i))
-    alone(s, p, team, of(PACK_TRANSPOSED, i, MLP))
+    alone(s, p, team, thread, of(QKV_ROWS, i))
+    together(s, p, team, thread, of(HEADS, i), of(PACK, i, MLP))
+    alone(s, p, team, thread, of(MLP_AGAIN, i))
+    alone(s, p, team, thread, of(PACK_TRANSPOSED, i, MLP))
 
 
-cdef void backward(real* s, Pass* p, Team* team) noexcept nogil:
+cdef void backward(real* s, Pass* p, Team* team, int thread) noexcept nogil:
     cdef Py_ssize_t i
-    together(s, p, team, of(LOSS), of(PACK_TRANSPOSED, 0, HEAD))
-    together(s, p, team, of(LOGITS_BACKWARD), of(GRADIENTS, 0, HEAD))
+    together(s, p, team, thread, of(LOSS), of(PACK_TRANSPOSED, 0, HEAD))
+    together(s, p, team, thread, of(LOGITS_BACKWARD), of(GRADIENTS, 0, HEAD))
     if p.L:
-        together(s, p, team, of(POOL_BACKWARD), of(PACK_TRANSPOSED, p.L - 1, MLP))
+        together(s, p, team, thread, of(POOL_BACKWARD), of(PACK_TRANSPOSED, p.L - 1, MLP))
     else:
-        alone(s, p, team, of(POOL_BACKWARD))
+        alone(s, p, team, thread, of(POOL_BACKWARD))
     for i in range(p.L - 1, -1, -1):
         if p.checkpoint and i + 1 < p.L:
-            block_again(s, p, team, i)
-        alone(s, p, team, of(MLP_BACKWARD, i))
-        together(s, p, team, of(HEADS_BACKWARD, i), of(PACK_TRANSPOSED, i, QKV))
-        alone(s, p, team, of(QKV_BACKWARD, i))
+            block_again(s, p, team, thread, i)
+        alone(s, p, team, thread, of(MLP_BACKWARD, i))
+        together(s, p, team, thread, of(HEADS_BACKWARD, i), of(PACK_TRANSPOSED, i, QKV))
+        alone(s, p, team, thread, of(QKV_BACKWARD, i))
         if i:
-            together(s, p, team, of(GRADIENTS, i, BLOCK), of(PACK, i - 1, QKV) if p.checkpoint else of(PACK_TRANSPOSED, i - 1, MLP))
+            together(s, p, team, thread, of(GRADIENTS, i, BLOCK), of(PACK, i - 1, QKV) if p.checkpoint else of(PACK_TRANSPOSED, i - 1, MLP))
         else:
-            alone(s, p, team, of(GRADIENTS, i, BLOCK))
-    together(s, p, team, of(GRADIENTS, 0, PATCH), of(POSITIONS_BACKWARD))
+            alone(s, p, team, thread, of(GRADIENTS, i, BLOCK))
+    together(s, p, team, thread, of(GRADIENTS, 0, PATCH), of(POSITIONS_BACKWARD))
 
 
-cdef void freeze(real* s, Pass* p, Team* team) noexcept nogil:
+cdef void freeze(real* s, Pass* p, Team* team, int thread) noexcept nogil:
     """Pack all weights, each block's in a place of its own."""
     cdef Py_ssize_t i
-    together(s, p, team, of(PACK, 0, PATCH), of(PACK, 0, HEAD))
+    together(s, p, team, thread, of(PACK, 0, PATCH), of(PACK, 0, HEAD))
     for i in range(p.L):
-        together(s, p, team, of(PACK, i, QKV), of(PACK, i, MLP))
+        together(s, p, team, thread, of(PACK, i, QKV), of(PACK, i, MLP))
 
 
 # What a call runs: parts of the forward, or all of it with the backward.
@@ -189,28 +191,28 @@ cdef struct Job:
     int is_double
 
 
-cdef void run_program(real* s, Pass* p, Team* team, Program program) noexcept nogil:
+cdef void run_program(real* s, Pass* p, Team* team, int thread, Program program) noexcept nogil:
     if program == RUN_EMBED:
-        embed(s, p, team)
+        embed(s, p, team, thread)
     elif program == RUN_BLOCKS:
         if not p.frozen:
-            alone(s, p, team, of(PACK, 0, QKV))
-        blocks(s, p, team)
+            alone(s, p, team, thread, of(PACK, 0, QKV))
+        blocks(s, p, team, thread)
     elif program == RUN_FREEZE:
-        freeze(s, p, team)
+        freeze(s, p, team, thread)
     else:
-        forward(s, p, team)
+        forward(s, p, team, thread)
         if program == RUN_TRAINING:
-            backward(s, p, team)
+            backward(s, p, team, thread)
 
 
 cdef void work(void* argument, Team* team, int thread) noexcept nogil:
     cdef Job* job = <Job*> argument
     cdef Pass* p = job.p
     if job.is_double:
-        run_program(<double*> p.scratch + thread * p.scratch_stride, p, team, job.program)
+        run_program(<double*> p.scratch + thread * p.scratch_stride, p, team, thread, job.program)
     else:
-        run_program(<float*> p.scratch + thread * p.scratch_stride, p, team, job.program)
+        run_program(<float*> p.scratch + thread * p.scratch_stride, p, team, thread, job.program)
 
 
 # ------------------------------------------------------------------------------------------------------------- the plan
@@ -219,7 +221,8 @@ cdef Py_ssize_t scratch_size(real* kind, Pass* p) noexcept nogil:
     cdef Py_ssize_t dh = p.D // p.H, size
     size = max(block_scratch(kind, p), head_scratch(kind, p))
     size = max(size, attention_scratch(&p.kernels, p.T, dh, 0, kind))
-    size = max(size, p.patches * packed_stride(&p.kernels, kind) * ceil_div(p.features, block_depth(&p.kernels, kind)))
+    size = max(size, ceil_div(p.height // p.patch, p.bands) * (p.width // p.patch) * packed_stride(&p.kernels, kind)
+               * ceil_div(p.features, block_depth(&p.kernels, kind)))
     if p.training:
         size = max(size, attention_scratch(&p.kernels, p.T, dh, 1, kind))
         size = max(size, gradient_scratch(kind, p))
@@ -249,7 +252,8 @@ def allocate(Py_ssize_t count, dtype):
 # Row blocks hold about so many bytes of scratch, so that it stays in a core's second-level cache beside the weights' panels.
 BLOCK_BYTES = 512 << 10
 MOST_ROWS, LEAST_ROWS = 168, 28
-ENOUGH_TASKS = 16
+ENOUGH_TASKS = 32
+BAND = 48  # patches, at least, that are embedded at a time
 
 cdef class Engine:
     """One plan for (config, layout, batch, dtype, mode). See `cvit.model.ViT`, which makes and keeps these.
@@ -331,6 +335,7 @@ cdef class Engine:
         p.row_blocks = max(ceil_div(p.R, rows), min(ENOUGH_TASKS, ceil_div(p.R, LEAST_ROWS)))
         p.row_blocks = min(p.row_blocks, ceil_div(p.R, p.panel))
         p.image_groups = min(p.N, 64)
+        p.bands = max(1, min(p.height // p.patch, p.patches // BAND))
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
         p.tile_area = (4 * p.D * p.D + 2 * p.D * p.F) // ENOUGH_TASKS
 

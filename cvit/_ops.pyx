@@ -33,7 +33,7 @@ cdef real[::1] room(real* kind, Py_ssize_t count):
 def patches(const real[:, :, :, ::1] x, Py_ssize_t patch, real[:, :, ::1] out):
     cdef Py_ssize_t n, count = x.shape[0]
     for n in prange(count, nogil=True, num_threads=team_size(count), schedule="dynamic"):
-        cut_patches(<real*> &x[n, 0, 0, 0], x.shape[1], x.shape[2], x.shape[3], patch, &out[n, 0, 0])
+        cut_patches(<real*> &x[n, 0, 0, 0], x.shape[1], x.shape[2], x.shape[3], patch, 0, x.shape[2] // patch, &out[n, 0, 0])
 
 
 def patches_backward(const real[:, :, ::1] dout, Py_ssize_t patch, real[:, :, :, ::1] dx):

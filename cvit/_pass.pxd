@@ -51,7 +51,9 @@ ctypedef struct Pass:
     double eps, smoothing
     Weights w
     Buffers at
-    Py_ssize_t row_blocks, panel, image_groups, query_parts, tile_area  # panel: rows of a product's tile
+    Py_ssize_t row_blocks, panel            # panel: rows of a product's tile
+    Py_ssize_t image_groups, bands          # bands of patch rows
+    Py_ssize_t query_parts, tile_area
     void* images
     const long long* labels
     void* weights

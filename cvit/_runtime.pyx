@@ -1,8 +1,8 @@
 """The selected kernel table, the number of threads, and the one parallel region: the only door to csrc and to OpenMP.
 
 A pass over the model is one parallel region. Inside it each thread runs the same function (`Work`): it takes tasks of the current
-stage with `take`, and meets the others with `sync` between stages. Which thread does which task is left to chance, so that a
-thread kept off its core costs little; what a task computes, and in which order it sums, never depends on it.
+stage with `take`, and meets the others with `sync` between stages. A thread has a run of the tasks of its own and then helps the
+others, so that one kept off its core costs little; what a task computes, and in which order it sums, never depends on it.
 """
 
 import os

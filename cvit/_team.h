@@ -1,4 +1,8 @@
-/* A team of threads inside one OpenMP region: they take tasks from one counter, and meet at a barrier after each stage.
+/* A team of threads inside one OpenMP region: they share out the tasks of a stage, and meet at a barrier after it.
+ *
+ * Every thread has a run of the tasks of its own, and when that is done helps the others with theirs. The same rows of tokens so
+ * tend to stay with the same thread from stage to stage, where they may still be in its cache, and a thread that is kept off its
+ * core holds nobody up.
  *
  * Why not OpenMP's own barrier: on a machine that is busy with other programs a thread is now and then kept off its core, and
  * the others wait. libgomp spins for milliseconds, which costs them their own share of the core. Here a thread spins only for
@@ -20,19 +24,31 @@
 #endif
 
 #define CVIT_SPINS 2000 /* of some 20 ns to 60 ns each */
+#define CVIT_LANES 64   /* more threads than that share their runs of tasks */
+
+typedef struct {
+    _Alignas(64) atomic_ptrdiff_t taken; /* how many tasks of a lane's run have been taken in this stage */
+} cvit_lane;
 
 typedef struct {
     atomic_int size;
-    _Alignas(64) atomic_ptrdiff_t next; /* the first task of the stage that nobody has taken */
+    cvit_lane lanes[CVIT_LANES];
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation; /* barriers passed so far */
     _Alignas(64) atomic_int sleepers;
 } cvit_team;
 
+static inline void cvit_team_restart(cvit_team *team, int size)
+{
+    for (int i = 0; i < size && i < CVIT_LANES; i++)
+        atomic_store_explicit(&team->lanes[i].taken, 0, memory_order_relaxed);
+}
+
 static inline void cvit_team_init(cvit_team *team, int size)
 {
     atomic_init(&team->size, size);
-    atomic_init(&team->next, 0);
+    for (int i = 0; i < CVIT_LANES; i++)
+        atomic_init(&team->lanes[i].taken, 0);
     atomic_init(&team->arrived, 0);
     atomic_init(&team->generation, 0);
     atomic_init(&team->sleepers, 0);
@@ -51,10 +67,21 @@ static inline void cvit_team_join(cvit_team *team)
 #endif
 }
 
-/* The next task of this stage: 0, 1, 2, … over all threads. */
-static inline ptrdiff_t cvit_team_take(cvit_team *team)
+/* A task of a stage of `tasks` tasks for `thread`, or `tasks` when all are taken. A stage may have two kinds, the first `firsts` of
+ * them of one kind: of each kind a thread has its run. */
+static inline ptrdiff_t cvit_team_take(cvit_team *team, int thread, ptrdiff_t firsts, ptrdiff_t tasks)
 {
-    return atomic_fetch_add_explicit(&team->next, 1, memory_order_relaxed);
+    const ptrdiff_t seconds = tasks - firsts, size = cvit_team_size(team), lanes = size < CVIT_LANES ? size : CVIT_LANES;
+    for (ptrdiff_t i = 0; i < lanes; i++) {
+        const ptrdiff_t lane = (thread + i) % lanes, first = firsts * lane / lanes, second = seconds * lane / lanes;
+        const ptrdiff_t run = firsts * (lane + 1) / lanes - first, all = run + seconds * (lane + 1) / lanes - second;
+        if (atomic_load_explicit(&team->lanes[lane].taken, memory_order_relaxed) >= all)
+            continue;
+        const ptrdiff_t task = atomic_fetch_add_explicit(&team->lanes[lane].taken, 1, memory_order_relaxed);
+        if (task < all)
+            return task < run ? first + task : firsts + second + (task - run);
+    }
+    return tasks;
 }
 
 static inline void cvit_pause(void)
@@ -66,18 +93,18 @@ static inline void cvit_pause(void)
 #endif
 }
 
-/* Wait until all threads of the team are here; the next stage's tasks then start at 0. */
+/* Wait until all threads of the team are here; then the next stage begins. */
 static inline void cvit_team_sync(cvit_team *team)
 {
     const int size = cvit_team_size(team);
     if (size == 1) {
-        atomic_store_explicit(&team->next, 0, memory_order_relaxed);
+        cvit_team_restart(team, size);
         return;
     }
     const int generation = atomic_load(&team->generation);
     if (atomic_fetch_add(&team->arrived, 1) + 1 == size) {
         atomic_store(&team->arrived, 0);
-        atomic_store(&team->next, 0);
+        cvit_team_restart(team, size);
         atomic_store(&team->generation, generation + 1);
 #ifdef __linux__
         if (atomic_load(&team->sleepers))

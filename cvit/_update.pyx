@@ -58,31 +58,32 @@ cdef void update_chunk(real* kind, Update* job, Py_ssize_t start, Py_ssize_t sto
         start = end
 
 
+cdef inline Py_ssize_t chunks(Py_ssize_t n) noexcept nogil:
+    return (n + CHUNK - 1) // CHUNK
+
+
 cdef void update_work(void* argument, Team* team, int thread) noexcept nogil:
     cdef Update* job = <Update*> argument
-    cdef Py_ssize_t start = take(team) * CHUNK
-    while start < job.n:
+    cdef Py_ssize_t tasks = chunks(job.n), chunk = take(team, thread, 0, tasks), start
+    while chunk < tasks:
+        start = chunk * CHUNK
         if job.is_double:
             update_chunk(<double*> NULL, job, start, min(start + CHUNK, job.n))
         else:
             update_chunk(<float*> NULL, job, start, min(start + CHUNK, job.n))
-        start = take(team) * CHUNK
+        chunk = take(team, thread, 0, tasks)
 
 
 cdef void sum_work(void* argument, Team* team, int thread) noexcept nogil:
     cdef Update* job = <Update*> argument
-    cdef Py_ssize_t chunk = take(team), start
-    while chunk * CHUNK < job.n:
+    cdef Py_ssize_t tasks = chunks(job.n), chunk = take(team, thread, 0, tasks), start
+    while chunk < tasks:
         start = chunk * CHUNK
         if job.is_double:
             job.sums[chunk] = sum_kernel(&job.kernels, min(<Py_ssize_t> CHUNK, job.n - start), <double*> job.g + start)
         else:
             job.sums[chunk] = sum_kernel(&job.kernels, min(<Py_ssize_t> CHUNK, job.n - start), <float*> job.g + start)
-        chunk = take(team)
-
-
-cdef Py_ssize_t chunks(Py_ssize_t n):
-    return (n + CHUNK - 1) // CHUNK
+        chunk = take(team, thread, 0, tasks)
 
 
 cdef void prepare(Update* job, real[::1] w, const real[::1] g, real[::1] u, real[::1] v, const long long[:, ::1] decay_runs):
