@@ -1,8 +1,8 @@
 """Draw the benchmark's plots from the JSON files of `cvit bench`; needs matplotlib.
 
-    python bench/plots.py --kernels KERNELS.json --cases CASES.json --out bench/plots
+    python bench/plots.py --kernels KERNELS.json --cases CASES.json ... --out bench/plots
 
-KERNELS.json comes from `cvit bench --kernels`, CASES.json from `cvit bench --vs torch,…`. Writes roofline.png (each
+KERNELS.json comes from `cvit bench --kernels`, CASES.json (one or several) from `cvit bench --vs torch,…`. Writes roofline.png (each
 kernel's speed over its arithmetic intensity, under the machine's two roofs) and pytorch.png (times of cvit and its
 peers over the size of the model).
 """
@@ -39,12 +39,12 @@ def roofline(data):
     return figure
 
 
-def against_pytorch(data):
+def against_pytorch(*runs):
     """Time per image of training step and forward pass over the model's FLOPs per image, for everyone measured."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     for axes, task in zip(figure.subplots(1, 2), ("train", "forward")):
         lines = {}
-        for entry in data["cases"]:
+        for entry in (entry for data in runs for entry in data["cases"]):
             if entry["task"] == task:
                 point = (entry["flops"] / entry["batch"] / 1e9, 1e3 * entry["seconds"] / entry["batch"], entry["case"])
                 lines.setdefault(entry["who"], []).append(point)
@@ -60,7 +60,7 @@ def against_pytorch(data):
         axes.grid(alpha=0.3)
         if lines:
             axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(_machine(data), fontsize=10)
+    figure.suptitle(_machine(runs[0]), fontsize=10)
     return figure
 
 
@@ -71,15 +71,15 @@ def _machine(data):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernels", type=Path, help="JSON of cvit bench --kernels")
-    parser.add_argument("--cases", type=Path, help="JSON of cvit bench --vs torch")
+    parser.add_argument("--kernels", type=Path, nargs=1, default=[], help="JSON of cvit bench --kernels")
+    parser.add_argument("--cases", type=Path, nargs="+", default=[], help="JSON of cvit bench --vs torch")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "plots", help="folder for the PNG files")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for file, draw, name in ((args.kernels, roofline, "roofline"), (args.cases, against_pytorch, "pytorch")):
-        if file:
+    for files, draw, name in ((args.kernels, roofline, "roofline"), (args.cases, against_pytorch, "pytorch")):
+        if files:
             target = args.out / f"{name}.png"
-            draw(json.loads(file.read_text(encoding="utf-8"))).savefig(target, dpi=150)
+            draw(*(json.loads(file.read_text(encoding="utf-8")) for file in files)).savefig(target, dpi=150)
             print(f"wrote {target}")
 
 

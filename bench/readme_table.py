@@ -1,8 +1,8 @@
 """Put the measured table into README.md, between its two markers:
 
-    python bench/readme_table.py bench/results/FILE.json
+    python bench/readme_table.py bench/results/FILE.json ...
 
-FILE is what `cvit bench --vs torch,jax,onnxruntime,openvino --json FILE` wrote.
+A FILE is what `cvit bench --vs torch,jax,onnxruntime,openvino --json FILE` wrote; several, if the cases were run one after another.
 """
 
 import argparse
@@ -46,17 +46,19 @@ def rows(data):
         yield cells
 
 
-def table(data):
+def table(runs):
     """The table and the line about its machine, as Markdown."""
-    machine, peak = data["machine"], data["peak"][str(data["machine"]["threads"])]
-    versions = {entry["who"]: entry["version"] for entry in data["cases"] if entry["who"] != "cvit"}
+    machine, entries = runs[0]["machine"], [entry for data in runs for entry in data["cases"]]
+    peaks = [f"{data['peak'][str(data['machine']['threads'])] / 1e9:.0f}" for data in runs]
+    versions = {entry["who"]: entry["version"] for entry in entries if entry["who"] != "cvit"}
     peers = ", ".join(f"{NAMES[who]} {version}" for who, version in versions.items())
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in rows(data)]
+    lines += ["| " + " | ".join(cells) + " |" for data in runs for cells in rows(data)]
     lines += [
         "",
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; float32 peak {peak / 1e9:.0f} GFLOP/s, "
-        f"measured in the same run. cvit {machine['cvit']}{f' against {peers}' if peers else ''}. `{data['command']}`",
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; float32 peak {' and '.join(dict.fromkeys(peaks))} "
+        f"GFLOP/s, measured in the same run. cvit {machine['cvit']}{f' against {peers}' if peers else ''}. "
+        + ", ".join(f"`{data['command']}`" for data in runs),
     ]
     return "\n".join(lines)
 
@@ -72,10 +74,10 @@ def insert(text, new):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--readme", type=Path, default=Path(__file__).parent.parent / "README.md")
     args = parser.parse_args()
-    text = insert(args.readme.read_text(encoding="utf-8"), table(json.loads(args.file.read_text(encoding="utf-8"))))
+    text = insert(args.readme.read_text(encoding="utf-8"), table([json.loads(file.read_text(encoding="utf-8")) for file in args.files]))
     temporary = args.readme.with_name(f".{args.readme.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, args.readme)

@@ -251,7 +251,7 @@ def allocate(Py_ssize_t count, dtype):
 
 # Row blocks hold about so many bytes of scratch, so that it stays in a core's second-level cache beside the weights' panels.
 BLOCK_BYTES = 512 << 10
-MOST_ROWS, LEAST_ROWS = 168, 28
+MOST_ROWS, LEAST_ROWS = 168, 56  # every block streams all weights: fewer rows than 56 would wait for them
 ENOUGH_TASKS = 32
 BAND = 48  # patches, at least, that are embedded at a time
 
@@ -333,7 +333,7 @@ cdef class Engine:
         rows = min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
         p.panel = tile_rows(&p.kernels, <double*> NULL) if self.is_double else tile_rows(&p.kernels, <float*> NULL)
         p.row_blocks = max(ceil_div(p.R, rows), min(ENOUGH_TASKS, ceil_div(p.R, LEAST_ROWS)))
-        p.row_blocks = min(p.row_blocks, ceil_div(p.R, p.panel))
+        p.row_blocks = min(ceil_div(p.row_blocks, 4) * 4, ceil_div(p.R, p.panel))  # 4: an even share for 2 or 4 threads
         p.image_groups = min(p.N, 64)
         p.bands = max(1, min(p.height // p.patch, p.patches // BAND))
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
