@@ -75,6 +75,14 @@ class Bench:
             except WorkerError as error:
                 self.report.fault(f"{case.name}: {error}")
 
+    def race(self, lineup: Lineup, task: str, seconds: float | None = None) -> dict:
+        """`lineup.race`, and after it the peak once more: another program may have run the first time."""
+        rounds = lineup.race(task, seconds=seconds)
+        for peer in lineup.peers:
+            if peer.name == "cvit":
+                self.limits.measure_peak(peer, peer.threads)
+        return rounds
+
     def speed(self, case: Case, task: str, seconds: float, threads: int | None = None) -> dict:
         """What a step of `seconds` means: images/s, FLOP/s and share of the peak, which this many threads reach."""
         flops = case.flops(task) / seconds
@@ -104,7 +112,7 @@ def cases(bench: Bench, chosen: list[Case]) -> None:
         with bench.lineup(case, bench.settings.tasks) as lineup:
             for task in bench.settings.tasks if lineup else ():
                 bench.report.status(f"{case.name}: timing {task}")
-                timings = {peer: Timing.of(rounds) for peer, rounds in lineup.race(task).items()}
+                timings = {peer: Timing.of(rounds) for peer, rounds in bench.race(lineup, task).items()}
                 table.gap()
                 for peer, timing in timings.items():
                     speed = bench.speed(case, task, timing.median)
@@ -134,7 +142,7 @@ def latency(bench: Bench, chosen: list[Case]) -> None:
                 if not lineup:
                     continue
                 bench.report.status(f"{case.name}: latency on {count} threads")
-                rounds = lineup.race("forward", seconds=window)
+                rounds = bench.race(lineup, "forward", seconds=window)
                 steps = {peer: np.concatenate(turns) for peer, turns in rounds.items()}
                 for peer, seconds in steps.items():
                     p50, p99 = (float(np.percentile(seconds, rank)) for rank in (50, 99))
@@ -165,7 +173,7 @@ def long_sequences(bench: Bench, chosen: list[Case]) -> None:
                 planned = lineup.cvit.ask("plan", batch=1)
                 for task in bench.settings.tasks:
                     bench.report.status(f"{case.name} at {size} pixels: timing {task}")
-                    timings = {peer: Timing.of(rounds) for peer, rounds in lineup.race(task).items()}
+                    timings = {peer: Timing.of(rounds) for peer, rounds in bench.race(lineup, task).items()}
                     for peer, timing in timings.items():
                         speed = bench.speed(larger, task, timing.median)
                         mine = peer is lineup.cvit
@@ -195,7 +203,7 @@ def scaling(bench: Bench, chosen: list[Case]) -> None:
         with bench.lineup(case, bench.settings.tasks, threads=counts) as lineup:
             for task in bench.settings.tasks if lineup else ():
                 bench.report.status(f"{case.name}: timing {task} on 1 to {most} threads")
-                timings = {peer: Timing.of(rounds) for peer, rounds in lineup.race(task).items()}
+                timings = {peer: Timing.of(rounds) for peer, rounds in bench.race(lineup, task).items()}
                 table.gap()
                 alone = {peer.name: timing for peer, timing in timings.items() if peer.threads == 1}
                 for peer, timing in timings.items():
