@@ -96,7 +96,8 @@ INLINE vec add_product(vec sum, const real *x, vec v)
 INLINE vec add_product(vec sum, const real *x, vec v) { return sum + *x * v; }
 #endif
 
-/* 1 / x for x >= 1, to 1 ULP. A 512-bit division takes 16 cycles; an estimate of 14 bits and one Newton step, a quarter of that. */
+/* 1 / x for x >= 1, to a rounding or two; above 2^126, where 1 / x is subnormal, to an absolute 2^-126. A 512-bit division takes 16
+ * cycles; an estimate of 14 bits and one Newton step are far less. */
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
 INLINE vec reciprocal(vec x)
 {

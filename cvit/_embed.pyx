@@ -3,8 +3,8 @@
     x[n] = [cls; patches(image n) @ W + b] + pos                                  (Dosovitskiy et al. 2021, eq. 1)
     dpos = sum over images of dx,  dcls = dpos[0],  dW = patchesᵀ dx,  db = sum of dx over patches
 
-Forward keeps the patches. A task of the forward is a band of patch rows in a group of images; of the backward a range of (token, column) pairs. dW and db
-are tiles of the weight stage, in _weights.pyx.
+Forward keeps the patches. A task of the forward is a band of patch rows in a group of images; of the backward
+a token's columns. dW and db are tiles of the weight stage, in _weights.pyx.
 """
 
 from libc.string cimport memcpy
