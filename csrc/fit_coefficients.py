@@ -7,6 +7,7 @@ few per cent of its error, and with no iteration to go wrong. The number behind 
 before the coefficients are rounded to the type.
 
     EXP   (e^r - 1 - r) / r^2        on |r| <= ln(2)/2, error relative to e^r
+    EXP2  (2^r - 1) / r              on |r| <= 1/2, error relative to 2^r
     ERF   (erf(x)/x - 1) in x^2      on |x| <= ERF_SPLIT, error relative to erf(x)
     ERFC  ln(erfc(x)) + x^2          on ERF_SPLIT <= x <= ERF_MAX in t = (x - ERF_MID) / ERF_HALF,
                                      error absolute in erf(x): weighted with erfc(x)
@@ -17,7 +18,7 @@ import mpmath as mp
 mp.mp.dps = 60
 SPLIT = mp.mpf("0.9375")
 ERF_MAX = {"f32": mp.mpf(4), "f64": mp.mpf(6)}
-DEGREES = {"f32": dict(EXP=4, ERF=5, ERFC=6), "f64": dict(EXP=9, ERF=11, ERFC=19)}
+DEGREES = {"f32": dict(EXP=4, EXP2=5, ERF=5, ERFC=6), "f64": dict(EXP=9, EXP2=10, ERF=11, ERFC=19)}
 
 
 def fit(function, weight, low, high, degree, to_variable):
@@ -46,6 +47,10 @@ def main():
             "EXP": fit(
                 lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2,
                 lambda r: r**2 / mp.exp(r), -half_log2, half_log2, degrees["EXP"], lambda r: r,
+            ),
+            "EXP2": fit(
+                lambda r: (mp.mpf(2) ** r - 1) / r if r else mp.log(2),
+                lambda r: abs(r) / mp.mpf(2) ** r, -mp.mpf(1) / 2, mp.mpf(1) / 2, degrees["EXP2"], lambda r: r,
             ),
             "ERF": fit(
                 lambda x: mp.erf(x) / x - 1, lambda x: x / mp.erf(x), mp.mpf("1e-6"), SPLIT, degrees["ERF"], lambda x: x * x

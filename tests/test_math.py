@@ -1,4 +1,4 @@
-"""exp, tanh and erf: the largest error in units in the last place (ULP), and what happens at the edges.
+"""exp, tanh, erf, and attention's 2^x and ln: the largest error in units in the last place (ULP), and what happens at the edges.
 
 The ULP of a result is the distance between neighbouring numbers of its dtype at the exact value. float32 is compared with NumPy's and
 Python's float64 functions, float64 with extended precision (80 or more bits): NumPy's for exp and tanh, a series for erf.
@@ -14,7 +14,10 @@ import cvit
 from cvit import ops
 
 EXTENDED = np.finfo(np.longdouble).eps < 1e-18
-FUNCTIONS = {"exp": ops.exp, "tanh": ops.tanh, "erf": ops.erf}
+FUNCTIONS = {
+    "exp": ops.exp, "tanh": ops.tanh, "erf": ops.erf,
+    "exp2": lambda x: ops._elementwise(3, x), "log": lambda x: ops._elementwise(4, x),
+}
 
 # The largest error in ULP, the worst instruction set's: the bound, and in the comment what 16 million float32 and 1.6 million float64
 # numbers gave. Each function is measured from the smallest normal numbers to where it stays constant.
@@ -25,6 +28,10 @@ BOUNDS = {
     ("tanh", np.float64): 2.5,  # 2.39
     ("erf", np.float32): 1.25,  # 1.19
     ("erf", np.float64): 1.0,  # 0.96
+    ("exp2", np.float32): 1.3,  # 1.27
+    ("exp2", np.float64): 1.3,  # 1.24
+    ("log", np.float32): 2.0,  # 1.89
+    ("log", np.float64): 2.0,  # 1.70
 }
 RANGES = {
     ("exp", np.float32): (-87.33, 88.37),
@@ -33,6 +40,10 @@ RANGES = {
     ("tanh", np.float64): (-40, 40),
     ("erf", np.float32): (-8, 8),
     ("erf", np.float64): (-8, 8),
+    ("exp2", np.float32): (-126, 127.4),
+    ("exp2", np.float64): (-1022, 1023.4),
+    ("log", np.float32): (1, 1e9),
+    ("log", np.float64): (1, 1e9),
 }
 
 
@@ -70,10 +81,8 @@ def test_worst_error(name, dtype):
     low, high = RANGES[name, dtype]
     x = floats(np.finfo(dtype).tiny, max(-low, high), 400_000 if dtype == np.float32 else 60_000, dtype)
     x = x[(low <= x) & (x <= high)]
-    if dtype == np.float32:
-        exact = {"exp": np.exp, "tanh": np.tanh, "erf": np.vectorize(math.erf)}[name](x.astype(np.float64))
-    else:
-        exact = {"exp": np.exp, "tanh": np.tanh, "erf": erf_extended}[name](x.astype(np.longdouble))
+    erf = np.vectorize(math.erf) if dtype == np.float32 else erf_extended
+    exact = (erf if name == "erf" else getattr(np, name))(x.astype(np.float64 if dtype == np.float32 else np.longdouble))
     for isa in cvit.available_isas():
         cvit.set_isa(isa)
         worst = ulps(FUNCTIONS[name](x), exact).max()
