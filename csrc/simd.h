@@ -204,18 +204,23 @@ INLINE void transpose(vec *rows)
 }
 
 /* The sum (maximum) of the lanes of each of VL vectors, as the lanes of one: a transposition that adds on the way. `rows` is used up. */
-#define REDUCE_ROWS(name, both)                                                                                                             \
-    INLINE vec name(vec *rows)                                                                                                              \
-    {                                                                                                                                       \
-        _Pragma("GCC unroll 4") for (ptrdiff_t half = VL / 2; half > 0; half /= 2)                                                          \
-            _Pragma("GCC unroll 8") for (ptrdiff_t i = 0; i < half; i++)                                                                    \
-            {                                                                                                                               \
-                const vec low = zip_low(rows[i], rows[i + half]), high = zip_high(rows[i], rows[i + half]);                                 \
-                rows[i] = both;                                                                                                             \
-            }                                                                                                                               \
-        return rows[0];                                                                                                                     \
-    }
-REDUCE_ROWS(sum_rows, low + high)
-REDUCE_ROWS(max_rows, vmax(low, high))
+INLINE vec sum_rows(vec *rows)
+{
+#pragma GCC unroll 4
+    for (ptrdiff_t half = VL / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (ptrdiff_t i = 0; i < half; i++)
+            rows[i] = zip_low(rows[i], rows[i + half]) + zip_high(rows[i], rows[i + half]);
+    return rows[0];
+}
+INLINE vec max_rows(vec *rows)
+{
+#pragma GCC unroll 4
+    for (ptrdiff_t half = VL / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (ptrdiff_t i = 0; i < half; i++)
+            rows[i] = vmax(zip_low(rows[i], rows[i + half]), zip_high(rows[i], rows[i + half]));
+    return rows[0];
+}
 
 INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }

@@ -191,11 +191,12 @@ def check_attention(rng, dtype, N, H, T, dh, spread=1.0):
     "N, H, T, dh",
     [
         (1, 1, 1, 1), (2, 1, 1, 5), (1, 3, 2, 1), (2, 2, 17, 16), (1, 1, 50, 33), (3, 2, 65, 64), (1, 2, 113, 7),
-        (1, 1, 256, 8), (1, 2, 257, 9), (1, 1, 600, 13), (1, 1, 530, 128), (1, 1, 9, 300),
+        (1, 1, 256, 8), (1, 2, 257, 9), (1, 1, 600, 13), (1, 1, 530, 128), (1, 1, 9, 300), (1, 2, 17, 400), (2, 1, 33, 24), (1, 1, 64, 16),
+        (1, 2, 80, 40), (1, 2, 81, 40), (1, 1, 90, 390),
     ],
 )  # fmt: skip
 def test_attention(isa, rng, dtype, N, H, T, dh):
-    """T beyond 256 takes several blocks of keys (the online softmax), T beyond 112 several of queries."""
+    """T beyond 80 takes strips of queries, beyond 112 several blocks of them, beyond 384 several of keys (the online softmax)."""
     check_attention(rng, dtype, N, H, T, dh)
 
 
