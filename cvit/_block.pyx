@@ -64,7 +64,7 @@ cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept
 
 cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t D = p.D, first = block_start(p, task), m = block_start(p, task + 1) - first
-    cdef Py_ssize_t lda = packed_stride(&p.kernels, s), j
+    cdef Py_ssize_t lda = packed_stride(&p.kernels, s), i, j, c
     cdef real* dn = s + m * lda * ceil_div(D, block_depth(&p.kernels, s))
     cdef real* dqkv = part(s, p.arena, p.at.dqkv) + first * 3 * D
     cdef real* x = part(s, p.arena, p.at.x + layer * p.at.x_stride) + first * D
@@ -72,6 +72,12 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     cdef real* mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + first
     cdef real* scale = weight(s, p, layer, p.w.block.norm1_w)
     cdef real* sums = part(s, p.arena, p.at.partial) + task * 4 * D
+    cdef real* more
+    for j in range(p.key_parts - 1):
+        more = part(s, p.arena, p.at.dq_parts) + (j * p.R + first) * D
+        for i in range(m):
+            for c in range(D):
+                dqkv[i * 3 * D + c] += more[i * D + c]
     for j in range(3):
         pack_both(&p.kernels, m, D, dqkv + j * D, 3 * D, s, part(s, p.arena, p.at.dqkv_panels) + j * panel_size(p.R, D), p.R, first)
         gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, dn, D, <real*> NULL,
@@ -95,13 +101,19 @@ cdef void heads_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexce
 
 
 cdef void heads_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t D = p.D, T = p.T, dh = D // p.H, n = task // p.H, h = task % p.H
+    cdef Py_ssize_t D = p.D, T = p.T, dh = D // p.H, ldq = 3 * D, parts = p.key_parts
+    cdef Py_ssize_t n = task // parts // p.H, h = task // parts % p.H, which = task % parts
+    cdef Py_ssize_t first = cut(T, parts, which), count = cut(T, parts, which + 1) - first
     cdef real* q = part(s, p.arena, p.at.qkv + layer * p.at.qkv_stride) + n * T * 3 * D + h * dh
     cdef real* dq = part(s, p.arena, p.at.dqkv) + n * T * 3 * D + h * dh
     cdef real* o = part(s, p.arena, p.at.o + layer * p.at.o_stride) + n * T * D + h * dh
     cdef real* d_o = part(s, p.arena, p.at.d_o) + n * T * D + h * dh
     cdef real* lse = part(s, p.arena, p.at.lse + layer * p.at.lse_stride) + (n * p.H + h) * T
-    attention_backward(&p.kernels, T, dh, q, q + D, q + 2 * D, 3 * D, o, d_o, D, lse, dq, dq + D, dq + 2 * D, s)
+    cdef real* dk = dq + D
+    if which:  # dq is summed up over the parts by the next stage
+        dq = part(s, p.arena, p.at.dq_parts) + ((which - 1) * p.R + n * T) * D + h * dh
+        ldq = D
+    attention_backward(&p.kernels, T, dh, first, count, q, q + D, q + 2 * D, 3 * D, o, d_o, D, lse, dq, ldq, dk, dk + D, s)
 
 
 # ------------------------------------------------------------------------------- rows -> projection, residual, MLP

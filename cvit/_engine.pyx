@@ -38,7 +38,7 @@ cdef Py_ssize_t tasks_of(Pass* p, Stage stage, int group) noexcept nogil:
     if stage == HEADS:
         return p.N * p.H * p.query_parts
     if stage == HEADS_BACKWARD:
-        return p.N * p.H
+        return p.N * p.H * p.key_parts
     if stage == LOGITS:
         return head_tasks(p, p.classes)
     if stage == LOGITS_BACKWARD:
@@ -253,6 +253,7 @@ def allocate(Py_ssize_t count, dtype):
 BLOCK_BYTES = 512 << 10
 MOST_ROWS, LEAST_ROWS = 168, 56  # every block streams all weights: fewer rows than 56 would wait for them
 ENOUGH_TASKS = 32
+LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all queries, and has a dq of its own
 BAND = 48  # patches, at least, that are embedded at a time
 
 cdef class Engine:
@@ -337,6 +338,7 @@ cdef class Engine:
         p.image_groups = min(p.N, 64)
         p.bands = max(1, min(p.height // p.patch, p.patches // BAND))
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
+        p.key_parts = max(1, min(ceil_div(ENOUGH_TASKS, p.N * p.H), p.T // LEAST_KEYS, MOST_KEY_PARTS))
         p.tile_area = (4 * p.D * p.D + 2 * p.D * p.F) // ENOUGH_TASKS
 
     cdef _place_buffers(self):
@@ -367,6 +369,7 @@ cdef class Engine:
             at.dx, _ = place("gradient of the residual stream", R * D)
             at.d_o, _ = place("gradient of attention outputs", R * D)
             at.dqkv, _ = place("gradient of q, k, v", R * 3 * D)
+            at.dq_parts, _ = place("gradient of q by part of the keys", (p.key_parts - 1) * R * D)
             at.dy_panels, _ = place("packed gradient of a block's output", panel_size(R, D))
             at.dmid_panels, _ = place("packed gradient after attention", panel_size(R, D))
             at.dqkv_panels, _ = place("packed gradient of q, k, v", 3 * panel_size(R, D))

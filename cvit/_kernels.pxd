@@ -41,9 +41,9 @@ cdef extern from "cvit.h" nogil:
         Py_ssize_t (*attention_scratch)(Py_ssize_t tokens, Py_ssize_t dh, int backward) noexcept nogil
         void (*attention_forward)(Py_ssize_t tokens, Py_ssize_t dh, Py_ssize_t first, Py_ssize_t count, float* q,
             float* k, float* v, Py_ssize_t ld, float* o, Py_ssize_t ldo, float* lse, float* scratch) noexcept nogil
-        void (*attention_backward)(Py_ssize_t tokens, Py_ssize_t dh, float* q, float* k, float* v, Py_ssize_t ld,
-            float* o, float* d_o, Py_ssize_t ldo, float* lse, float* dq, float* dk, float* dv,
-            float* scratch) noexcept nogil
+        void (*attention_backward)(Py_ssize_t tokens, Py_ssize_t dh, Py_ssize_t first, Py_ssize_t count, float* q, float* k,
+            float* v, Py_ssize_t ld, float* o, float* d_o, Py_ssize_t ldo, float* lse, float* dq, Py_ssize_t lddq,
+            float* dk, float* dv, float* scratch) noexcept nogil
         void (*sgd)(Py_ssize_t n, float* w, float* g, float* u, float lr, float momentum, int nesterov, float decay,
             float scale) noexcept nogil
         void (*adamw)(Py_ssize_t n, float* w, float* g, float* m, float* v, float lr, float b1, float a1, float b2, float a2, float eps,
@@ -85,9 +85,9 @@ cdef extern from "cvit.h" nogil:
         Py_ssize_t (*attention_scratch)(Py_ssize_t tokens, Py_ssize_t dh, int backward) noexcept nogil
         void (*attention_forward)(Py_ssize_t tokens, Py_ssize_t dh, Py_ssize_t first, Py_ssize_t count, double* q,
             double* k, double* v, Py_ssize_t ld, double* o, Py_ssize_t ldo, double* lse, double* scratch) noexcept nogil
-        void (*attention_backward)(Py_ssize_t tokens, Py_ssize_t dh, double* q, double* k, double* v, Py_ssize_t ld,
-            double* o, double* d_o, Py_ssize_t ldo, double* lse, double* dq, double* dk, double* dv,
-            double* scratch) noexcept nogil
+        void (*attention_backward)(Py_ssize_t tokens, Py_ssize_t dh, Py_ssize_t first, Py_ssize_t count, double* q, double* k,
+            double* v, Py_ssize_t ld, double* o, double* d_o, Py_ssize_t ldo, double* lse, double* dq, Py_ssize_t lddq,
+            double* dk, double* dv, double* scratch) noexcept nogil
         void (*sgd)(Py_ssize_t n, double* w, double* g, double* u, double lr, double momentum, int nesterov,
             double decay, double scale) noexcept nogil
         void (*adamw)(Py_ssize_t n, double* w, double* g, double* m, double* v, double lr, double b1, double a1, double b2, double a2,
@@ -295,12 +295,12 @@ cdef inline void attention_forward(
 
 
 cdef inline void attention_backward(
-    Kernels* K, Py_ssize_t tokens, Py_ssize_t dh, real* q, real* k, real* v, Py_ssize_t ld, real* o, real* d_o,
-    Py_ssize_t ldo, real* lse, real* dq, real* dk, real* dv, real* scratch) noexcept nogil:
+    Kernels* K, Py_ssize_t tokens, Py_ssize_t dh, Py_ssize_t first, Py_ssize_t count, real* q, real* k, real* v, Py_ssize_t ld,
+    real* o, real* d_o, Py_ssize_t ldo, real* lse, real* dq, Py_ssize_t lddq, real* dk, real* dv, real* scratch) noexcept nogil:
     if real is float:
-        K.f32.attention_backward(tokens, dh, q, k, v, ld, o, d_o, ldo, lse, dq, dk, dv, scratch)
+        K.f32.attention_backward(tokens, dh, first, count, q, k, v, ld, o, d_o, ldo, lse, dq, lddq, dk, dv, scratch)
     else:
-        K.f64.attention_backward(tokens, dh, q, k, v, ld, o, d_o, ldo, lse, dq, dk, dv, scratch)
+        K.f64.attention_backward(tokens, dh, first, count, q, k, v, ld, o, d_o, ldo, lse, dq, lddq, dk, dv, scratch)
 
 
 cdef inline void sgd(

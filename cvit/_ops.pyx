@@ -170,8 +170,8 @@ def attention_backward(const real[:, :, ::1] d_o, const real[:, :, ::1] q, const
     cdef int size = team_size(heads)
     cdef real[::1] scratch = room(<real*> NULL, size * stride)
     for i in prange(heads, nogil=True, num_threads=size, schedule="dynamic"):
-        attention_backward_kernel(&K, T, dh, <real*> &q[i, 0, 0], <real*> &k[i, 0, 0], <real*> &v[i, 0, 0], dh, <real*> &o[i, 0, 0],
-                                  <real*> &d_o[i, 0, 0], dh, <real*> &lse[i, 0], &dq[i, 0, 0], &dk[i, 0, 0], &dv[i, 0, 0],
+        attention_backward_kernel(&K, T, dh, 0, T, <real*> &q[i, 0, 0], <real*> &k[i, 0, 0], <real*> &v[i, 0, 0], dh, <real*> &o[i, 0, 0],
+                                  <real*> &d_o[i, 0, 0], dh, <real*> &lse[i, 0], &dq[i, 0, 0], dh, &dk[i, 0, 0], &dv[i, 0, 0],
                                   &scratch[threadid() * stride])
 
 

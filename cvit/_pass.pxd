@@ -34,6 +34,7 @@ ctypedef struct Buffers:
     Py_ssize_t dlogits, dpooled             # (N, classes), (N, D)
     Py_ssize_t dx, d_o                      # (R, D): the residual stream's gradient, from the last block to the first; the heads' outputs'
     Py_ssize_t dqkv                         # (R, 3 D)
+    Py_ssize_t dq_parts                     # (key parts - 1, R, D) what the other parts of the keys add to dq
     Py_ssize_t dy_panels, dmid_panels       # (R, D) packed for the weight gradients: dx as it entered the block, and after its MLP
     Py_ssize_t dqkv_panels, du_panels       # 3 x (R, D) and (R, F), the same
     Py_ssize_t partial                      # (row blocks, 4, D) parts of a block's norm scale and shift gradients
@@ -53,7 +54,8 @@ ctypedef struct Pass:
     Buffers at
     Py_ssize_t row_blocks, panel            # panel: rows of a product's tile
     Py_ssize_t image_groups, bands          # bands of patch rows
-    Py_ssize_t query_parts, tile_area
+    Py_ssize_t query_parts, key_parts       # of a head, for forward and backward
+    Py_ssize_t tile_area
     void* images
     const long long* labels
     void* weights
