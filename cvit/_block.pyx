@@ -21,7 +21,7 @@ from ._kernels cimport (
     attention_backward, attention_forward, block_depth, gelu, gelu_backward, gemm, layernorm, layernorm_backward, pack_both, pack_rows,
     packed_stride, real,
 )
-from ._pass cimport Pass, block_rows, block_start, ceil_div, cut, panel_size, part
+from ._pass cimport Pass, block_rows, block_start, ceil_div, cut, panel_size, part, split
 
 
 cdef inline real* weight(real* kind, Pass* p, Py_ssize_t layer, Py_ssize_t offset) noexcept nogil:
@@ -89,9 +89,9 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
 
 # ---------------------------------------------------------------------------------------------------- heads: attention
 cdef void heads_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t D = p.D, T = p.T, dh = D // p.H, parts = p.query_parts
-    cdef Py_ssize_t n = task // parts // p.H, h = task // parts % p.H
-    cdef Py_ssize_t first = cut(T, parts, task % parts), count = cut(T, parts, task % parts + 1) - first
+    cdef Py_ssize_t D = p.D, T = p.T, dh = p.dh, parts = p.query_parts, which = 0, h
+    cdef Py_ssize_t n = split(task if parts == 1 else split(task, parts, &which), p.H, &h)
+    cdef Py_ssize_t first = cut(T, parts, which), count = cut(T, parts, which + 1) - first
     cdef real* q = part(s, p.arena, p.at.qkv + layer * p.at.qkv_stride) + n * T * 3 * D + h * dh
     cdef real* o = part(s, p.arena, p.at.o + layer * p.at.o_stride) + (n * T + first) * D + h * dh
     cdef real* lse = NULL
@@ -101,8 +101,8 @@ cdef void heads_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexce
 
 
 cdef void heads_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t D = p.D, T = p.T, dh = D // p.H, ldq = 3 * D, parts = p.key_parts
-    cdef Py_ssize_t n = task // parts // p.H, h = task // parts % p.H, which = task % parts
+    cdef Py_ssize_t D = p.D, T = p.T, dh = p.dh, ldq = 3 * D, parts = p.key_parts, which = 0, h
+    cdef Py_ssize_t n = split(task if parts == 1 else split(task, parts, &which), p.H, &h)
     cdef Py_ssize_t first = cut(T, parts, which), count = cut(T, parts, which + 1) - first
     cdef real* q = part(s, p.arena, p.at.qkv + layer * p.at.qkv_stride) + n * T * 3 * D + h * dh
     cdef real* dq = part(s, p.arena, p.at.dqkv) + n * T * 3 * D + h * dh

@@ -9,7 +9,7 @@ import mmap
 
 import numpy as np
 
-from libc.string cimport memcpy
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from ._block cimport (
     block_scratch, heads_backward_task, heads_task, mlp_backward_task, mlp_task, qkv_backward_task, qkv_task,
 )
@@ -19,7 +19,7 @@ from ._head cimport (
 )
 from ._kernels cimport GELU_ERF, GELU_TANH, Kernels, attention_scratch, block_depth, packed_stride, real, tile_rows
 from ._pass cimport Pass, ceil_div, cut, panel_size, part
-from ._runtime cimport Team, run_team, selected, sync, take, team_size
+from ._runtime cimport Team, Turn, run_team, selected, sync, take, team_size, turn_of
 from ._weights cimport BLOCK, HEAD, MLP, PATCH, QKV, Group, gradient_scratch, gradient_task, gradient_tasks, pack_task, pack_tasks
 from ._runtime import get_isa
 
@@ -53,6 +53,8 @@ cdef Py_ssize_t tasks_of(Pass* p, Stage stage, int group) noexcept nogil:
 
 
 cdef void perform(real* s, Pass* p, Stage stage, int group, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    if p.idle:
+        return
     if stage == EMBED:
         embed_task(s, p, task)
     elif stage == QKV_ROWS:
@@ -101,21 +103,23 @@ cdef inline Part of(Stage stage, Py_ssize_t layer=0, int group=0) noexcept nogil
 cdef void together(real* s, Pass* p, Team* team, int thread, Part first, Part second) noexcept nogil:
     """One stage: the tasks of two parts, shared out over the team, and a barrier."""
     cdef Py_ssize_t firsts = tasks_of(p, first.stage, first.group), seconds = tasks_of(p, second.stage, second.group)
-    cdef Py_ssize_t tasks = firsts + seconds, task = take(team, thread, firsts, tasks)
-    while task < tasks:
+    cdef Turn turn = turn_of(team, thread, firsts, firsts + seconds)
+    cdef Py_ssize_t task = take(&turn)
+    while task >= 0:
         if task < firsts:
             perform(s, p, first.stage, first.group, first.layer, task)
         else:
             perform(s, p, second.stage, second.group, second.layer, task - firsts)
-        task = take(team, thread, firsts, tasks)
+        task = take(&turn)
     sync(team)
 
 
 cdef void alone(real* s, Pass* p, Team* team, int thread, Part only) noexcept nogil:
-    cdef Py_ssize_t tasks = tasks_of(p, only.stage, only.group), task = take(team, thread, 0, tasks)
-    while task < tasks:
+    cdef Turn turn = turn_of(team, thread, 0, tasks_of(p, only.stage, only.group))
+    cdef Py_ssize_t task = take(&turn)
+    while task >= 0:
         perform(s, p, only.stage, only.group, only.layer, task)
-        task = take(team, thread, 0, tasks)
+        task = take(&turn)
     sync(team)
 
 
@@ -218,7 +222,7 @@ cdef void work(void* argument, Team* team, int thread) noexcept nogil:
 # ------------------------------------------------------------------------------------------------------------- the plan
 cdef Py_ssize_t scratch_size(real* kind, Pass* p) noexcept nogil:
     """Elements of scratch that a thread needs for the greediest task."""
-    cdef Py_ssize_t dh = p.D // p.H, size
+    cdef Py_ssize_t dh = p.dh, size
     size = max(block_scratch(kind, p), head_scratch(kind, p))
     size = max(size, attention_scratch(&p.kernels, p.T, dh, 0, kind))
     size = max(size, ceil_div(p.height // p.patch, p.bands) * (p.width // p.patch) * packed_stride(&p.kernels, kind)
@@ -280,7 +284,7 @@ cdef class Engine:
         self.isa = get_isa()
         p.kernels = selected()
         p.N, p.T, p.D, p.H, p.F, p.L = batch, config.tokens, config.width, config.heads, config.hidden, config.depth
-        p.R = p.N * p.T
+        p.R, p.dh = p.N * p.T, p.D // p.H
         p.classes, p.patches, p.features = config.classes, config.patches, config.patch_features
         p.channels, p.patch = config.channels, config.patch_size
         p.height, p.width = config.image_size
@@ -448,6 +452,15 @@ cdef class Engine:
         return self.logits(), self._view(self.p.at.pooled, self.p.N, self.p.D)
 
     @property
+    def idle(self):
+        """Whether passes only go through their stages, take every task and do none. `cvit bench --overhead` times that."""
+        return bool(self.p.idle)
+
+    @idle.setter
+    def idle(self, bint value):
+        self.p.idle = value
+
+    @property
     def tasks(self):
         """Tasks of each stage: how many threads it can feed, by name."""
         cdef Pass* p = &self.p
@@ -490,6 +503,10 @@ cdef class Engine:
         return loss / self.p.N
 
 
-cdef void* address(array):
-    """Where an array's data lie, without asking whether they may be written."""
-    return <void*> <size_t> array.__array_interface__["data"][0]
+cdef void* address(array) except NULL:
+    """Where a C-contiguous array's data lie, without asking whether they may be written."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    cdef void* start = view.buf
+    PyBuffer_Release(&view)
+    return start

@@ -46,9 +46,10 @@ ctypedef struct Buffers:
 
 ctypedef struct Pass:
     Kernels kernels
-    Py_ssize_t N, T, D, H, F, L, R, classes, patches
+    Py_ssize_t N, T, D, H, dh, F, L, R, classes, patches
     Py_ssize_t channels, height, width, patch, features   # features = C·P·P
     int class_token, gelu, final_norm, training, frozen, checkpoint
+    int idle                                # tasks are taken and not done: what a pass costs beside its kernels
     double eps, smoothing
     Weights w
     Buffers at
@@ -74,7 +75,14 @@ cdef inline real* part(real* kind, void* base, Py_ssize_t offset) noexcept nogil
 
 cdef inline Py_ssize_t cut(Py_ssize_t count, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
     """Where part i of `parts` equal parts of `count` things begins."""
-    return count * i // parts
+    return count * i if parts == 1 else count * i // parts
+
+
+cdef inline Py_ssize_t split(Py_ssize_t a, Py_ssize_t b, Py_ssize_t* rest) noexcept nogil:
+    """a // b, and what is left over, of numbers below 2^32: a division of 64 bits takes as long as a small task's products."""
+    cdef unsigned int quotient = <unsigned int> a // <unsigned int> b
+    rest[0] = <unsigned int> a - quotient * <unsigned int> b
+    return quotient
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:

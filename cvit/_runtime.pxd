@@ -4,7 +4,10 @@ cdef extern from "_team.h" nogil:
     ctypedef struct Team "cvit_team":
         pass
     int size_of "cvit_team_size" (Team* team)
-    Py_ssize_t take "cvit_team_take" (Team* team, int thread, Py_ssize_t firsts, Py_ssize_t tasks)
+    ctypedef struct Turn "cvit_turn":
+        pass
+    Turn turn_of "cvit_team_turn" (Team* team, int thread, Py_ssize_t firsts, Py_ssize_t tasks)
+    Py_ssize_t take "cvit_team_take" (Turn* turn)
     void sync "cvit_team_sync" (Team* team)
 
 # What one thread of a team does: called once by each of them, with its number.

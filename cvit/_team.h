@@ -67,21 +67,52 @@ static inline void cvit_team_join(cvit_team *team)
 #endif
 }
 
-/* A task of a stage of `tasks` tasks for `thread`, or `tasks` when all are taken. A stage may have two kinds, the first `firsts` of
- * them of one kind: of each kind a thread has its run. */
-static inline ptrdiff_t cvit_team_take(cvit_team *team, int thread, ptrdiff_t firsts, ptrdiff_t tasks)
+/* A thread's way through a stage: whose run of tasks it takes from. A run's bounds take four divisions of 64 bits, as long as a small
+ * task: they are worked out once for a run, not for each task. */
+typedef struct {
+    cvit_team *team;
+    ptrdiff_t firsts, seconds;      /* tasks of either kind in the stage */
+    ptrdiff_t lanes, lane, left;    /* runs, the one at hand, those not yet looked at beside it */
+    ptrdiff_t first, second, run, all; /* where the run's tasks of either kind begin, how many of the first kind, of both */
+} cvit_turn;
+
+static inline void cvit_turn_enter(cvit_turn *turn)
 {
-    const ptrdiff_t seconds = tasks - firsts, size = cvit_team_size(team), lanes = size < CVIT_LANES ? size : CVIT_LANES;
-    for (ptrdiff_t i = 0; i < lanes; i++) {
-        const ptrdiff_t lane = (thread + i) % lanes, first = firsts * lane / lanes, second = seconds * lane / lanes;
-        const ptrdiff_t run = firsts * (lane + 1) / lanes - first, all = run + seconds * (lane + 1) / lanes - second;
-        if (atomic_load_explicit(&team->lanes[lane].taken, memory_order_relaxed) >= all)
-            continue;
-        const ptrdiff_t task = atomic_fetch_add_explicit(&team->lanes[lane].taken, 1, memory_order_relaxed);
-        if (task < all)
-            return task < run ? first + task : firsts + second + (task - run);
+    const ptrdiff_t lane = turn->lane, lanes = turn->lanes, firsts = turn->firsts, seconds = turn->seconds;
+    turn->first = firsts * lane / lanes;
+    turn->second = seconds * lane / lanes;
+    turn->run = firsts * (lane + 1) / lanes - turn->first;
+    turn->all = turn->run + seconds * (lane + 1) / lanes - turn->second;
+}
+
+/* Begin a stage of `tasks` tasks, which may be of two kinds, the first `firsts` of them of one: of each kind a thread has its run. */
+static inline cvit_turn cvit_team_turn(cvit_team *team, int thread, ptrdiff_t firsts, ptrdiff_t tasks)
+{
+    const ptrdiff_t size = cvit_team_size(team), lanes = size < CVIT_LANES ? size : CVIT_LANES;
+    cvit_turn turn = {team, firsts, tasks - firsts, lanes, thread % lanes, lanes - 1, 0, 0, 0, 0};
+    cvit_turn_enter(&turn);
+    return turn;
+}
+
+/* The next task for this thread, -1 when all are taken. */
+static inline ptrdiff_t cvit_team_take(cvit_turn *turn)
+{
+    for (;;) {
+        atomic_ptrdiff_t *taken = &turn->team->lanes[turn->lane].taken;
+        ptrdiff_t task = atomic_load_explicit(taken, memory_order_relaxed);
+        if (task < turn->all) {
+            if (turn->lanes > 1)
+                task = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
+            else
+                atomic_store_explicit(taken, task + 1, memory_order_relaxed);
+        }
+        if (task < turn->all)
+            return task < turn->run ? turn->first + task : turn->firsts + turn->second + (task - turn->run);
+        if (!turn->left--)
+            return -1;
+        turn->lane = turn->lane + 1 < turn->lanes ? turn->lane + 1 : 0;
+        cvit_turn_enter(turn);
     }
-    return tasks;
 }
 
 static inline void cvit_pause(void)

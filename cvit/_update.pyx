@@ -8,7 +8,7 @@ csrc/update.inc; optim.py validates and owns the state.
 import numpy as np
 
 from ._kernels cimport Kernels, adamw as adamw_kernel, real, sgd as sgd_kernel, sum_of_squares as sum_kernel
-from ._runtime cimport Team, run_team, selected, take, team_size
+from ._runtime cimport Team, Turn, run_team, selected, take, team_size, turn_of
 
 cdef enum:
     CHUNK = 1 << 16
@@ -64,26 +64,28 @@ cdef inline Py_ssize_t chunks(Py_ssize_t n) noexcept nogil:
 
 cdef void update_work(void* argument, Team* team, int thread) noexcept nogil:
     cdef Update* job = <Update*> argument
-    cdef Py_ssize_t tasks = chunks(job.n), chunk = take(team, thread, 0, tasks), start
-    while chunk < tasks:
+    cdef Turn turn = turn_of(team, thread, 0, chunks(job.n))
+    cdef Py_ssize_t chunk = take(&turn), start
+    while chunk >= 0:
         start = chunk * CHUNK
         if job.is_double:
             update_chunk(<double*> NULL, job, start, min(start + CHUNK, job.n))
         else:
             update_chunk(<float*> NULL, job, start, min(start + CHUNK, job.n))
-        chunk = take(team, thread, 0, tasks)
+        chunk = take(&turn)
 
 
 cdef void sum_work(void* argument, Team* team, int thread) noexcept nogil:
     cdef Update* job = <Update*> argument
-    cdef Py_ssize_t tasks = chunks(job.n), chunk = take(team, thread, 0, tasks), start
-    while chunk < tasks:
+    cdef Turn turn = turn_of(team, thread, 0, chunks(job.n))
+    cdef Py_ssize_t chunk = take(&turn), start
+    while chunk >= 0:
         start = chunk * CHUNK
         if job.is_double:
             job.sums[chunk] = sum_kernel(&job.kernels, min(<Py_ssize_t> CHUNK, job.n - start), <double*> job.g + start)
         else:
             job.sums[chunk] = sum_kernel(&job.kernels, min(<Py_ssize_t> CHUNK, job.n - start), <float*> job.g + start)
-        chunk = take(team, thread, 0, tasks)
+        chunk = take(&turn)
 
 
 cdef void prepare(Update* job, real[::1] w, const real[::1] g, real[::1] u, real[::1] v, const long long[:, ::1] decay_runs):
