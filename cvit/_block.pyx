@@ -13,7 +13,7 @@ and back, from dy (what each formula means is derived in docs/backward.md):
 The weights' gradients follow in _weights.pyx. Forward keeps x, q, k, v, o, lse, mid, u and each row's mean and rstd; the normalised
 rows are made anew where they are needed. A task of a rows stage is a block of token rows, cut by shapes alone: for its rows
 everything from one stage to the next happens in one thread's cache, the hidden rows KC columns at a time. A task of a heads stage is
-one head of one image, or a part of its queries.
+one head of one image, or a part of its queries, or a few small heads.
 """
 
 from libc.string cimport memset
@@ -21,7 +21,10 @@ from ._kernels cimport (
     attention_backward, attention_forward, block_depth, gelu, gelu_backward, gemm, layernorm, layernorm_backward, pack_both, pack_rows,
     packed_stride, real,
 )
-from ._pass cimport Pass, block_rows, block_start, ceil_div, cut, panel_size, part, split
+from ._pass cimport (
+    KEEP_LSE, KEEP_MID, KEEP_O, KEEP_QKV, KEEP_STATS, KEEP_U, KEEP_X, Pass, block_rows, block_start, ceil_div, cut, kept, panel_size, part,
+    split,
+)
 
 
 cdef inline real* weight(real* kind, Pass* p, Py_ssize_t layer, Py_ssize_t offset) noexcept nogil:
@@ -47,13 +50,13 @@ cdef Py_ssize_t block_scratch(real* kind, Pass* p) noexcept nogil:
 cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t D = p.D, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), j
-    cdef real* x = part(s, p.arena, p.at.x + layer * p.at.x_stride) + first * D
-    cdef real* qkv = part(s, p.arena, p.at.qkv + layer * p.at.qkv_stride) + first * 3 * D
+    cdef real* x = kept(s, p, KEEP_X, layer) + first * D
+    cdef real* qkv = kept(s, p, KEEP_QKV, layer) + first * 3 * D
     cdef real* mean = NULL
     cdef real* rstd = NULL
     cdef Py_ssize_t[3] bias = [p.w.block.q_b, p.w.block.k_b, p.w.block.v_b]
     if p.training:
-        mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + first
+        mean = kept(s, p, KEEP_STATS, layer) + first
         rstd = mean + p.R
     layernorm(&p.kernels, m, D, x, D, weight(s, p, layer, p.w.block.norm1_w), weight(s, p, layer, p.w.block.norm1_b),
               <real> p.eps, s, lda, m * lda, mean, rstd)
@@ -67,9 +70,9 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), i, j, c
     cdef real* dn = s + m * lda * ceil_div(D, block_depth(&p.kernels, s))
     cdef real* dqkv = part(s, p.arena, p.at.dqkv) + first * 3 * D
-    cdef real* x = part(s, p.arena, p.at.x + layer * p.at.x_stride) + first * D
+    cdef real* x = kept(s, p, KEEP_X, layer) + first * D
     cdef real* dx = part(s, p.arena, p.at.dx) + first * D  # dmid until the end
-    cdef real* mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + first
+    cdef real* mean = kept(s, p, KEEP_STATS, layer) + first
     cdef real* scale = weight(s, p, layer, p.w.block.norm1_w)
     cdef real* sums = part(s, p.arena, p.at.partial) + task * 4 * D
     cdef real* more
@@ -89,26 +92,38 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
 
 # ---------------------------------------------------------------------------------------------------- heads: attention
 cdef void heads_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t pieces = p.N * p.H * p.query_parts, tasks = p.head_tasks, piece
+    for piece in range(cut(pieces, tasks, task), cut(pieces, tasks, task + 1)):
+        head(s, p, layer, piece)
+
+
+cdef void head(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece) noexcept nogil:
     cdef Py_ssize_t D = p.D, T = p.T, dh = p.dh, parts = p.query_parts, which = 0, h
-    cdef Py_ssize_t n = split(task if parts == 1 else split(task, parts, &which), p.H, &h)
+    cdef Py_ssize_t n = split(piece if parts == 1 else split(piece, parts, &which), p.H, &h)
     cdef Py_ssize_t first = cut(T, parts, which), count = cut(T, parts, which + 1) - first
-    cdef real* q = part(s, p.arena, p.at.qkv + layer * p.at.qkv_stride) + n * T * 3 * D + h * dh
-    cdef real* o = part(s, p.arena, p.at.o + layer * p.at.o_stride) + (n * T + first) * D + h * dh
+    cdef real* q = kept(s, p, KEEP_QKV, layer) + n * T * 3 * D + h * dh
+    cdef real* o = kept(s, p, KEEP_O, layer) + (n * T + first) * D + h * dh
     cdef real* lse = NULL
     if p.training:
-        lse = part(s, p.arena, p.at.lse + layer * p.at.lse_stride) + (n * p.H + h) * T + first
+        lse = kept(s, p, KEEP_LSE, layer) + (n * p.H + h) * T + first
     attention_forward(&p.kernels, T, dh, first, count, q, q + D, q + 2 * D, 3 * D, o, D, lse, s)
 
 
 cdef void heads_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t pieces = p.N * p.H * p.key_parts, tasks = p.head_backward_tasks, piece
+    for piece in range(cut(pieces, tasks, task), cut(pieces, tasks, task + 1)):
+        head_backward(s, p, layer, piece)
+
+
+cdef void head_backward(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece) noexcept nogil:
     cdef Py_ssize_t D = p.D, T = p.T, dh = p.dh, ldq = 3 * D, parts = p.key_parts, which = 0, h
-    cdef Py_ssize_t n = split(task if parts == 1 else split(task, parts, &which), p.H, &h)
+    cdef Py_ssize_t n = split(piece if parts == 1 else split(piece, parts, &which), p.H, &h)
     cdef Py_ssize_t first = cut(T, parts, which), count = cut(T, parts, which + 1) - first
-    cdef real* q = part(s, p.arena, p.at.qkv + layer * p.at.qkv_stride) + n * T * 3 * D + h * dh
+    cdef real* q = kept(s, p, KEEP_QKV, layer) + n * T * 3 * D + h * dh
     cdef real* dq = part(s, p.arena, p.at.dqkv) + n * T * 3 * D + h * dh
-    cdef real* o = part(s, p.arena, p.at.o + layer * p.at.o_stride) + n * T * D + h * dh
+    cdef real* o = kept(s, p, KEEP_O, layer) + n * T * D + h * dh
     cdef real* d_o = part(s, p.arena, p.at.d_o) + n * T * D + h * dh
-    cdef real* lse = part(s, p.arena, p.at.lse + layer * p.at.lse_stride) + (n * p.H + h) * T
+    cdef real* lse = kept(s, p, KEEP_LSE, layer) + (n * p.H + h) * T
     cdef real* dk = dq + D
     if which:  # dq is summed up over the parts by the next stage
         dq = part(s, p.arena, p.at.dq_parts) + ((which - 1) * p.R + n * T) * D + h * dh
@@ -122,10 +137,10 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
     cdef Py_ssize_t D = p.D, F = p.F, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), kc = block_depth(&p.kernels, s), f, width, ldu
     cdef real* g = s + m * lda * ceil_div(D, kc)  # a block of hidden rows, packed
-    cdef real* x = part(s, p.arena, p.at.x + layer * p.at.x_stride) + first * D
-    cdef real* y = part(s, p.arena, p.at.x + (layer + 1) * p.at.x_stride) + first * D
-    cdef real* mid = part(s, p.arena, p.at.mid + layer * p.at.mid_stride) + first * D
-    cdef real* o = part(s, p.arena, p.at.o + layer * p.at.o_stride) + first * D
+    cdef real* x = kept(s, p, KEEP_X, layer) + first * D
+    cdef real* y = kept(s, p, KEEP_X, layer + 1) + first * D
+    cdef real* mid = kept(s, p, KEEP_MID, layer) + first * D
+    cdef real* o = kept(s, p, KEEP_O, layer) + first * D
     cdef real* w_o = packed_mlp(s, p, layer)
     cdef real* w_1 = w_o + panel_size(D, D)
     cdef real* w_2 = w_1 + panel_size(D, F)
@@ -135,7 +150,7 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
     cdef real* rstd = NULL
     ldu = lda
     if p.training:
-        mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + 2 * p.R + first
+        mean = kept(s, p, KEEP_STATS, layer) + 2 * p.R + first
         rstd = mean + p.R
         ldu = F
     pack_rows(&p.kernels, m, D, o, D, <real> 1, s)
@@ -145,7 +160,7 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
     for f from 0 <= f < F by kc:
         width = min(kc, F - f)
         if p.training:
-            u = part(s, p.arena, p.at.u + layer * p.at.u_stride) + first * F + f
+            u = kept(s, p, KEEP_U, layer) + first * F + f
         gemm(&p.kernels, m, width, D, s, w_1 + f * D, D, 0, u, ldu, b_1 + f if b_1 != NULL else <real*> NULL, <real*> NULL, 0)
         if whole:
             gelu(&p.kernels, p.gelu, m, width, u, ldu, g, lda)
@@ -159,8 +174,8 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     cdef real* dg = s + m * lda * ceil_div(D, kc)
     cdef real* dn = dg + m * lda
     cdef real* dy = part(s, p.arena, p.at.dx) + first * D  # becomes dmid
-    cdef real* mid = part(s, p.arena, p.at.mid + layer * p.at.mid_stride) + first * D
-    cdef real* mean = part(s, p.arena, p.at.stats + layer * p.at.stats_stride) + 2 * p.R + first
+    cdef real* mid = kept(s, p, KEEP_MID, layer) + first * D
+    cdef real* mean = kept(s, p, KEEP_STATS, layer) + 2 * p.R + first
     cdef real* scale = weight(s, p, layer, p.w.block.norm2_w)
     cdef real* sums = part(s, p.arena, p.at.partial) + (task * 4 + 2) * D
     cdef real* w_o = packed_mlp(s, p, layer)
@@ -170,7 +185,7 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     for f from 0 <= f < F by kc:
         width = min(kc, F - f)
         gemm(&p.kernels, m, width, D, s, w_2 + f * D, D, 0, dg, lda, <real*> NULL, <real*> NULL, 0)
-        gelu_backward(&p.kernels, p.gelu, m, width, part(s, p.arena, p.at.u + layer * p.at.u_stride) + first * F + f, F,
+        gelu_backward(&p.kernels, p.gelu, m, width, kept(s, p, KEEP_U, layer) + first * F + f, F,
                       dg, lda, part(s, p.arena, p.at.du_panels) + f * p.R, p.R, first)
         gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D)
     memset(sums, 0, 2 * D * sizeof(real))

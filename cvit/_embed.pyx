@@ -9,7 +9,7 @@ a token's columns. dW and db are tiles of the weight stage, in _weights.pyx.
 
 from libc.string cimport memcpy
 from ._kernels cimport column_sums, gemm, pack_rows, real
-from ._pass cimport Pass, cut, part
+from ._pass cimport KEEP_X, Pass, cut, kept, part
 
 
 cdef void cut_patches(real* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch, Py_ssize_t first,
@@ -47,7 +47,7 @@ cdef void embed_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:
     cdef real* cls = part(s, p.weights, p.w.cls)
     for n in range(cut(p.N, p.image_groups, group), cut(p.N, p.image_groups, group + 1)):
         patches = part(s, p.arena, p.at.patches) + ((n if p.training else group) * p.patches + first) * p.features
-        x = part(s, p.arena, p.at.x) + n * p.T * D
+        x = kept(s, p, KEEP_X, 0) + n * p.T * D
         cut_patches(<real*> p.images + n * pixels, p.channels, p.height, p.width, p.patch, top, bottom, patches)
         if p.class_token and band == 0:
             for i in range(D):

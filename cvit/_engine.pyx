@@ -18,171 +18,194 @@ from ._head cimport (
     final_norm_gradients, head_scratch, head_tasks, logits_backward_task, logits_task, loss_task, pool_backward_task, pool_task,
 )
 from ._kernels cimport GELU_ERF, GELU_TANH, Kernels, attention_scratch, block_depth, packed_stride, real, tile_rows
-from ._pass cimport Pass, ceil_div, cut, panel_size, part
+from ._pass cimport (
+    KEEP_LSE, KEEP_MID, KEEP_O, KEEP_QKV, KEEP_STATS, KEEP_U, KEEP_X, KEEPS, Pass, ceil_div, cut, panel_size, part,
+)
 from ._runtime cimport Team, Turn, run_team, selected, sync, take, team_size, turn_of
-from ._weights cimport BLOCK, HEAD, MLP, PATCH, QKV, Group, gradient_scratch, gradient_task, gradient_tasks, pack_task, pack_tasks
+from ._weights cimport HEAD, MLP, PATCH, QKV, Group, gradient_scratch, gradient_task, gradient_tasks, pack_task, pack_tasks
 from ._runtime import get_isa
 
 # --------------------------------------------------------------------------------------------------------- the two passes
-cdef enum Stage:
-    EMBED, QKV_ROWS, HEADS, MLP_ROWS, MLP_AGAIN, POOL, LOGITS, LOSS
-    LOGITS_BACKWARD, POOL_BACKWARD, MLP_BACKWARD, HEADS_BACKWARD, QKV_BACKWARD, POSITIONS_BACKWARD
+cdef enum Task:
+    EMBED, QKV_ROWS, HEADS, ROWS, MLP_ROWS, MLP_AGAIN, POOL, LOGITS, LOSS
+    LOGITS_BACKWARD, POOL_BACKWARD, MLP_BACKWARD, HEADS_BACKWARD, ROWS_BACKWARD, QKV_BACKWARD, POSITIONS_BACKWARD
     GRADIENTS, PACK, PACK_TRANSPOSED
 
 
-cdef Py_ssize_t tasks_of(Pass* p, Stage stage, int group) noexcept nogil:
-    if stage in (QKV_ROWS, MLP_ROWS, MLP_AGAIN, MLP_BACKWARD, QKV_BACKWARD):
+ctypedef struct Part:  # the tasks of one kind within a stage
+    Task kind
+    Py_ssize_t layer
+    int group
+
+
+cdef inline Part of(Task kind, Py_ssize_t layer=0, int group=0) noexcept nogil:
+    return Part(kind, layer, group)
+
+
+cdef Py_ssize_t tasks_of(Pass* p, Part part) noexcept nogil:
+    """How many; none for a block before the first or after the last."""
+    if part.kind in (QKV_ROWS, ROWS, MLP_ROWS, MLP_AGAIN, MLP_BACKWARD, ROWS_BACKWARD, QKV_BACKWARD):
         return p.row_blocks
-    if stage == EMBED:
+    if part.kind == EMBED:
         return p.image_groups * p.bands
-    if stage == HEADS:
-        return p.N * p.H * p.query_parts
-    if stage == HEADS_BACKWARD:
-        return p.N * p.H * p.key_parts
-    if stage == LOGITS:
+    if part.kind == HEADS:
+        return p.head_tasks
+    if part.kind == HEADS_BACKWARD:
+        return p.head_backward_tasks
+    if part.kind == LOGITS:
         return head_tasks(p, p.classes)
-    if stage == LOGITS_BACKWARD:
+    if part.kind == LOGITS_BACKWARD:
         return head_tasks(p, p.D)
-    if stage == POSITIONS_BACKWARD:
+    if part.kind == POSITIONS_BACKWARD:
         return p.T + 1  # and the final norm's parameters
-    if stage == GRADIENTS:
-        return gradient_tasks(p, <Group> group)
-    if stage in (PACK, PACK_TRANSPOSED):
-        return pack_tasks(p, <Group> group)
+    if part.kind in (GRADIENTS, PACK, PACK_TRANSPOSED):
+        if part.group in (QKV, MLP) and not 0 <= part.layer < p.L:
+            return 0
+        return gradient_tasks(p, <Group> part.group) if part.kind == GRADIENTS else pack_tasks(p, <Group> part.group)
     return p.image_groups
 
 
-cdef void perform(real* s, Pass* p, Stage stage, int group, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+cdef void perform(real* s, Pass* p, Part part, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t layer = part.layer
     if p.idle:
         return
-    if stage == EMBED:
+    if part.kind == EMBED:
         embed_task(s, p, task)
-    elif stage == QKV_ROWS:
+    elif part.kind == QKV_ROWS:
         qkv_task(s, p, layer, task)
-    elif stage == HEADS:
+    elif part.kind == HEADS:
         heads_task(s, p, layer, task)
-    elif stage in (MLP_ROWS, MLP_AGAIN):
-        mlp_task(s, p, layer, task, stage == MLP_ROWS)
-    elif stage == POOL:
+    elif part.kind in (MLP_ROWS, MLP_AGAIN):
+        mlp_task(s, p, layer, task, part.kind == MLP_ROWS)
+    elif part.kind == ROWS:  # out of a block and into the next
+        mlp_task(s, p, layer, task, True)
+        qkv_task(s, p, layer + 1, task)
+    elif part.kind == POOL:
         pool_task(s, p, task)
-    elif stage == LOGITS:
+    elif part.kind == LOGITS:
         logits_task(s, p, task)
-    elif stage == LOSS:
+    elif part.kind == LOSS:
         loss_task(s, p, task)
-    elif stage == LOGITS_BACKWARD:
+    elif part.kind == LOGITS_BACKWARD:
         logits_backward_task(s, p, task)
-    elif stage == POOL_BACKWARD:
+    elif part.kind == POOL_BACKWARD:
         pool_backward_task(s, p, task)
-    elif stage == MLP_BACKWARD:
+    elif part.kind == MLP_BACKWARD:
         mlp_backward_task(s, p, layer, task)
-    elif stage == HEADS_BACKWARD:
+    elif part.kind == HEADS_BACKWARD:
         heads_backward_task(s, p, layer, task)
-    elif stage == QKV_BACKWARD:
+    elif part.kind == ROWS_BACKWARD:
+        qkv_backward_task(s, p, layer + 1, task)
+        mlp_backward_task(s, p, layer, task)
+    elif part.kind == QKV_BACKWARD:
         qkv_backward_task(s, p, layer, task)
-    elif stage == POSITIONS_BACKWARD:
+    elif part.kind == POSITIONS_BACKWARD:
         if task < p.T:
             positions_backward_task(s, p, task)
         else:
             final_norm_gradients(s, p)
-    elif stage == GRADIENTS:
-        gradient_task(s, p, <Group> group, layer, task)
+    elif part.kind == GRADIENTS:
+        gradient_task(s, p, <Group> part.group, layer, task)
     else:
-        pack_task(s, p, <Group> group, stage == PACK_TRANSPOSED, layer, task)
+        pack_task(s, p, <Group> part.group, part.kind == PACK_TRANSPOSED, layer, task)
 
 
-ctypedef struct Part:  # the tasks of one kind within a stage
-    Stage stage
-    int group
-    Py_ssize_t layer
+ctypedef struct Run:  # one thread's part in a pass
+    Pass* p
+    int is_double
+    Team* team
+    int thread
+    void* scratch
 
 
-cdef inline Part of(Stage stage, Py_ssize_t layer=0, int group=0) noexcept nogil:
-    return Part(stage, group, layer)
-
-
-cdef void together(real* s, Pass* p, Team* team, int thread, Part first, Part second) noexcept nogil:
-    """One stage: the tasks of two parts, shared out over the team, and a barrier."""
-    cdef Py_ssize_t firsts = tasks_of(p, first.stage, first.group), seconds = tasks_of(p, second.stage, second.group)
-    cdef Turn turn = turn_of(team, thread, firsts, firsts + seconds)
-    cdef Py_ssize_t task = take(&turn)
+cdef void stage(Run* r, int kinds, const Part* parts) noexcept nogil:
+    """The tasks of these parts, shared out over the team, and a barrier."""
+    cdef Py_ssize_t[5] tasks
+    cdef Py_ssize_t task
+    cdef int kind
+    cdef Turn turn
+    for kind in range(kinds):
+        tasks[kind] = tasks_of(r.p, parts[kind])
+    turn = turn_of(r.team, r.thread, kinds, tasks)
+    task = take(&turn, &kind)
     while task >= 0:
-        if task < firsts:
-            perform(s, p, first.stage, first.group, first.layer, task)
+        if r.is_double:
+            perform(<double*> r.scratch, r.p, parts[kind], task)
         else:
-            perform(s, p, second.stage, second.group, second.layer, task - firsts)
-        task = take(&turn)
-    sync(team)
+            perform(<float*> r.scratch, r.p, parts[kind], task)
+        task = take(&turn, &kind)
+    sync(r.team)
 
 
-cdef void alone(real* s, Pass* p, Team* team, int thread, Part only) noexcept nogil:
-    cdef Turn turn = turn_of(team, thread, 0, tasks_of(p, only.stage, only.group))
-    cdef Py_ssize_t task = take(&turn)
-    while task >= 0:
-        perform(s, p, only.stage, only.group, only.layer, task)
-        task = take(&turn)
-    sync(team)
+cdef void forward(Run* r) noexcept nogil:
+    embed(r)
+    blocks(r)
+    stage(r, 1, [of(POOL)])
+    stage(r, 1, [of(LOGITS)])
 
 
-cdef void embed(real* s, Pass* p, Team* team, int thread) noexcept nogil:
-    if not p.frozen:
-        together(s, p, team, thread, of(PACK, 0, PATCH), of(PACK, 0, QKV if p.L else HEAD))
-    alone(s, p, team, thread, of(EMBED))
+cdef void embed(Run* r) noexcept nogil:
+    stage(r, 2, [of(PACK, 0, PATCH), of(PACK, 0, QKV if r.p.L else HEAD)])
+    stage(r, 1, [of(EMBED)])
 
 
-cdef void blocks(real* s, Pass* p, Team* team, int thread) noexcept nogil:
-    """Each stage also packs the weights that the next one needs."""
+cdef void blocks(Run* r) noexcept nogil:
+    """Heads and rows in turn. Beside the heads the weights are packed that the rows after them need."""
     cdef Py_ssize_t i
-    for i in range(p.L):
-        alone(s, p, team, thread, of(QKV_ROWS, i))
-        together(s, p, team, thread, of(HEADS, i), of(PACK, i, MLP))
-        if i + 1 < p.L:
-            together(s, p, team, thread, of(MLP_ROWS, i), of(PACK, i + 1, QKV))
-        else:
-            together(s, p, team, thread, of(MLP_ROWS, i), of(PACK, 0, HEAD))
+    if r.p.L:
+        stage(r, 1, [of(QKV_ROWS, 0)])
+    for i in range(r.p.L):
+        stage(r, 3, [of(HEADS, i), of(PACK, i, MLP), of(PACK, i + 1, QKV) if i + 1 < r.p.L else of(PACK, 0, HEAD)])
+        stage(r, 1, [of(ROWS, i) if i + 1 < r.p.L else of(MLP_ROWS, i)])
 
 
-cdef void forward(real* s, Pass* p, Team* team, int thread) noexcept nogil:
-    embed(s, p, team, thread)
-    blocks(s, p, team, thread)
-    alone(s, p, team, thread, of(POOL))
-    alone(s, p, team, thread, of(LOGITS))
-
-
-cdef void block_again(real* s, Pass* p, Team* team, int thread, Py_ssize_t i) noexcept nogil:
-    """What a checkpointed block did not keep, from its input, bit for bit (Chen et al. 2016, arXiv:1604.06174)."""
-    alone(s, p, team, thread, of(QKV_ROWS, i))
-    together(s, p, team, thread, of(HEADS, i), of(PACK, i, MLP))
-    alone(s, p, team, thread, of(MLP_AGAIN, i))
-    alone(s, p, team, thread, of(PACK_TRANSPOSED, i, MLP))
-
-
-cdef void backward(real* s, Pass* p, Team* team, int thread) noexcept nogil:
-    cdef Py_ssize_t i
-    together(s, p, team, thread, of(LOSS), of(PACK_TRANSPOSED, 0, HEAD))
-    together(s, p, team, thread, of(LOGITS_BACKWARD), of(GRADIENTS, 0, HEAD))
-    if p.L:
-        together(s, p, team, thread, of(POOL_BACKWARD), of(PACK_TRANSPOSED, p.L - 1, MLP))
+cdef void backward(Run* r) noexcept nogil:
+    stage(r, 2, [of(LOSS), of(PACK_TRANSPOSED, 0, HEAD)])
+    stage(r, 2, [of(LOGITS_BACKWARD), of(GRADIENTS, 0, HEAD)])
+    stage(r, 2, [of(POOL_BACKWARD), of(PACK_TRANSPOSED, r.p.L - 1, MLP)])
+    if r.p.checkpoint:
+        blocks_again(r)
     else:
-        alone(s, p, team, thread, of(POOL_BACKWARD))
-    for i in range(p.L - 1, -1, -1):
-        if p.checkpoint and i + 1 < p.L:
-            block_again(s, p, team, thread, i)
-        alone(s, p, team, thread, of(MLP_BACKWARD, i))
-        together(s, p, team, thread, of(HEADS_BACKWARD, i), of(PACK_TRANSPOSED, i, QKV))
-        alone(s, p, team, thread, of(QKV_BACKWARD, i))
+        blocks_backward(r)
+    stage(r, 3, [of(GRADIENTS, 0, PATCH), of(GRADIENTS, 0, QKV), of(POSITIONS_BACKWARD)])
+
+
+cdef void blocks_backward(Run* r) noexcept nogil:
+    """Rows and heads in turn. Beside the heads go the gradients of the weights that the rows before them have finished with."""
+    cdef Py_ssize_t i
+    for i in range(r.p.L - 1, -1, -1):
+        stage(r, 1, [of(ROWS_BACKWARD, i) if i + 1 < r.p.L else of(MLP_BACKWARD, i)])
+        stage(r, 5, [
+            of(HEADS_BACKWARD, i), of(GRADIENTS, i, MLP), of(GRADIENTS, i + 1, QKV),
+            of(PACK_TRANSPOSED, i, QKV), of(PACK_TRANSPOSED, i - 1, MLP),
+        ])  # fmt: skip
+    if r.p.L:
+        stage(r, 1, [of(QKV_BACKWARD, 0)])
+
+
+cdef void blocks_again(Run* r) noexcept nogil:
+    """The same where only the blocks' inputs were kept: a block's activations are made again, bit for bit, and go before the next's
+    (Chen et al. 2016, arXiv:1604.06174). Those of the last block are still there."""
+    cdef Py_ssize_t i
+    for i in range(r.p.L - 1, -1, -1):
+        if i + 1 < r.p.L:
+            stage(r, 1, [of(QKV_ROWS, i)])
+            stage(r, 2, [of(HEADS, i), of(PACK, i, MLP)])
+            stage(r, 1, [of(MLP_AGAIN, i)])
+            stage(r, 1, [of(PACK_TRANSPOSED, i, MLP)])
+        stage(r, 1, [of(MLP_BACKWARD, i)])
+        stage(r, 3, [of(HEADS_BACKWARD, i), of(GRADIENTS, i, MLP), of(PACK_TRANSPOSED, i, QKV)])
+        stage(r, 1, [of(QKV_BACKWARD, i)])
         if i:
-            together(s, p, team, thread, of(GRADIENTS, i, BLOCK), of(PACK, i - 1, QKV) if p.checkpoint else of(PACK_TRANSPOSED, i - 1, MLP))
-        else:
-            alone(s, p, team, thread, of(GRADIENTS, i, BLOCK))
-    together(s, p, team, thread, of(GRADIENTS, 0, PATCH), of(POSITIONS_BACKWARD))
+            stage(r, 2, [of(GRADIENTS, i, QKV), of(PACK, i - 1, QKV)])
 
 
-cdef void freeze(real* s, Pass* p, Team* team, int thread) noexcept nogil:
+cdef void freeze(Run* r) noexcept nogil:
     """Pack all weights, each block's in a place of its own."""
     cdef Py_ssize_t i
-    together(s, p, team, thread, of(PACK, 0, PATCH), of(PACK, 0, HEAD))
-    for i in range(p.L):
-        together(s, p, team, thread, of(PACK, i, QKV), of(PACK, i, MLP))
+    stage(r, 2, [of(PACK, 0, PATCH), of(PACK, 0, HEAD)])
+    for i in range(r.p.L):
+        stage(r, 2, [of(PACK, i, QKV), of(PACK, i, MLP)])
 
 
 # What a call runs: parts of the forward, or all of it with the backward.
@@ -195,28 +218,24 @@ cdef struct Job:
     int is_double
 
 
-cdef void run_program(real* s, Pass* p, Team* team, int thread, Program program) noexcept nogil:
-    if program == RUN_EMBED:
-        embed(s, p, team, thread)
-    elif program == RUN_BLOCKS:
-        if not p.frozen:
-            alone(s, p, team, thread, of(PACK, 0, QKV))
-        blocks(s, p, team, thread)
-    elif program == RUN_FREEZE:
-        freeze(s, p, team, thread)
-    else:
-        forward(s, p, team, thread)
-        if program == RUN_TRAINING:
-            backward(s, p, team, thread)
-
-
 cdef void work(void* argument, Team* team, int thread) noexcept nogil:
     cdef Job* job = <Job*> argument
-    cdef Pass* p = job.p
-    if job.is_double:
-        run_program(<double*> p.scratch + thread * p.scratch_stride, p, team, thread, job.program)
+    cdef Run run
+    cdef Run* r = &run
+    r.p, r.is_double, r.team, r.thread = job.p, job.is_double, team, thread
+    r.scratch = <char*> r.p.scratch + thread * r.p.scratch_stride * (sizeof(double) if r.is_double else sizeof(float))
+    if job.program == RUN_EMBED:
+        embed(r)
+    elif job.program == RUN_BLOCKS:
+        if not r.p.frozen:
+            stage(r, 1, [of(PACK, 0, QKV)])
+        blocks(r)
+    elif job.program == RUN_FREEZE:
+        freeze(r)
     else:
-        run_program(<float*> p.scratch + thread * p.scratch_stride, p, team, thread, job.program)
+        forward(r)
+        if job.program == RUN_TRAINING:
+            backward(r)
 
 
 # ------------------------------------------------------------------------------------------------------------- the plan
@@ -258,6 +277,7 @@ BLOCK_BYTES = 512 << 10
 MOST_ROWS, LEAST_ROWS = 168, 56  # every block streams all weights: fewer rows than 56 would wait for them
 ENOUGH_TASKS = 32
 LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all queries, and has a dq of its own
+MOST_HEAD_TASKS = 128  # small heads share a task
 BAND = 48  # patches, at least, that are embedded at a time
 
 cdef class Engine:
@@ -268,9 +288,9 @@ cdef class Engine:
     """
 
     cdef Pass p
-    cdef readonly object dtype, isa, mode, arena, packed, buffers, owner
+    cdef readonly object dtype, isa, mode, arena, packed, buffers, owner, places
     cdef object scratch
-    cdef readonly Py_ssize_t batch
+    cdef readonly Py_ssize_t batch, lent
     cdef int is_double
 
     def __init__(self, config, layout, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
@@ -343,56 +363,80 @@ cdef class Engine:
         p.bands = max(1, min(p.height // p.patch, p.patches // BAND))
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
         p.key_parts = max(1, min(ceil_div(ENOUGH_TASKS, p.N * p.H), p.T // LEAST_KEYS, MOST_KEY_PARTS))
+        p.head_tasks = min(p.N * p.H * p.query_parts, MOST_HEAD_TASKS)
+        p.head_backward_tasks = min(p.N * p.H * p.key_parts, MOST_HEAD_TASKS)
         p.tile_area = (4 * p.D * p.D + 2 * p.D * p.F) // ENOUGH_TASKS
+
+    def _place_kept(self, place):
+        """Where every block keeps what its backward needs: the table that `kept` reads, in _pass.pxd.
+
+        The gradient of a block's weights is written when all later blocks are done. Until then its room is lent to what those keep, as
+        much as fits. (A block's input and statistics are needed for one stage longer than the rest.) With checkpointing, or without a
+        backward, the blocks take turns in one place.
+        """
+        cdef Pass* p = &self.p
+        R, D, L = p.R, p.D, p.L
+        buffers = {
+            KEEP_X: ("block inputs", R * D), KEEP_QKV: ("q, k, v", R * 3 * D), KEEP_O: ("attention outputs", R * D),
+        }  # fmt: skip
+        if p.training:
+            buffers |= {
+                KEEP_LSE: ("log-sum-exp", p.N * p.H * p.T), KEEP_MID: ("after attention", R * D), KEEP_U: ("hidden rows", R * p.F),
+                KEEP_STATS: ("norm statistics", 4 * R),
+            }  # fmt: skip
+        self.places = np.zeros((L + 1, KEEPS), np.intp)
+        lent = 16  # values of the gradient that are lent already; not 0, since their places are told by a minus sign
+        for layer in range(L + 1):
+            for keep, (name, count) in buffers.items():
+                if layer == L and keep != KEEP_X:
+                    continue
+                # While this is needed, gradients are written from block `writer` on.
+                writer = layer - (keep in (KEEP_X, KEEP_STATS) and layer < L)
+                if layer and (not p.training or p.checkpoint and keep != KEEP_X):
+                    self.places[layer, keep] = self.places[0, keep]
+                elif p.training and writer >= 0 and lent + count + 16 <= p.w.blocks + writer * p.w.block_stride:
+                    self.places[layer, keep] = -lent
+                    lent += ceil_div(count, 16) * 16
+                else:
+                    self.places[layer, keep] = place(name, count)
+        if not p.training:
+            self.places[:, KEEP_MID] = self.places[:, KEEP_X]
+        p.places = <const Py_ssize_t*> address(self.places)
+        self.lent = (lent - 16) * self.dtype.itemsize
 
     cdef _place_buffers(self):
         """Offsets of all buffers in the arena, and their sizes by name for `plan`."""
         cdef Pass* p = &self.p
         cdef Py_ssize_t R = p.R, D = p.D, F = p.F, L = p.L
-        kept = 1 if p.checkpoint else max(1, L)  # blocks whose activations are kept
         sizes = {}
         end = 0
 
-        def place(name, count, copies=1):
+        def place(name, count):
             nonlocal end
-            stride = (count + 15) // 16 * 16 if copies > 1 else count
-            offset, end = end, end + (stride * copies + 15) // 16 * 16
-            sizes[name] = end - offset
-            return offset, stride if copies > 1 else 0
+            offset, end = end, end + ceil_div(count, 16) * 16
+            sizes[name] = sizes.get(name, 0) + end - offset
+            return offset
 
         at = &p.at
+        at.patches = place("patches", (p.N if p.training else p.image_groups) * p.patches * p.features)
+        self._place_kept(place)
         if p.training:
-            at.patches, _ = place("patches", p.N * p.patches * p.features)
-            at.x, at.x_stride = place("block inputs", R * D, L + 1)
-            at.qkv, at.qkv_stride = place("q, k, v", R * 3 * D, kept)
-            at.o, at.o_stride = place("attention outputs", R * D, kept)
-            at.lse, at.lse_stride = place("log-sum-exp", p.N * p.H * p.T, kept)
-            at.mid, at.mid_stride = place("after attention", R * D, kept)
-            at.u, at.u_stride = place("hidden rows", R * F, kept)
-            at.stats, at.stats_stride = place("norm statistics", 4 * R, kept)
-            at.dx, _ = place("gradient of the residual stream", R * D)
-            at.d_o, _ = place("gradient of attention outputs", R * D)
-            at.dqkv, _ = place("gradient of q, k, v", R * 3 * D)
-            at.dq_parts, _ = place("gradient of q by part of the keys", (p.key_parts - 1) * R * D)
-            at.dy_panels, _ = place("packed gradient of a block's output", panel_size(R, D))
-            at.dmid_panels, _ = place("packed gradient after attention", panel_size(R, D))
-            at.dqkv_panels, _ = place("packed gradient of q, k, v", 3 * panel_size(R, D))
-            at.du_panels, _ = place("packed gradient of hidden rows", panel_size(R, F))
-            at.dlogits, _ = place("gradient of logits", p.N * p.classes)
-            at.dpooled, _ = place("gradient of pooled", p.N * D)
-            at.partial, _ = place("norm gradients by row block", p.row_blocks * 4 * D)
-            at.final_partial, _ = place("final norm gradients by image group", p.image_groups * 2 * D)
-        else:
-            at.patches, _ = place("patches", p.image_groups * p.patches * p.features)
-            at.x, _ = place("tokens", R * D)
-            at.qkv, _ = place("q, k, v", R * 3 * D)
-            at.o, _ = place("attention outputs", R * D)
-            at.mid = at.x
-            at.x_stride = at.qkv_stride = at.o_stride = at.lse_stride = at.mid_stride = at.u_stride = at.stats_stride = 0
-        at.final_stats, _ = place("final norm statistics", 2 * (p.N if p.class_token else R))
-        at.pooled, _ = place("pooled", p.N * D)
-        at.logits, _ = place("logits", p.N * p.classes)
-        at.losses, _ = place("losses", p.N)
+            at.dx = place("gradient of the residual stream", R * D)
+            at.d_o = place("gradient of attention outputs", R * D)
+            at.dqkv = place("gradient of q, k, v", R * 3 * D)
+            at.dq_parts = place("gradient of q by part of the keys", (p.key_parts - 1) * R * D)
+            at.dy_panels = place("packed gradient of a block's output", panel_size(R, D))
+            at.dmid_panels = place("packed gradient after attention", panel_size(R, D))
+            at.dqkv_panels = place("packed gradient of q, k, v", 3 * panel_size(R, D))
+            at.du_panels = place("packed gradient of hidden rows", panel_size(R, F))
+            at.dlogits = place("gradient of logits", p.N * p.classes)
+            at.dpooled = place("gradient of pooled", p.N * D)
+            at.partial = place("norm gradients by row block", p.row_blocks * 4 * D)
+            at.final_partial = place("final norm gradients by image group", p.image_groups * 2 * D)
+        at.final_stats = place("final norm statistics", 2 * (p.N if p.class_token else R))
+        at.pooled = place("pooled", p.N * D)
+        at.logits = place("logits", p.N * p.classes)
+        at.losses = place("losses", p.N)
         at.size = end
 
         qkv, mlp = 3 * panel_size(D, D), panel_size(D, D) + panel_size(D, F) + panel_size(F, D)
@@ -411,7 +455,7 @@ cdef class Engine:
     # -------------------------------------------------------------------------------------------------------- calls
     cpdef int threads(self):
         """Threads that a call uses now: no more than its widest stage has tasks."""
-        return team_size(max(self.p.row_blocks, self.p.N * self.p.H * self.p.query_parts, self.p.image_groups, 4))
+        return team_size(max(self.p.row_blocks, self.p.head_tasks, self.p.image_groups, 4))
 
     cdef _run(self, Program program, weights):
         """Run a program on the team. Arrays were checked by the caller: C-contiguous, of self.dtype."""
@@ -465,13 +509,12 @@ cdef class Engine:
         """Tasks of each stage: how many threads it can feed, by name."""
         cdef Pass* p = &self.p
         names = {
-            "embed": of(EMBED), "qkv rows": of(QKV_ROWS), "heads": of(HEADS), "mlp rows": of(MLP_ROWS), "pool": of(POOL),
-            "logits": of(LOGITS), "logits backward": of(LOGITS_BACKWARD), "mlp rows backward": of(MLP_BACKWARD),
-            "heads backward": of(HEADS_BACKWARD), "qkv rows backward": of(QKV_BACKWARD),
-            "block gradients": of(GRADIENTS, 0, BLOCK), "patch gradients": of(GRADIENTS, 0, PATCH), "pack qkv": of(PACK, 0, QKV),
+            "embed": of(EMBED), "rows": of(ROWS), "heads": of(HEADS), "pool": of(POOL), "logits": of(LOGITS),
+            "logits backward": of(LOGITS_BACKWARD), "heads backward": of(HEADS_BACKWARD), "qkv gradients": of(GRADIENTS, 0, QKV),
+            "mlp gradients": of(GRADIENTS, 0, MLP), "patch gradients": of(GRADIENTS, 0, PATCH), "pack qkv": of(PACK, 0, QKV),
             "pack mlp": of(PACK, 0, MLP),
         }  # fmt: skip
-        return {name: tasks_of(p, part["stage"], part["group"]) for name, part in names.items()}
+        return {name: tasks_of(p, part) for name, part in names.items()}
 
     def logits(self):
         return self._view(self.p.at.logits, self.p.N, self.p.classes)
@@ -480,11 +523,11 @@ cdef class Engine:
         """Run the embedding; returns a view of the tokens (N, T, D)."""
         self.p.images = address(images)
         self._run(RUN_EMBED, weights)
-        return self._view(self.p.at.x, self.p.N, self.p.T, self.p.D)
+        return self._view(self.places[0, KEEP_X], self.p.N, self.p.T, self.p.D)
 
     def blocks(self, weights, tokens):
         """Run the blocks on tokens (N, T, D); returns a view of their output (N, T, D)."""
-        view = self._view(self.p.at.x, self.p.N, self.p.T, self.p.D)
+        view = self._view(self.places[0, KEEP_X], self.p.N, self.p.T, self.p.D)
         view[...] = tokens
         self._run(RUN_BLOCKS, weights)
         return view
@@ -497,6 +540,7 @@ cdef class Engine:
         self.p.labels = &labels[0]
         self.p.smoothing = smoothing
         self.p.grad = address(grad)
+        self.p.lent = <void*> (<size_t> self.p.grad + 63 & ~<size_t> 63)
         self._run(RUN_TRAINING, weights)
         for n in range(self.p.N):
             loss += (<double*> self.p.arena + self.p.at.losses)[n] if self.is_double else (<float*> self.p.arena + self.p.at.losses)[n]

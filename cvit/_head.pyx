@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 from ._kernels cimport (
     block_depth, column_sums, cross_entropy, gemm, layernorm, layernorm_backward, pack_rows, packed_stride, real,
 )
-from ._pass cimport Pass, ceil_div, cut, part
+from ._pass cimport KEEP_X, Pass, ceil_div, cut, kept, part
 
 cdef enum:
     IMAGES = 56   # images of a task of the head's products
@@ -34,7 +34,7 @@ cdef Py_ssize_t head_tasks(Pass* p, Py_ssize_t columns) noexcept nogil:
 cdef void pool_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t first = cut(p.N, p.image_groups, task), last = cut(p.N, p.image_groups, task + 1)
     cdef Py_ssize_t D = p.D, T = p.T, n, row, rows, kc = block_depth(&p.kernels, s)
-    cdef real* x = part(s, p.arena, p.at.x + p.L * p.at.x_stride)
+    cdef real* x = kept(s, p, KEEP_X, p.L)
     cdef real* pooled = part(s, p.arena, p.at.pooled)
     cdef real* mean = part(s, p.arena, p.at.final_stats)
     cdef real* rstd = mean + (p.N if p.class_token else p.R)
@@ -59,7 +59,7 @@ cdef void pool_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:
 cdef void pool_backward_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t first = cut(p.N, p.image_groups, task), last = cut(p.N, p.image_groups, task + 1)
     cdef Py_ssize_t D = p.D, T = p.T, n, i, row
-    cdef real* x = part(s, p.arena, p.at.x + p.L * p.at.x_stride)
+    cdef real* x = kept(s, p, KEEP_X, p.L)
     cdef real* dx = part(s, p.arena, p.at.dx)
     cdef real* dpooled = part(s, p.arena, p.at.dpooled)
     cdef real* mean = part(s, p.arena, p.at.final_stats)

@@ -2,7 +2,7 @@
 
 Letters as everywhere: N images, T tokens, D width, H heads, F hidden width, C channels, P patch, L blocks; R = N·T rows of tokens.
 Offsets count elements; -1 stands for a weight that the configuration lacks. In a forward without gradients all blocks share one
-set of activations (their strides are 0) and `mid` is `x`; with checkpointing all share one but for `x`.
+set of activations and `mid` is `x`; with checkpointing all share one but for `x`.
 """
 
 from ._kernels cimport Kernels, real
@@ -18,16 +18,19 @@ ctypedef struct Weights:
     Py_ssize_t norm_w, norm_b, head_w, head_b
     Py_ssize_t size
 
+# What each block keeps for its backward.
+cdef enum Keep:
+    KEEP_X                                  # (R, D) its input; of a block after the last: the last one's output
+    KEEP_QKV                                # (R, 3 D)
+    KEEP_O                                  # (R, D) the heads' outputs side by side
+    KEEP_LSE                                # (N, H, T)
+    KEEP_MID                                # (R, D) after attention
+    KEEP_U                                  # (R, F) before GELU; the backward turns it into gelu(u)
+    KEEP_STATS                              # (4, R) mean and rstd of norm1, then of norm2
+    KEEPS                                   # how many these are
+
 ctypedef struct Buffers:
-    # kept by the forward for the backward
     Py_ssize_t patches                      # (N · patches, C·P·P)
-    Py_ssize_t x, x_stride                  # (R, D) input of each block, and the last block's output
-    Py_ssize_t qkv, qkv_stride              # (R, 3 D)
-    Py_ssize_t o, o_stride                  # (R, D) the heads' outputs side by side
-    Py_ssize_t lse, lse_stride              # (N, H, T)
-    Py_ssize_t mid, mid_stride              # (R, D) after attention
-    Py_ssize_t u, u_stride                  # (R, F) before GELU; the backward turns it into gelu(u)
-    Py_ssize_t stats, stats_stride          # (4, R) mean and rstd of norm1, then of norm2
     Py_ssize_t final_stats                  # (2, R or N) of the final norm
     Py_ssize_t pooled, logits, losses       # (N, D), (N, classes), (N,)
     # of the backward
@@ -56,12 +59,15 @@ ctypedef struct Pass:
     Py_ssize_t row_blocks, panel            # panel: rows of a product's tile
     Py_ssize_t image_groups, bands          # bands of patch rows
     Py_ssize_t query_parts, key_parts       # of a head, for forward and backward
+    Py_ssize_t head_tasks, head_backward_tasks
     Py_ssize_t tile_area
     void* images
     const long long* labels
     void* weights
     void* grad
     void* arena
+    void* lent                              # grad's first whole cache line: see `kept`
+    const Py_ssize_t* places                # (blocks + 1, KEEPS) offsets in the arena, or, negative, in `lent`
     void* packed
     void* scratch                           # one piece for each thread
     Py_ssize_t scratch_stride
@@ -71,6 +77,12 @@ ctypedef struct Pass:
 cdef inline real* part(real* kind, void* base, Py_ssize_t offset) noexcept nogil:
     """base + offset in elements; NULL for an offset of -1."""
     return NULL if offset < 0 else <real*> base + offset
+
+
+cdef inline real* kept(real* kind, Pass* p, Keep what, Py_ssize_t layer) noexcept nogil:
+    """What block `layer` keeps: in the arena, or where gradients of weights will be written when it is no longer needed."""
+    cdef Py_ssize_t place = p.places[layer * KEEPS + what]
+    return <real*> p.arena + place if place >= 0 else <real*> p.lent - place
 
 
 cdef inline Py_ssize_t cut(Py_ssize_t count, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:

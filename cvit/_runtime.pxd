@@ -6,8 +6,8 @@ cdef extern from "_team.h" nogil:
     int size_of "cvit_team_size" (Team* team)
     ctypedef struct Turn "cvit_turn":
         pass
-    Turn turn_of "cvit_team_turn" (Team* team, int thread, Py_ssize_t firsts, Py_ssize_t tasks)
-    Py_ssize_t take "cvit_team_take" (Turn* turn)
+    Turn turn_of "cvit_team_turn" (Team* team, int thread, int kinds, const Py_ssize_t* tasks)
+    Py_ssize_t take "cvit_team_take" (Turn* turn, int* kind)
     void sync "cvit_team_sync" (Team* team)
 
 # What one thread of a team does: called once by each of them, with its number.

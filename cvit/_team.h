@@ -25,6 +25,7 @@
 
 #define CVIT_SPINS 2000 /* of some 20 ns to 60 ns each */
 #define CVIT_LANES 64   /* more threads than that share their runs of tasks */
+#define CVIT_KINDS 5    /* of tasks in a stage, at most */
 
 typedef struct {
     _Alignas(64) atomic_ptrdiff_t taken; /* how many tasks of a lane's run have been taken in this stage */
@@ -67,47 +68,57 @@ static inline void cvit_team_join(cvit_team *team)
 #endif
 }
 
-/* A thread's way through a stage: whose run of tasks it takes from. A run's bounds take four divisions of 64 bits, as long as a small
- * task: they are worked out once for a run, not for each task. */
+/* A thread's way through a stage, whose tasks may be of several kinds: of each kind every thread has a run of its own. A run's bounds
+ * take divisions of 64 bits, which last as long as a small task: they are worked out once for a run, not for each task. */
 typedef struct {
     cvit_team *team;
-    ptrdiff_t firsts, seconds;      /* tasks of either kind in the stage */
-    ptrdiff_t lanes, lane, left;    /* runs, the one at hand, those not yet looked at beside it */
-    ptrdiff_t first, second, run, all; /* where the run's tasks of either kind begin, how many of the first kind, of both */
+    int kinds;
+    ptrdiff_t lanes, lane, left;                       /* runs, the one at hand, those not yet looked at beside it */
+    ptrdiff_t tasks[CVIT_KINDS], first[CVIT_KINDS];    /* of each kind: in the stage; where the run at hand begins */
+    ptrdiff_t until[CVIT_KINDS];                       /* tasks of this and earlier kinds in that run */
 } cvit_turn;
 
 static inline void cvit_turn_enter(cvit_turn *turn)
 {
-    const ptrdiff_t lane = turn->lane, lanes = turn->lanes, firsts = turn->firsts, seconds = turn->seconds;
-    turn->first = firsts * lane / lanes;
-    turn->second = seconds * lane / lanes;
-    turn->run = firsts * (lane + 1) / lanes - turn->first;
-    turn->all = turn->run + seconds * (lane + 1) / lanes - turn->second;
+    const ptrdiff_t lane = turn->lane, lanes = turn->lanes;
+    ptrdiff_t until = 0;
+    for (int kind = 0; kind < turn->kinds; kind++) {
+        turn->first[kind] = turn->tasks[kind] * lane / lanes;
+        turn->until[kind] = until += turn->tasks[kind] * (lane + 1) / lanes - turn->first[kind];
+    }
 }
 
-/* Begin a stage of `tasks` tasks, which may be of two kinds, the first `firsts` of them of one: of each kind a thread has its run. */
-static inline cvit_turn cvit_team_turn(cvit_team *team, int thread, ptrdiff_t firsts, ptrdiff_t tasks)
+/* Begin a stage of so many `tasks` of each kind. */
+static inline cvit_turn cvit_team_turn(cvit_team *team, int thread, int kinds, const ptrdiff_t *tasks)
 {
     const ptrdiff_t size = cvit_team_size(team), lanes = size < CVIT_LANES ? size : CVIT_LANES;
-    cvit_turn turn = {team, firsts, tasks - firsts, lanes, thread % lanes, lanes - 1, 0, 0, 0, 0};
+    cvit_turn turn = {.team = team, .kinds = kinds, .lanes = lanes, .lane = thread % lanes, .left = lanes - 1};
+    for (int kind = 0; kind < kinds; kind++)
+        turn.tasks[kind] = tasks[kind];
     cvit_turn_enter(&turn);
     return turn;
 }
 
-/* The next task for this thread, -1 when all are taken. */
-static inline ptrdiff_t cvit_team_take(cvit_turn *turn)
+/* The next task for this thread, by number within its kind; -1 when all are taken. */
+static inline ptrdiff_t cvit_team_take(cvit_turn *turn, int *kind)
 {
     for (;;) {
         atomic_ptrdiff_t *taken = &turn->team->lanes[turn->lane].taken;
+        const ptrdiff_t all = turn->until[turn->kinds - 1];
         ptrdiff_t task = atomic_load_explicit(taken, memory_order_relaxed);
-        if (task < turn->all) {
+        if (task < all) {
             if (turn->lanes > 1)
                 task = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
             else
                 atomic_store_explicit(taken, task + 1, memory_order_relaxed);
         }
-        if (task < turn->all)
-            return task < turn->run ? turn->first + task : turn->firsts + turn->second + (task - turn->run);
+        if (task < all) {
+            int k = 0;
+            while (task >= turn->until[k])
+                k++;
+            *kind = k;
+            return turn->first[k] + task - (k ? turn->until[k - 1] : 0);
+        }
         if (!turn->left--)
             return -1;
         turn->lane = turn->lane + 1 < turn->lanes ? turn->lane + 1 : 0;

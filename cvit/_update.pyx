@@ -64,28 +64,32 @@ cdef inline Py_ssize_t chunks(Py_ssize_t n) noexcept nogil:
 
 cdef void update_work(void* argument, Team* team, int thread) noexcept nogil:
     cdef Update* job = <Update*> argument
-    cdef Turn turn = turn_of(team, thread, 0, chunks(job.n))
-    cdef Py_ssize_t chunk = take(&turn), start
+    cdef Py_ssize_t tasks = chunks(job.n), chunk, start
+    cdef int kind
+    cdef Turn turn = turn_of(team, thread, 1, &tasks)
+    chunk = take(&turn, &kind)
     while chunk >= 0:
         start = chunk * CHUNK
         if job.is_double:
             update_chunk(<double*> NULL, job, start, min(start + CHUNK, job.n))
         else:
             update_chunk(<float*> NULL, job, start, min(start + CHUNK, job.n))
-        chunk = take(&turn)
+        chunk = take(&turn, &kind)
 
 
 cdef void sum_work(void* argument, Team* team, int thread) noexcept nogil:
     cdef Update* job = <Update*> argument
-    cdef Turn turn = turn_of(team, thread, 0, chunks(job.n))
-    cdef Py_ssize_t chunk = take(&turn), start
+    cdef Py_ssize_t tasks = chunks(job.n), chunk, start
+    cdef int kind
+    cdef Turn turn = turn_of(team, thread, 1, &tasks)
+    chunk = take(&turn, &kind)
     while chunk >= 0:
         start = chunk * CHUNK
         if job.is_double:
             job.sums[chunk] = sum_kernel(&job.kernels, min(<Py_ssize_t> CHUNK, job.n - start), <double*> job.g + start)
         else:
             job.sums[chunk] = sum_kernel(&job.kernels, min(<Py_ssize_t> CHUNK, job.n - start), <float*> job.g + start)
-        chunk = take(&turn)
+        chunk = take(&turn, &kind)
 
 
 cdef void prepare(Update* job, real[::1] w, const real[::1] g, real[::1] u, real[::1] v, const long long[:, ::1] decay_runs):

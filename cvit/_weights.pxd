@@ -1,13 +1,12 @@
 from ._kernels cimport real
 from ._pass cimport Pass
 
-# Groups of weights that are packed, and whose gradients are computed, together.
+# Groups of weights that are packed, and whose gradients are computed, together: a block's first half, and what comes after attention.
 cdef enum Group:
     PATCH
     QKV
     MLP
     HEAD
-    BLOCK  # QKV and MLP, for gradients
 
 cdef Py_ssize_t pack_tasks(Pass* p, Group group) noexcept nogil
 cdef void pack_task(real* s, Pass* p, Group group, bint transposed, Py_ssize_t layer, Py_ssize_t task) noexcept nogil

@@ -17,7 +17,7 @@ from libc.string cimport memset
 from ._kernels cimport (
     block_depth, column_room, column_sums, gemm_columns, pack_columns, pack_panels, pack_panels_transposed, panel_columns, real,
 )
-from ._pass cimport Pass, ceil_div, cut, panel_size, part
+from ._pass cimport KEEP_MID, KEEP_O, KEEP_STATS, KEEP_U, KEEP_X, Pass, ceil_div, cut, kept, panel_size, part
 
 cdef enum:
     STRIP = 128  # columns of a packing task, a multiple of every panel's width
@@ -116,7 +116,7 @@ cdef struct Gradient:  # dw[i] (m, n) = aᵀ b[i] over `segments` runs of `rows`
 
 
 cdef inline Py_ssize_t gradients(Group group) noexcept nogil:
-    return 4 if group == BLOCK else 1
+    return 3 if group == MLP else 1
 
 
 cdef void block_gradient(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t which, Gradient* g) noexcept nogil:
@@ -124,26 +124,26 @@ cdef void block_gradient(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t which, G
     cdef Py_ssize_t D = p.D, F = p.F, block = p.w.blocks + layer * p.w.block_stride, i
     cdef Py_ssize_t[6] w = [p.w.block.q_w, p.w.block.k_w, p.w.block.v_w, p.w.block.o_w, p.w.block.fc1_w, p.w.block.fc2_w]
     cdef Py_ssize_t[6] b = [p.w.block.q_b, p.w.block.k_b, p.w.block.v_b, p.w.block.o_b, p.w.block.fc1_b, p.w.block.fc2_b]
-    cdef real* stats = part(s, p.arena, p.at.stats + layer * p.at.stats_stride)
+    cdef real* stats = kept(s, p, KEEP_STATS, layer)
     cdef Py_ssize_t norm_w = -1, norm_b = -1, first = which + 2 if which else 0
     g.m = g.n = g.lda = D
     g.packed = True
     if which == 0:
         g.parts, g.b_part = 3, panel_size(p.R, D)
-        g.a = part(s, p.arena, p.at.x + layer * p.at.x_stride)
+        g.a = kept(s, p, KEEP_X, layer)
         g.b = part(s, p.arena, p.at.dqkv_panels)
         norm_w, norm_b = p.w.block.norm1_w, p.w.block.norm1_b
     elif which == 1:
-        g.a = part(s, p.arena, p.at.o + layer * p.at.o_stride)
+        g.a = kept(s, p, KEEP_O, layer)
         g.b = part(s, p.arena, p.at.dmid_panels)
     elif which == 2:
-        g.a = part(s, p.arena, p.at.mid + layer * p.at.mid_stride)
+        g.a = kept(s, p, KEEP_MID, layer)
         g.b = part(s, p.arena, p.at.du_panels)
         g.n = F
         stats += 2 * p.R
         norm_w, norm_b = p.w.block.norm2_w, p.w.block.norm2_b
     else:
-        g.a = part(s, p.arena, p.at.u + layer * p.at.u_stride)  # gelu(u) by now
+        g.a = kept(s, p, KEEP_U, layer)  # gelu(u) by now
         g.b = part(s, p.arena, p.at.dy_panels)
         g.m = g.lda = F
     for i in range(g.parts):
@@ -160,8 +160,10 @@ cdef void describe(real* s, Pass* p, Group group, Py_ssize_t layer, Py_ssize_t w
     g.mean = g.rstd = g.scale = g.shift = NULL
     g.parts, g.packed, g.b_part = 1, False, 0
     g.rows, g.segments, g.a_segment, g.b_segment = p.R, 1, 0, 0
-    if group == BLOCK:
-        block_gradient(s, p, layer, which, g)
+    if group == QKV:
+        block_gradient(s, p, layer, 0, g)
+    elif group == MLP:
+        block_gradient(s, p, layer, which + 1, g)
     elif group == HEAD:
         g.m = g.lda = p.D
         g.n = g.ldb = p.classes
@@ -186,14 +188,14 @@ cdef void cut_tiles(Pass* p, Gradient* g, Py_ssize_t* high, Py_ssize_t* wide) no
 
 
 cdef Py_ssize_t gradient_tasks(Pass* p, Group group) noexcept nogil:
-    """The tiles of a group, and for a block with norm parameters one task more for their sums."""
+    """The tiles of a group, and for a half of a block with norm parameters one task more for their sums."""
     cdef Gradient g
     cdef Py_ssize_t tasks = 0, i, high, wide
     for i in range(gradients(group)):
         describe(<float*> NULL, p, group, 0, i, &g)
         cut_tiles(p, &g, &high, &wide)
         tasks += high * wide
-    return tasks + (group == BLOCK and p.w.block.norm1_w >= 0)
+    return tasks + (group in (QKV, MLP) and p.w.block.norm1_w >= 0)
 
 
 cdef void gradient_task(real* s, Pass* p, Group group, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
@@ -209,7 +211,7 @@ cdef void gradient_task(real* s, Pass* p, Group group, Py_ssize_t layer, Py_ssiz
                           cut(g.n, wide, task % wide), cut(g.n, wide, task % wide + 1))
             return
         task -= high * wide
-    norm_gradients(s, p, layer)
+    norm_gradients(s, p, layer, group == MLP)
 
 
 cdef void gradient_tile(real* s, Pass* p, Gradient* g, Py_ssize_t m0, Py_ssize_t m1, Py_ssize_t n0, Py_ssize_t n1) noexcept nogil:
@@ -257,13 +259,14 @@ cdef void panel_sums(Pass* p, Py_ssize_t rows, Py_ssize_t n, real* panels, Py_ss
         column_sums(&p.kernels, rows, min(nr, n - j), panels + j * depth + first * width, width, again, <real> 1, sums + j)
 
 
-cdef void norm_gradients(real* s, Pass* p, Py_ssize_t layer) noexcept nogil:
-    """The row blocks' parts of both norms' scale and shift gradients, added in order."""
-    cdef Py_ssize_t[4] to = [p.w.block.norm1_w, p.w.block.norm1_b, p.w.block.norm2_w, p.w.block.norm2_b]
-    cdef Py_ssize_t i
-    for i in range(4):
-        column_sums(&p.kernels, p.row_blocks, p.D, part(s, p.arena, p.at.partial) + i * p.D, 4 * p.D, 0, <real> 1,
-                    part(s, p.grad, p.w.blocks + layer * p.w.block_stride + to[i]))
+cdef void norm_gradients(real* s, Pass* p, Py_ssize_t layer, bint second) noexcept nogil:
+    """The row blocks' parts of a norm's scale and shift gradients, added in order."""
+    cdef Py_ssize_t scale = p.w.block.norm2_w if second else p.w.block.norm1_w
+    cdef Py_ssize_t shift = p.w.block.norm2_b if second else p.w.block.norm1_b
+    cdef Py_ssize_t block = p.w.blocks + layer * p.w.block_stride
+    cdef real* parts = part(s, p.arena, p.at.partial) + 2 * second * p.D
+    column_sums(&p.kernels, p.row_blocks, p.D, parts, 4 * p.D, 0, <real> 1, part(s, p.grad, block + scale))
+    column_sums(&p.kernels, p.row_blocks, p.D, parts + p.D, 4 * p.D, 0, <real> 1, part(s, p.grad, block + shift))
 
 
 cdef Py_ssize_t gradient_scratch(real* kind, Pass* p) noexcept nogil:

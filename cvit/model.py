@@ -31,15 +31,18 @@ class Plan:
     batch: int
     threads: int
     buffers: dict[str, int]
+    lent: int = 0  # bytes of activations that lie in the gradient vector until gradients are written there
 
     @property
     def bytes(self) -> int:
-        """All of it: activations, gradients of activations, packed weights, scratch of all threads."""
+        """All of it beside weights and gradient: activations, gradients of activations, packed weights, scratch of all threads."""
         return sum(self.buffers.values())
 
     def __str__(self):
         title = f"{'training' if self.mode == 'train' else 'inference'}, batch {self.batch}, {self.threads} threads"
         rows = [*self.buffers.items(), ("total", self.bytes)]
+        if self.lent:
+            rows.insert(-1, ("(more in the gradient's room)", self.lent))
         return "\n".join([title, *(f"  {name:<38}{size / 1e6:>12.3f} MB" for name, size in rows)])
 
 
@@ -168,7 +171,7 @@ class ViT:
         threads = engine.threads()
         buffers = {name: count * self.dtype.itemsize for name, count in engine.buffers.items()}
         buffers[f"scratch of {threads} threads"] = buffers.pop("scratch of a thread") * threads
-        return Plan(mode, batch, threads, buffers)
+        return Plan(mode, batch, threads, buffers, engine.lent)
 
     # ---------------------------------------------------------------------------------------------------- inside
     def _images(self, x) -> np.ndarray:

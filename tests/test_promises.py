@@ -4,6 +4,7 @@
 threads is also checked wherever a test uses `on_all_threads`.
 """
 
+import dataclasses
 import os
 import tracemalloc
 
@@ -255,6 +256,21 @@ def test_the_plan_tells_the_bytes(allocated, dtype, name, threads):
         net.loss_and_grad(x, y, out=out)
         net.forward(x)
         assert not allocated
+
+
+def test_activations_may_lie_in_the_gradient():
+    """The room of gradients that are not written yet holds activations: wherever that vector begins, whatever it held."""
+    config = dataclasses.replace(TRAINED, depth=5)
+    net = model(config)
+    plan = net.plan(2)
+    assert plan.lent > 4 * (plan.buffers["block inputs"] + plan.buffers["q, k, v"]) and "in the gradient's room" in str(plan)
+    x, y = batch(config, 2)
+    loss, grad = net.loss_and_grad(x, y)
+    expected, logits = grad.copy(), net.logits.copy()
+    for shift in (1, 3, 16, 21):
+        out = np.full(grad.size + shift, np.nan, np.float32)[shift:]
+        again, _ = net.loss_and_grad(x, y, out=out)
+        assert again == loss and same_bits(out, expected) and same_bits(net.logits, logits)
 
 
 def test_a_plan_can_be_printed():
