@@ -27,8 +27,8 @@ from ._runtime import get_isa
 
 # --------------------------------------------------------------------------------------------------------- the two passes
 cdef enum Task:
-    EMBED, QKV_ROWS, HEADS, ROWS, MLP_ROWS, MLP_AGAIN, POOL, LOGITS, LOSS
-    LOGITS_BACKWARD, POOL_BACKWARD, MLP_BACKWARD, HEADS_BACKWARD, ROWS_BACKWARD, QKV_BACKWARD, POSITIONS_BACKWARD
+    EMBED, QKV_ROWS, HEADS, MLP_ROWS, MLP_AGAIN, POOL, LOGITS, LOSS
+    LOGITS_BACKWARD, POOL_BACKWARD, MLP_BACKWARD, HEADS_BACKWARD, QKV_BACKWARD, POSITIONS_BACKWARD
     GRADIENTS, PACK, PACK_TRANSPOSED
 
 
@@ -44,7 +44,7 @@ cdef inline Part of(Task kind, Py_ssize_t layer=0, int group=0) noexcept nogil:
 
 cdef Py_ssize_t tasks_of(Pass* p, Part part) noexcept nogil:
     """How many; none for a block before the first or after the last."""
-    if part.kind in (QKV_ROWS, ROWS, MLP_ROWS, MLP_AGAIN, MLP_BACKWARD, ROWS_BACKWARD, QKV_BACKWARD):
+    if part.kind in (QKV_ROWS, MLP_ROWS, MLP_AGAIN, MLP_BACKWARD, QKV_BACKWARD):
         return p.row_blocks
     if part.kind == EMBED:
         return p.image_groups * p.bands
@@ -77,9 +77,6 @@ cdef void perform(real* s, Pass* p, Part part, Py_ssize_t task) noexcept nogil:
         heads_task(s, p, layer, task)
     elif part.kind in (MLP_ROWS, MLP_AGAIN):
         mlp_task(s, p, layer, task, part.kind == MLP_ROWS)
-    elif part.kind == ROWS:  # out of a block and into the next
-        mlp_task(s, p, layer, task, True)
-        qkv_task(s, p, layer + 1, task)
     elif part.kind == POOL:
         pool_task(s, p, task)
     elif part.kind == LOGITS:
@@ -94,9 +91,6 @@ cdef void perform(real* s, Pass* p, Part part, Py_ssize_t task) noexcept nogil:
         mlp_backward_task(s, p, layer, task)
     elif part.kind == HEADS_BACKWARD:
         heads_backward_task(s, p, layer, task)
-    elif part.kind == ROWS_BACKWARD:
-        qkv_backward_task(s, p, layer + 1, task)
-        mlp_backward_task(s, p, layer, task)
     elif part.kind == QKV_BACKWARD:
         qkv_backward_task(s, p, layer, task)
     elif part.kind == POSITIONS_BACKWARD:
@@ -120,7 +114,7 @@ ctypedef struct Run:  # one thread's part in a pass
 
 cdef void stage(Run* r, int kinds, const Part* parts) noexcept nogil:
     """The tasks of these parts, shared out over the team, and a barrier."""
-    cdef Py_ssize_t[5] tasks
+    cdef Py_ssize_t[3] tasks
     cdef Py_ssize_t task
     cdef int kind
     cdef Turn turn
@@ -150,54 +144,36 @@ cdef void embed(Run* r) noexcept nogil:
 
 
 cdef void blocks(Run* r) noexcept nogil:
-    """Heads and rows in turn. Beside the heads the weights are packed that the rows after them need."""
+    """Each stage also packs the weights that the next one needs."""
     cdef Py_ssize_t i
-    if r.p.L:
-        stage(r, 1, [of(QKV_ROWS, 0)])
     for i in range(r.p.L):
-        stage(r, 3, [of(HEADS, i), of(PACK, i, MLP), of(PACK, i + 1, QKV) if i + 1 < r.p.L else of(PACK, 0, HEAD)])
-        stage(r, 1, [of(ROWS, i) if i + 1 < r.p.L else of(MLP_ROWS, i)])
+        stage(r, 1, [of(QKV_ROWS, i)])
+        stage(r, 2, [of(HEADS, i), of(PACK, i, MLP)])
+        stage(r, 2, [of(MLP_ROWS, i), of(PACK, i + 1, QKV) if i + 1 < r.p.L else of(PACK, 0, HEAD)])
+
+
+cdef void block_again(Run* r, Py_ssize_t i) noexcept nogil:
+    """What a checkpointed block did not keep, from its input, bit for bit (Chen et al. 2016, arXiv:1604.06174)."""
+    stage(r, 1, [of(QKV_ROWS, i)])
+    stage(r, 2, [of(HEADS, i), of(PACK, i, MLP)])
+    stage(r, 1, [of(MLP_AGAIN, i)])
+    stage(r, 1, [of(PACK_TRANSPOSED, i, MLP)])
 
 
 cdef void backward(Run* r) noexcept nogil:
+    """The gradients of weights come as soon as the rows have made what they need: that is still near then."""
+    cdef Py_ssize_t i
     stage(r, 2, [of(LOSS), of(PACK_TRANSPOSED, 0, HEAD)])
     stage(r, 2, [of(LOGITS_BACKWARD), of(GRADIENTS, 0, HEAD)])
     stage(r, 2, [of(POOL_BACKWARD), of(PACK_TRANSPOSED, r.p.L - 1, MLP)])
-    if r.p.checkpoint:
-        blocks_again(r)
-    else:
-        blocks_backward(r)
-    stage(r, 3, [of(GRADIENTS, 0, PATCH), of(GRADIENTS, 0, QKV), of(POSITIONS_BACKWARD)])
-
-
-cdef void blocks_backward(Run* r) noexcept nogil:
-    """Rows and heads in turn. Beside the heads go the gradients of the weights that the rows before them have finished with."""
-    cdef Py_ssize_t i
     for i in range(r.p.L - 1, -1, -1):
-        stage(r, 1, [of(ROWS_BACKWARD, i) if i + 1 < r.p.L else of(MLP_BACKWARD, i)])
-        stage(r, 5, [
-            of(HEADS_BACKWARD, i), of(GRADIENTS, i, MLP), of(GRADIENTS, i + 1, QKV),
-            of(PACK_TRANSPOSED, i, QKV), of(PACK_TRANSPOSED, i - 1, MLP),
-        ])  # fmt: skip
-    if r.p.L:
-        stage(r, 1, [of(QKV_BACKWARD, 0)])
-
-
-cdef void blocks_again(Run* r) noexcept nogil:
-    """The same where only the blocks' inputs were kept: a block's activations are made again, bit for bit, and go before the next's
-    (Chen et al. 2016, arXiv:1604.06174). Those of the last block are still there."""
-    cdef Py_ssize_t i
-    for i in range(r.p.L - 1, -1, -1):
-        if i + 1 < r.p.L:
-            stage(r, 1, [of(QKV_ROWS, i)])
-            stage(r, 2, [of(HEADS, i), of(PACK, i, MLP)])
-            stage(r, 1, [of(MLP_AGAIN, i)])
-            stage(r, 1, [of(PACK_TRANSPOSED, i, MLP)])
+        if r.p.checkpoint and i + 1 < r.p.L:
+            block_again(r, i)
         stage(r, 1, [of(MLP_BACKWARD, i)])
-        stage(r, 3, [of(HEADS_BACKWARD, i), of(GRADIENTS, i, MLP), of(PACK_TRANSPOSED, i, QKV)])
+        stage(r, 3, [of(GRADIENTS, i, MLP), of(HEADS_BACKWARD, i), of(PACK_TRANSPOSED, i, QKV)])
         stage(r, 1, [of(QKV_BACKWARD, i)])
-        if i:
-            stage(r, 2, [of(GRADIENTS, i, QKV), of(PACK, i - 1, QKV)])
+        stage(r, 2, [of(GRADIENTS, i, QKV), of(PACK, i - 1, QKV) if r.p.checkpoint else of(PACK_TRANSPOSED, i - 1, MLP)])
+    stage(r, 2, [of(GRADIENTS, 0, PATCH), of(POSITIONS_BACKWARD)])
 
 
 cdef void freeze(Run* r) noexcept nogil:
@@ -371,8 +347,8 @@ cdef class Engine:
         """Where every block keeps what its backward needs: the table that `kept` reads, in _pass.pxd.
 
         The gradient of a block's weights is written when all later blocks are done. Until then its room is lent to what those keep, as
-        much as fits. (A block's input and statistics are needed for one stage longer than the rest.) With checkpointing, or without a
-        backward, the blocks take turns in one place.
+        much as fits; the embedding's gradient, the last of all, to every block. With checkpointing, or without a backward, the blocks
+        take turns in one place.
         """
         cdef Pass* p = &self.p
         R, D, L = p.R, p.D, p.L
@@ -386,15 +362,15 @@ cdef class Engine:
             }  # fmt: skip
         self.places = np.zeros((L + 1, KEEPS), np.intp)
         lent = 16  # values of the gradient that are lent already; not 0, since their places are told by a minus sign
+        for name, _ in buffers.values():
+            place(name, 0)  # the plan shows them all, those that take no room of their own, too
         for layer in range(L + 1):
             for keep, (name, count) in buffers.items():
                 if layer == L and keep != KEEP_X:
                     continue
-                # While this is needed, gradients are written from block `writer` on.
-                writer = layer - (keep in (KEEP_X, KEEP_STATS) and layer < L)
                 if layer and (not p.training or p.checkpoint and keep != KEEP_X):
                     self.places[layer, keep] = self.places[0, keep]
-                elif p.training and writer >= 0 and lent + count + 16 <= p.w.blocks + writer * p.w.block_stride:
+                elif p.training and lent + count + 16 <= p.w.blocks + layer * p.w.block_stride:
                     self.places[layer, keep] = -lent
                     lent += ceil_div(count, 16) * 16
                 else:
@@ -509,7 +485,7 @@ cdef class Engine:
         """Tasks of each stage: how many threads it can feed, by name."""
         cdef Pass* p = &self.p
         names = {
-            "embed": of(EMBED), "rows": of(ROWS), "heads": of(HEADS), "pool": of(POOL), "logits": of(LOGITS),
+            "embed": of(EMBED), "rows": of(MLP_ROWS), "heads": of(HEADS), "pool": of(POOL), "logits": of(LOGITS),
             "logits backward": of(LOGITS_BACKWARD), "heads backward": of(HEADS_BACKWARD), "qkv gradients": of(GRADIENTS, 0, QKV),
             "mlp gradients": of(GRADIENTS, 0, MLP), "patch gradients": of(GRADIENTS, 0, PATCH), "pack qkv": of(PACK, 0, QKV),
             "pack mlp": of(PACK, 0, MLP),
