@@ -284,6 +284,7 @@ def test_cases_against_a_peer(capsys, tmp_path):
         ("scaling", "scaling", {"speed_up", "share"}),
         ("busy", "busy", {"quiet", "busy", "slow_down"}),
         ("memory", "memory", {"peak", "imported", "fixed", "activations", "planned"}),
+        ("overhead", "overhead", {"p10", "p50", "p90", "threads"}),
     ],
 )
 def test_sections(capsys, tmp_path, section, key, fields):
@@ -293,7 +294,8 @@ def test_sections(capsys, tmp_path, section, key, fields):
     entries = json.loads(path.read_text())[key]
     assert entries and all(fields <= entry.keys() for entry in entries)
     if section == "memory":
-        assert entries[0]["fixed"] == 16 * Layout.of(cases.Case.named("digits", **TINY).config).size
+        batch = TINY["batch"] * (4 * 8 * 12 + 8)
+        assert entries[0]["fixed"] == 16 * Layout.of(cases.Case.named("digits", **TINY).config).size + batch
 
 
 def test_long_sequences(capsys, tmp_path, monkeypatch):

@@ -45,6 +45,7 @@ _SECTIONS = (
     ("scaling", ("ti16", "s16", "b16"), "1, 2, … threads"),
     ("busy", ("digits", "cifar-s", "ti16"), "the training step beside busy loops on all cores"),
     ("memory", ("ti16", "s16", "b16"), "resident memory of a process that trains with AdamW"),
+    ("overhead", ("digits",), "what a training step costs beside its kernels"),
 )
 
 
@@ -161,6 +162,7 @@ def _run_sections(report: Report, settings: Settings, chosen: dict[str, list[Cas
     parts = {
         "cases": sections.cases, "latency": sections.latency, "kernels": kernels.kernels,
         "long": sections.long_sequences, "scaling": sections.scaling, "busy": sections.busy, "memory": sections.memory,
+        "overhead": sections.overhead,
     }  # fmt: skip
     for name, cases in chosen.items():
         parts[name](bench, cases)

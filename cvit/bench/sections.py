@@ -289,7 +289,7 @@ def busy(bench: Bench, chosen: list[Case]) -> None:
 def memory(bench: Bench, chosen: list[Case]) -> None:
     """Resident memory of a fresh process that trains with AdamW, and what is left of it for activations and scratch."""
     table = bench.report.table(
-        "Memory of a training process, MB; activations: peak less import, and less weights, gradients, AdamW's moments",
+        "Memory of a training process, MB; activations: peak less import, and less weights, gradients, AdamW's moments, batch",
         ("case", -9), ("who", -13), ("peak", 8), ("import", 8), ("weights+", 8), ("activations", 11), ("planned", 8),
         ("vs cvit", 7),
     )  # fmt: skip
@@ -313,7 +313,9 @@ def memory(bench: Bench, chosen: list[Case]) -> None:
             except WorkerError as error:
                 bench.report.fault(str(error))
                 continue
-            fixed = 4 * 4 * Layout.of(case.config).size  # weights, gradients and AdamW's two moments, float32
+            config = case.config
+            fixed = 4 * 4 * Layout.of(config).size  # weights, gradients and AdamW's two moments, float32
+            fixed += case.batch * (4 * config.channels * config.image_size[0] * config.image_size[1] + 8)  # images and labels
             activations = found["peak"] - found["imported"] - fixed
             own = activations if name == "cvit" else own
             ratio = activations / own if own and name != "cvit" else None
@@ -324,3 +326,27 @@ def memory(bench: Bench, chosen: list[Case]) -> None:
             identity = _identity(case, "train", peer)
             found = dict(peak=found["peak"], imported=found["imported"], fixed=fixed, activations=activations)
             bench.report.add("memory", **identity, **found, planned=planned, ratio=ratio)
+
+
+def overhead(bench: Bench, chosen: list[Case]) -> None:
+    """A training step whose tasks are all taken and not done: Python, planning, threads, barriers; no kernel."""
+    table = bench.report.table(
+        "Overhead: a training step and an SGD step without their kernels, microseconds",
+        ("case", -9), ("threads", 7), ("p10", 6), ("p50", 6), ("p90", 6),
+    )  # fmt: skip
+    for case in chosen:
+        with tempfile.TemporaryDirectory(prefix="cvit-bench-") as folder:
+            file = Path(folder) / "case.npz"
+            case.write_arrays(file)
+            for count in [count for count in (1, 2) if count <= bench.settings.threads]:
+                bench.report.status(f"{case.name}: overhead on {count} threads")
+                try:
+                    with start("cvit", count, bench.settings) as peer:
+                        load(peer, case, file, ["train"])
+                        seconds = peer.ask("idle", count=500 * bench.settings.rounds)["times"]
+                except WorkerError as error:
+                    bench.report.fault(str(error))
+                    continue
+                ranks = {f"p{rank}": float(np.percentile(seconds, rank)) for rank in (10, 50, 90)}
+                table.row(case.name, count, *(f"{1e6 * value:.1f}" for value in ranks.values()))
+                bench.report.add("overhead", case=case.name, batch=case.batch, threads=count, steps=len(seconds), **ranks)

@@ -1,5 +1,6 @@
 """cvit in a process of its own, exactly as its peers; it also measures what the machine can do."""
 
+import numpy as np
 from serve import Worker, serve
 
 
@@ -52,6 +53,24 @@ class CvitWorker(Worker):
         from cvit import _runtime
 
         return {"bandwidth": _runtime.measure_bandwidth(self.threads, seconds)}
+
+    def do_idle(self, count):
+        """Seconds of training steps without their kernels; the optimizer's is as small as can be, one that updates a few values."""
+        cvit = self.cvit
+        self.gradients()
+        (engine,) = self.model._engines.values()
+        tiny = cvit.ViT(cvit.ViTConfig(image_size=2, patch_size=2, channels=1, width=1, depth=0, heads=1, hidden=1, classes=2))
+        optimizer, gradient = cvit.SGD(tiny), np.zeros_like(tiny.weights)
+
+        def step():
+            self.model.loss_and_grad(self.images, self.labels)
+            optimizer.step(tiny.weights, gradient)
+
+        engine.idle = True
+        try:
+            return {"times": self.timed(step, count, count // 10)}
+        finally:
+            engine.idle = False
 
     def do_plan(self, batch):
         """Bytes that `ViT.plan` says a training step and a forward pass need."""

@@ -77,7 +77,10 @@ class Worker:
         return answer
 
     def do_steps(self, task, count, warmup):
-        step = {"train": self.train_step, "forward": self.forward_step}[task]
+        return {"times": self.timed({"train": self.train_step, "forward": self.forward_step}[task], count, warmup)}
+
+    def timed(self, step, count, warmup):
+        """Seconds of `count` calls of `step`, after `warmup` untimed ones."""
         for _ in range(warmup):
             step()
         times = []
@@ -85,7 +88,7 @@ class Worker:
             start = time.perf_counter()
             step()
             times.append(time.perf_counter() - start)
-        return {"times": times}
+        return times
 
     def do_memory(self):
         return {"imported": self.imported, "peak": resident("VmHWM")}
