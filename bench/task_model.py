@@ -2,52 +2,62 @@
 
     python bench/task_model.py
 
-A stage of n tasks of equal cost takes ceil(n / p) of them in a row on p cores. Costs are FLOPs; the tasks that pack weights, memory
-bandwidth and barriers are left out.
+Tasks that share a stage are dealt out one after the other, the largest first, each to the core that is free first. Costs are FLOPs; the
+tasks that pack weights, memory bandwidth and barriers are left out. Tasks are cut anew for each number of threads.
 """
 
-import math
+import heapq
 
+import cvit
 from cvit._engine import Engine
 from cvit.bench.cases import CASES, Case
 from cvit.layout import Layout
 
-FORWARD = ("qkv rows", "heads", "mlp rows")
+CORES = (2, 8, 16, 64)
 
 
-def costs(config, batch):
-    """FLOPs of one block's stages, by the names of `Engine.tasks`."""
+def stages(config, batch, tasks):
+    """A block's stages, forward and then backward: of each kind of tasks in a stage (FLOPs, how many)."""
     T, D, F = config.tokens, config.width, config.hidden
-    R = batch * T
+    R, rows = batch * T, tasks["rows"]
     qkv, attention, mlp = 6 * R * D * D, 2 * R * T * D, 2 * R * (D * D + 2 * D * F)
-    return {
-        "qkv rows": qkv, "heads": 2 * attention, "mlp rows": mlp, "mlp rows backward": mlp, "heads backward": 5 * attention,
-        "qkv rows backward": qkv, "block gradients": 2 * R * (4 * D * D + 2 * D * F),
-    }  # fmt: skip
+    forward = [[(qkv, rows)], [(2 * attention, tasks["heads"])], [(mlp, rows)]]
+    back = [[(mlp, rows)], [(mlp, tasks["mlp gradients"]), (5 * attention, tasks["heads backward"])], [(qkv, rows)]]
+    return forward, [*back, [(qkv, tasks["qkv gradients"])]]
 
 
-def speed_up(costs, tasks, cores):
-    time = sum(cost * math.ceil(tasks[stage] / cores) / tasks[stage] for stage, cost in costs.items())
-    return sum(costs.values()) / time
+def time(stage, cores):
+    """Of a stage, in FLOPs of one core."""
+    free = [0.0] * cores
+    for cost in sorted((cost / count for cost, count in stage for _ in range(count)), reverse=True):
+        heapq.heapreplace(free, free[0] + cost)
+    return max(free)
+
+
+def speed_up(stages, cores):
+    return sum(cost for stage in stages for cost, _ in stage) / sum(time(stage, cores) for stage in stages)
 
 
 def row(case, batch=None):
     config, batch = case.config, batch or case.batch
-    tasks = Engine(config, Layout.of(config), batch, "float32", "train", dry=True).tasks
-    tasks["block gradients"] -= config.norm_affine  # the small task that adds up the norms' parts
-    training = costs(config, batch)
-    forward = {stage: training[stage] for stage in FORWARD}
-    columns = ("qkv rows", "heads", "heads backward", "block gradients", "pack qkv", "pack mlp")
-    cells = [f"{case.name}, batch {batch}", *(str(tasks[name]) for name in columns)]
-    cells.append(", ".join(f"{speed_up(training, tasks, cores):.1f}" for cores in (2, 8, 16, 64)))
-    cells.append(", ".join(f"{speed_up(forward, tasks, cores):.1f}" for cores in (16, 64)))
-    return "| " + " | ".join(cells) + " |"
+    cells, training, forward = [], [], []
+    for cores in CORES:
+        cvit.set_num_threads(cores)
+        tasks = Engine(config, Layout.of(config), batch, "float32", "train", dry=True).tasks
+        for half in ("qkv gradients", "mlp gradients"):
+            tasks[half] -= config.norm_affine  # the small task that adds up the norms' parts
+        once, back = stages(config, batch, tasks)
+        training.append(f"{speed_up(once + back, cores):.1f}")
+        forward.append(f"{speed_up(once, cores):.1f}")
+        cells.append("/".join(str(tasks[name]) for name in ("rows", "mlp gradients", "qkv gradients")))
+    both = (f"{case.name}, batch {batch}", cells[0], cells[-1], str(tasks["heads"]), str(tasks["heads backward"]))
+    return "| " + " | ".join((*both, ", ".join(training), ", ".join(forward))) + " |"
 
 
 def main():
     print(
-        "| case | row blocks | heads | heads backward | gradient tiles | packing q, k, v | packing MLP "
-        "| training step on 2, 8, 16, 64 cores | forward on 16, 64 |\n" + "|---" * 9 + "|"
+        "| case | row blocks / tiles of dW, MLP / q k v: on 2 cores | on 64 | heads | heads backward "
+        "| training step on 2, 8, 16, 64 cores | forward |\n" + "|---" * 7 + "|"
     )
     for name in CASES:
         print(row(Case.named(name)))

@@ -22,7 +22,7 @@ from ._kernels cimport (
     packed_stride, real,
 )
 from ._pass cimport (
-    KEEP_LSE, KEEP_MID, KEEP_O, KEEP_QKV, KEEP_STATS, KEEP_U, KEEP_X, Pass, block_rows, block_start, ceil_div, cut, kept, panel_size, part,
+    KEEP_LSE, KEEP_MID, KEEP_O, KEEP_QKV, KEEP_STATS, KEEP_U, KEEP_X, Pass, block_start, ceil_div, cut, kept, panel_size, part,
     split,
 )
 
@@ -42,8 +42,25 @@ cdef inline real* packed_mlp(real* kind, Pass* p, Py_ssize_t layer) noexcept nog
 
 cdef Py_ssize_t block_scratch(real* kind, Pass* p) noexcept nogil:
     """Scratch of the rows stages: packed rows of width D, one block of hidden rows, and (rows, D)."""
-    cdef Py_ssize_t rows = block_rows(p), lda = packed_stride(&p.kernels, kind)
+    cdef Py_ssize_t rows = p.block_rows, lda = packed_stride(&p.kernels, kind)
     return rows * (lda * (ceil_div(p.D, block_depth(&p.kernels, kind)) + 1) + p.D)
+
+
+cdef void norm_backward(real* s, Pass* p, Py_ssize_t first, Py_ssize_t m, bint second, real* dn, real* x, real* mean, real* scale,
+                        real* dx) noexcept nogil:
+    """dx (m, D) += what dn (m, D) becomes behind the first or second norm of x, rows [first, first + m) of the batch.
+
+    The gradients of its scale and shift are sums over all rows. Each unit of rows has a part of its own, whatever blocks the threads
+    take: the bits do not depend on their number.
+    """
+    cdef Py_ssize_t D = p.D, row, rows
+    cdef real* sums
+    for row from 0 <= row < m by p.unit:
+        rows = min(p.unit, m - row)
+        sums = part(s, p.arena, p.at.partial) + ((first + row) // p.unit * 4 + 2 * second) * D
+        memset(sums, 0, 2 * D * sizeof(real))
+        layernorm_backward(&p.kernels, rows, D, dn + row * D, D, x + row * D, D, mean + row, mean + row + p.R, scale, dx + row * D, D,
+                           dx + row * D, D, sums if scale != NULL else <real*> NULL, sums + D)
 
 
 # ---------------------------------------------------------------------------------------------------- rows -> q, k, v
@@ -74,7 +91,6 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     cdef real* dx = part(s, p.arena, p.at.dx) + first * D  # dmid until the end
     cdef real* mean = kept(s, p, KEEP_STATS, layer) + first
     cdef real* scale = weight(s, p, layer, p.w.block.norm1_w)
-    cdef real* sums = part(s, p.arena, p.at.partial) + task * 4 * D
     cdef real* more
     for j in range(p.key_parts - 1):
         more = part(s, p.arena, p.at.dq_parts) + (j * p.R + first) * D
@@ -85,9 +101,7 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
         pack_both(&p.kernels, m, D, dqkv + j * D, 3 * D, s, part(s, p.arena, p.at.dqkv_panels) + j * panel_size(p.R, D), p.R, first)
         gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, dn, D, <real*> NULL,
              dn if j else <real*> NULL, D)
-    memset(sums, 0, 2 * D * sizeof(real))
-    layernorm_backward(&p.kernels, m, D, dn, D, x, D, mean, mean + p.R, scale,
-                       dx, D, dx, D, sums if scale != NULL else <real*> NULL, sums + D)
+    norm_backward(s, p, first, m, 0, dn, x, mean, scale, dx)
 
 
 # ---------------------------------------------------------------------------------------------------- heads: attention
@@ -177,7 +191,6 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     cdef real* mid = kept(s, p, KEEP_MID, layer) + first * D
     cdef real* mean = kept(s, p, KEEP_STATS, layer) + 2 * p.R + first
     cdef real* scale = weight(s, p, layer, p.w.block.norm2_w)
-    cdef real* sums = part(s, p.arena, p.at.partial) + (task * 4 + 2) * D
     cdef real* w_o = packed_mlp(s, p, layer)
     cdef real* w_1 = w_o + panel_size(D, D)
     cdef real* w_2 = w_1 + panel_size(F, D)
@@ -188,8 +201,6 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
         gelu_backward(&p.kernels, p.gelu, m, width, kept(s, p, KEEP_U, layer) + first * F + f, F,
                       dg, lda, part(s, p.arena, p.at.du_panels) + f * p.R, p.R, first)
         gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D)
-    memset(sums, 0, 2 * D * sizeof(real))
-    layernorm_backward(&p.kernels, m, D, dn, D, mid, D, mean, mean + p.R, scale, dy, D, dy, D,
-                       sums if scale != NULL else <real*> NULL, sums + D)
+    norm_backward(s, p, first, m, 1, dn, mid, mean, scale, dy)
     pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dmid_panels), p.R, first)
     gemm(&p.kernels, m, D, D, s, w_o, D, 0, part(s, p.arena, p.at.d_o) + first * D, D, <real*> NULL, <real*> NULL, 0)

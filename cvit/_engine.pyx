@@ -250,7 +250,9 @@ def allocate(Py_ssize_t count, dtype):
 
 # Row blocks hold about so many bytes of scratch, so that it stays in a core's second-level cache beside the weights' panels.
 BLOCK_BYTES = 512 << 10
-MOST_ROWS, LEAST_ROWS = 168, 56  # every block streams all weights: fewer rows than 56 would wait for them
+# Every block streams all of a layer's weights, which one of fewer rows than 56 would wait for; many threads get smaller ones all the same.
+MOST_ROWS, LEAST_ROWS, UNIT_ROWS = 168, 56, 28
+TASKS_PER_THREAD, MANY_THREADS = 16, 17
 ENOUGH_TASKS = 32
 LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all queries, and has a dq of its own
 MOST_HEAD_TASKS = 128  # small heads share a task
@@ -326,22 +328,33 @@ cdef class Engine:
             b.fc2_w, b.fc2_b = inside("mlp.fc2.weight"), inside("mlp.fc2.bias")
 
     cdef _cut_tasks(self):
-        """How the work is cut, by shapes alone: enough tasks for many cores, each large enough to pay for its packing."""
+        """How the work is cut: by shapes alone, all that results depend on."""
         cdef Pass* p = &self.p
-        cdef Py_ssize_t per_row, rows
-        kc = block_depth(&p.kernels, <float*> NULL)
-        per_row = self.dtype.itemsize * (packed_stride(&p.kernels, <float*> NULL) * (ceil_div(p.D, kc) + 1) + p.D)
-        rows = min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
         p.panel = tile_rows(&p.kernels, <double*> NULL) if self.is_double else tile_rows(&p.kernels, <float*> NULL)
-        p.row_blocks = max(ceil_div(p.R, rows), min(ENOUGH_TASKS, ceil_div(p.R, LEAST_ROWS)))
-        p.row_blocks = min(ceil_div(p.row_blocks, 4) * 4, ceil_div(p.R, p.panel))  # 4: an even share for 2 or 4 threads
+        p.unit = max(1, UNIT_ROWS // p.panel) * p.panel
+        p.units = ceil_div(p.R, p.unit)
         p.image_groups = min(p.N, 64)
         p.bands = max(1, min(p.height // p.patch, p.patches // BAND))
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
         p.key_parts = max(1, min(ceil_div(ENOUGH_TASKS, p.N * p.H), p.T // LEAST_KEYS, MOST_KEY_PARTS))
         p.head_tasks = min(p.N * p.H * p.query_parts, MOST_HEAD_TASKS)
         p.head_backward_tasks = min(p.N * p.H * p.key_parts, MOST_HEAD_TASKS)
-        p.tile_area = (4 * p.D * p.D + 2 * p.D * p.F) // ENOUGH_TASKS
+        p.block_rows = 0
+        self._cut_for(1)
+        p.block_rows = min(p.R, ceil_div(p.units, p.row_blocks) * p.unit)  # the more threads, the smaller the blocks
+
+    cdef _cut_for(self, int threads):
+        """The rest, for so many threads: blocks of token rows, and tiles of the weights' gradients."""
+        cdef Pass* p = &self.p
+        kc = block_depth(&p.kernels, <float*> NULL)
+        per_row = self.dtype.itemsize * (packed_stride(&p.kernels, <float*> NULL) * (ceil_div(p.D, kc) + 1) + p.D)
+        tasks = TASKS_PER_THREAD * threads
+        least = LEAST_ROWS if threads < MANY_THREADS else UNIT_ROWS
+        rows = min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
+        p.row_blocks = max(ceil_div(p.R, rows), min(tasks, ceil_div(p.R, least)))
+        p.row_blocks = min(p.units, ceil_div(p.row_blocks, threads) * threads)  # an even share
+        p.tile_rows = min(LEAST_ROWS, 8 * LEAST_ROWS // threads)  # so often a panel of dy is used while it is near
+        p.tile_area = (4 * p.D * p.D + 2 * p.D * p.F) // max(32, 2 * threads)
 
     def _place_kept(self, place):
         """Where every block keeps what its backward needs: the table that `kept` reads, in _pass.pxd.
@@ -407,7 +420,7 @@ cdef class Engine:
             at.du_panels = place("packed gradient of hidden rows", panel_size(R, F))
             at.dlogits = place("gradient of logits", p.N * p.classes)
             at.dpooled = place("gradient of pooled", p.N * D)
-            at.partial = place("norm gradients by row block", p.row_blocks * 4 * D)
+            at.partial = place("norm gradients by unit of rows", p.units * 4 * D)
             at.final_partial = place("final norm gradients by image group", p.image_groups * 2 * D)
         at.final_stats = place("final norm statistics", 2 * (p.N if p.class_token else R))
         at.pooled = place("pooled", p.N * D)
@@ -431,7 +444,7 @@ cdef class Engine:
     # -------------------------------------------------------------------------------------------------------- calls
     cpdef int threads(self):
         """Threads that a call uses now: no more than its widest stage has tasks."""
-        return team_size(max(self.p.row_blocks, self.p.head_tasks, self.p.image_groups, 4))
+        return team_size(max(self.p.units, self.p.head_tasks, self.p.image_groups, 4))
 
     cdef _run(self, Program program, weights):
         """Run a program on the team. Arrays were checked by the caller: C-contiguous, of self.dtype."""
@@ -439,6 +452,7 @@ cdef class Engine:
         cdef const float[::1] w32
         cdef const double[::1] w64
         cdef int size = self.threads()
+        self._cut_for(size)
         if self.scratch.size < size * self.p.scratch_stride:
             self.scratch = allocate(size * self.p.scratch_stride, self.dtype)
         self.p.weights = address(weights)
@@ -482,8 +496,9 @@ cdef class Engine:
 
     @property
     def tasks(self):
-        """Tasks of each stage: how many threads it can feed, by name."""
+        """Tasks of each stage, by name, as they are cut for the threads that a call uses now."""
         cdef Pass* p = &self.p
+        self._cut_for(self.threads())
         names = {
             "embed": of(EMBED), "rows": of(MLP_ROWS), "heads": of(HEADS), "pool": of(POOL), "logits": of(LOGITS),
             "logits backward": of(LOGITS_BACKWARD), "heads backward": of(HEADS_BACKWARD), "qkv gradients": of(GRADIENTS, 0, QKV),

@@ -40,7 +40,7 @@ ctypedef struct Buffers:
     Py_ssize_t dq_parts                     # (key parts - 1, R, D) what the other parts of the keys add to dq
     Py_ssize_t dy_panels, dmid_panels       # (R, D) packed for the weight gradients: dx as it entered the block, and after its MLP
     Py_ssize_t dqkv_panels, du_panels       # 3 x (R, D) and (R, F), the same
-    Py_ssize_t partial                      # (row blocks, 4, D) parts of a block's norm scale and shift gradients
+    Py_ssize_t partial                      # (units, 4, D) parts of a block's norm scale and shift gradients
     Py_ssize_t final_partial                # (image groups, 2, D) the same of the final norm
     # packed weights: of one block at a time, or, frozen, of all
     Py_ssize_t pack_patch, pack_qkv, pack_mlp, pack_head, pack_stride
@@ -56,11 +56,13 @@ ctypedef struct Pass:
     double eps, smoothing
     Weights w
     Buffers at
-    Py_ssize_t row_blocks, panel            # panel: rows of a product's tile
+    Py_ssize_t panel                        # rows of a product's tile
+    Py_ssize_t unit, units                  # rows of the smallest block of token rows, whole panels; how many of these
+    Py_ssize_t row_blocks, block_rows       # blocks for as many threads as there are; the most rows that one may have
     Py_ssize_t image_groups, bands          # bands of patch rows
     Py_ssize_t query_parts, key_parts       # of a head, for forward and backward
     Py_ssize_t head_tasks, head_backward_tasks
-    Py_ssize_t tile_area
+    Py_ssize_t tile_area, tile_rows         # of the weights' gradients: values of a tile, its fewest rows
     void* images
     const long long* labels
     void* weights
@@ -102,13 +104,9 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 
 cdef inline Py_ssize_t block_start(Pass* p, Py_ssize_t block) noexcept nogil:
-    """The first row of a block of token rows: blocks are whole panels, so that the products' tiles are full but for the last."""
-    return min(p.R, cut(ceil_div(p.R, p.panel), p.row_blocks, block) * p.panel)
-
-
-cdef inline Py_ssize_t block_rows(Pass* p) noexcept nogil:
-    """The rows of the largest block."""
-    return min(p.R, ceil_div(ceil_div(p.R, p.panel), p.row_blocks) * p.panel)
+    """The first row of a block of token rows: blocks are whole units, and these whole panels, so that the products' tiles are full but
+    for the last."""
+    return min(p.R, cut(p.units, p.row_blocks, block) * p.unit)
 
 
 cdef inline Py_ssize_t panel_size(Py_ssize_t k, Py_ssize_t n) noexcept nogil:

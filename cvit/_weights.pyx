@@ -21,8 +21,7 @@ from ._pass cimport KEEP_MID, KEEP_O, KEEP_STATS, KEEP_U, KEEP_X, Pass, ceil_div
 
 cdef enum:
     STRIP = 128  # columns of a packing task, a multiple of every panel's width
-    LEAST_ROWS = 56  # of dW in a tile: so often a panel of dy is used while it is near
-    MOST_ROWS = 196
+    MOST_ROWS = 196  # of dW in a tile
     WIDEST = 384  # columns of a tile that packs dy itself
 
 
@@ -183,7 +182,7 @@ cdef void cut_tiles(Pass* p, Gradient* g, Py_ssize_t* high, Py_ssize_t* wide) no
     """How many tiles a gradient has. A tile is as wide as it can be, since its columns of x are packed once for all its columns of dy."""
     cdef Py_ssize_t rows
     wide[0] = 1 if g.packed else ceil_div(g.n, WIDEST)
-    rows = min(<Py_ssize_t> MOST_ROWS, max(<Py_ssize_t> LEAST_ROWS, p.tile_area * wide[0] // (g.n * g.parts)))
+    rows = min(<Py_ssize_t> MOST_ROWS, max(p.tile_rows, p.tile_area * wide[0] // (g.n * g.parts)))
     high[0] = ceil_div(g.m, max(p.panel, rows // p.panel * p.panel))
 
 
@@ -260,13 +259,13 @@ cdef void panel_sums(Pass* p, Py_ssize_t rows, Py_ssize_t n, real* panels, Py_ss
 
 
 cdef void norm_gradients(real* s, Pass* p, Py_ssize_t layer, bint second) noexcept nogil:
-    """The row blocks' parts of a norm's scale and shift gradients, added in order."""
+    """The parts of a norm's scale and shift gradients, added in order."""
     cdef Py_ssize_t scale = p.w.block.norm2_w if second else p.w.block.norm1_w
     cdef Py_ssize_t shift = p.w.block.norm2_b if second else p.w.block.norm1_b
     cdef Py_ssize_t block = p.w.blocks + layer * p.w.block_stride
     cdef real* parts = part(s, p.arena, p.at.partial) + 2 * second * p.D
-    column_sums(&p.kernels, p.row_blocks, p.D, parts, 4 * p.D, 0, <real> 1, part(s, p.grad, block + scale))
-    column_sums(&p.kernels, p.row_blocks, p.D, parts + p.D, 4 * p.D, 0, <real> 1, part(s, p.grad, block + shift))
+    column_sums(&p.kernels, p.units, p.D, parts, 4 * p.D, 0, <real> 1, part(s, p.grad, block + scale))
+    column_sums(&p.kernels, p.units, p.D, parts + p.D, 4 * p.D, 0, <real> 1, part(s, p.grad, block + shift))
 
 
 cdef Py_ssize_t gradient_scratch(real* kind, Pass* p) noexcept nogil:
