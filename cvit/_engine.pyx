@@ -339,7 +339,6 @@ cdef class Engine:
         p.key_parts = max(1, min(ceil_div(ENOUGH_TASKS, p.N * p.H), p.T // LEAST_KEYS, MOST_KEY_PARTS))
         p.head_tasks = min(p.N * p.H * p.query_parts, MOST_HEAD_TASKS)
         p.head_backward_tasks = min(p.N * p.H * p.key_parts, MOST_HEAD_TASKS)
-        p.block_rows = 0
         self._cut_for(1)
         p.block_rows = min(p.R, ceil_div(p.units, p.row_blocks) * p.unit)  # the more threads, the smaller the blocks
 
