@@ -23,7 +23,7 @@ from ._kernels cimport (
 )
 from ._pass cimport (
     KEEP_LSE, KEEP_MID, KEEP_O, KEEP_QKV, KEEP_STATS, KEEP_U, KEEP_X, Pass, block_start, ceil_div, cut, kept, panel_size, part,
-    split,
+    split, unit_start,
 )
 
 
@@ -46,18 +46,18 @@ cdef Py_ssize_t block_scratch(real* kind, Pass* p) noexcept nogil:
     return rows * (lda * (ceil_div(p.D, block_depth(&p.kernels, kind)) + 1) + p.D)
 
 
-cdef void norm_backward(real* s, Pass* p, Py_ssize_t first, Py_ssize_t m, bint second, real* dn, real* x, real* mean, real* scale,
-                        real* dx) noexcept nogil:
-    """dx (m, D) += what dn (m, D) becomes behind the first or second norm of x, rows [first, first + m) of the batch.
+cdef void norm_backward(real* s, Pass* p, Py_ssize_t task, bint second, real* dn, real* x, real* mean, real* scale, real* dx) noexcept nogil:
+    """dx (rows, D) += what dn (rows, D) becomes behind the first or second norm of x: the rows of a block of token rows.
 
     The gradients of its scale and shift are sums over all rows. Each unit of rows has a part of its own, whatever blocks the threads
     take: the bits do not depend on their number.
     """
-    cdef Py_ssize_t D = p.D, row, rows
+    cdef Py_ssize_t D = p.D, first = block_start(p, task), unit, row, rows
     cdef real* sums
-    for row from 0 <= row < m by p.unit:
-        rows = min(p.unit, m - row)
-        sums = part(s, p.arena, p.at.partial) + ((first + row) // p.unit * 4 + 2 * second) * D
+    for unit in range(cut(p.units, p.row_blocks, task), cut(p.units, p.row_blocks, task + 1)):
+        row = unit_start(p, unit) - first
+        rows = unit_start(p, unit + 1) - first - row
+        sums = part(s, p.arena, p.at.partial) + (4 * unit + 2 * second) * D
         memset(sums, 0, 2 * D * sizeof(real))
         layernorm_backward(&p.kernels, rows, D, dn + row * D, D, x + row * D, D, mean + row, mean + row + p.R, scale, dx + row * D, D,
                            dx + row * D, D, sums if scale != NULL else <real*> NULL, sums + D)
@@ -101,7 +101,7 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
         pack_both(&p.kernels, m, D, dqkv + j * D, 3 * D, s, part(s, p.arena, p.at.dqkv_panels) + j * panel_size(p.R, D), p.R, first)
         gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, dn, D, <real*> NULL,
              dn if j else <real*> NULL, D)
-    norm_backward(s, p, first, m, 0, dn, x, mean, scale, dx)
+    norm_backward(s, p, task, 0, dn, x, mean, scale, dx)
 
 
 # ---------------------------------------------------------------------------------------------------- heads: attention
@@ -201,6 +201,6 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
         gelu_backward(&p.kernels, p.gelu, m, width, kept(s, p, KEEP_U, layer) + first * F + f, F,
                       dg, lda, part(s, p.arena, p.at.du_panels) + f * p.R, p.R, first)
         gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D)
-    norm_backward(s, p, first, m, 1, dn, mid, mean, scale, dy)
+    norm_backward(s, p, task, 1, dn, mid, mean, scale, dy)
     pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dmid_panels), p.R, first)
     gemm(&p.kernels, m, D, D, s, w_o, D, 0, part(s, p.arena, p.at.d_o) + first * D, D, <real*> NULL, <real*> NULL, 0)

@@ -331,8 +331,8 @@ cdef class Engine:
         """How the work is cut: by shapes alone, all that results depend on."""
         cdef Pass* p = &self.p
         p.panel = tile_rows(&p.kernels, <double*> NULL) if self.is_double else tile_rows(&p.kernels, <float*> NULL)
-        p.unit = max(1, UNIT_ROWS // p.panel) * p.panel
-        p.units = ceil_div(p.R, p.unit)
+        panels = ceil_div(p.R, p.panel)
+        p.units = min(panels, ceil_div(p.R, UNIT_ROWS))
         p.image_groups = min(p.N, 64)
         p.bands = max(1, min(p.height // p.patch, p.patches // BAND))
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
@@ -340,7 +340,8 @@ cdef class Engine:
         p.head_tasks = min(p.N * p.H * p.query_parts, MOST_HEAD_TASKS)
         p.head_backward_tasks = min(p.N * p.H * p.key_parts, MOST_HEAD_TASKS)
         self._cut_for(1)
-        p.block_rows = min(p.R, ceil_div(p.units, p.row_blocks) * p.unit)  # the more threads, the smaller the blocks
+        # The more threads, the smaller the blocks.
+        p.block_rows = min(p.R, ceil_div(p.units, p.row_blocks) * ceil_div(panels, p.units) * p.panel)
 
     cdef _cut_for(self, int threads):
         """The rest, for so many threads: blocks of token rows, and tiles of the weights' gradients."""
@@ -351,7 +352,7 @@ cdef class Engine:
         least = LEAST_ROWS if threads < MANY_THREADS else UNIT_ROWS
         rows = min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
         p.row_blocks = max(ceil_div(p.R, rows), min(tasks, ceil_div(p.R, least)))
-        p.row_blocks = min(p.units, ceil_div(p.row_blocks, threads) * threads)  # an even share
+        p.row_blocks = min(p.units, ceil_div(p.row_blocks, max(4, threads)) * max(4, threads))  # an even share
         p.tile_rows = min(LEAST_ROWS, 8 * LEAST_ROWS // threads)  # so often a panel of dy is used while it is near
         p.tile_area = (4 * p.D * p.D + 2 * p.D * p.F) // max(32, 2 * threads)
 

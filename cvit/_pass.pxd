@@ -57,7 +57,7 @@ ctypedef struct Pass:
     Weights w
     Buffers at
     Py_ssize_t panel                        # rows of a product's tile
-    Py_ssize_t unit, units                  # rows of the smallest block of token rows, whole panels; how many of these
+    Py_ssize_t units                        # the smallest blocks of token rows: one panel, or a few
     Py_ssize_t row_blocks, block_rows       # blocks for as many threads as there are; the most rows that one may have
     Py_ssize_t image_groups, bands          # bands of patch rows
     Py_ssize_t query_parts, key_parts       # of a head, for forward and backward
@@ -103,10 +103,14 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
 
 
+cdef inline Py_ssize_t unit_start(Pass* p, Py_ssize_t unit) noexcept nogil:
+    """The first row of a unit: equal ones of whole panels, so that the products' tiles are full but for the last."""
+    return min(p.R, cut(ceil_div(p.R, p.panel), p.units, unit) * p.panel)
+
+
 cdef inline Py_ssize_t block_start(Pass* p, Py_ssize_t block) noexcept nogil:
-    """The first row of a block of token rows: blocks are whole units, and these whole panels, so that the products' tiles are full but
-    for the last."""
-    return min(p.R, cut(p.units, p.row_blocks, block) * p.unit)
+    """The first row of a block of token rows, which is a few units."""
+    return unit_start(p, cut(p.units, p.row_blocks, block))
 
 
 cdef inline Py_ssize_t panel_size(Py_ssize_t k, Py_ssize_t n) noexcept nogil:
