@@ -117,7 +117,8 @@ class ViT:
         label_smoothing : float in [0, 1)
             s in the target (1 - s) onehot(y) + s / classes (Szegedy et al. 2016, arXiv:1512.00567).
         out : array (size,), optional
-            Where the gradient goes; by default a vector that the model owns and uses again at the next call.
+            Where the gradient goes; by default a vector that the model owns and uses again at the next call. Until the gradient is
+            written it holds activations.
 
         Returns
         -------
@@ -133,6 +134,7 @@ class ViT:
             check_vector("out", out, self.layout.size, self.dtype, writable=True)
             check(not np.may_share_memory(out, self.weights), "out must not overlap the weights")
             check(not np.may_share_memory(out, x), "out must not overlap x")
+            check(not np.may_share_memory(out, y), "out must not overlap y")  # out holds activations before y is read
         with self._lock:
             if out is None:
                 if self._grad is None:

@@ -404,7 +404,10 @@ def test_the_gradient_may_not_go_over_its_sources(model):
     large = np.ones((SIZE // 48 + 1, 2, 4, 6), np.float32)
     with pytest.raises(ValueError, match="out must not overlap x"):
         model.loss_and_grad(large, np.zeros(len(large), int), out=large.reshape(-1)[:SIZE])
-    assert (large == 1).all() and same_bits(model.weights, ViT(CONFIG, seed=1).weights)
+    room = np.zeros(SIZE + 4, np.float32)
+    with pytest.raises(ValueError, match="out must not overlap y"):
+        model.loss_and_grad(IMAGES, room[:4].view(np.int64), out=room[:SIZE])
+    assert (large == 1).all() and not room.any() and same_bits(model.weights, ViT(CONFIG, seed=1).weights)
 
 
 @pytest.mark.parametrize(
