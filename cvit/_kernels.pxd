@@ -13,7 +13,7 @@ cdef extern from "cvit.h" nogil:
         void (*gemm)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, Py_ssize_t depth, Py_ssize_t k0,
             float* c, Py_ssize_t ldc, float* bias, float* r, Py_ssize_t ldr) noexcept nogil
         void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, Py_ssize_t depth,
-            Py_ssize_t k0, float* c, Py_ssize_t ldc, int accumulate) noexcept nogil
+            Py_ssize_t k0, float* c, Py_ssize_t ldc, int accumulate, float* sums) noexcept nogil
         void (*pack_rows)(Py_ssize_t rows, Py_ssize_t k, float* x, Py_ssize_t ld, float scale,
             float* a) noexcept nogil
         void (*pack_both)(Py_ssize_t rows, Py_ssize_t k, float* x, Py_ssize_t ld, float* a, float* b, Py_ssize_t depth,
@@ -21,7 +21,7 @@ cdef extern from "cvit.h" nogil:
         void (*pack_columns)(Py_ssize_t k, Py_ssize_t m, float* x, Py_ssize_t ld, float* mean, float* rstd,
             float* scale, float* shift, float* a) noexcept nogil
         void (*pack_panels)(Py_ssize_t k, Py_ssize_t n, float* x, Py_ssize_t ld, float* b, Py_ssize_t depth,
-            Py_ssize_t k0, float* sums) noexcept nogil
+            Py_ssize_t k0) noexcept nogil
         void (*pack_panels_transposed)(Py_ssize_t k, Py_ssize_t n, float* x, Py_ssize_t ld, float* b,
             Py_ssize_t depth, Py_ssize_t k0) noexcept nogil
         void (*layernorm)(Py_ssize_t rows, Py_ssize_t d, float* x, Py_ssize_t ldx, float* scale, float* shift,
@@ -57,7 +57,7 @@ cdef extern from "cvit.h" nogil:
         void (*gemm)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, Py_ssize_t depth,
             Py_ssize_t k0, double* c, Py_ssize_t ldc, double* bias, double* r, Py_ssize_t ldr) noexcept nogil
         void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, Py_ssize_t depth,
-            Py_ssize_t k0, double* c, Py_ssize_t ldc, int accumulate) noexcept nogil
+            Py_ssize_t k0, double* c, Py_ssize_t ldc, int accumulate, double* sums) noexcept nogil
         void (*pack_rows)(Py_ssize_t rows, Py_ssize_t k, double* x, Py_ssize_t ld, double scale,
             double* a) noexcept nogil
         void (*pack_both)(Py_ssize_t rows, Py_ssize_t k, double* x, Py_ssize_t ld, double* a, double* b, Py_ssize_t depth,
@@ -65,7 +65,7 @@ cdef extern from "cvit.h" nogil:
         void (*pack_columns)(Py_ssize_t k, Py_ssize_t m, double* x, Py_ssize_t ld, double* mean, double* rstd,
             double* scale, double* shift, double* a) noexcept nogil
         void (*pack_panels)(Py_ssize_t k, Py_ssize_t n, double* x, Py_ssize_t ld, double* b, Py_ssize_t depth,
-            Py_ssize_t k0, double* sums) noexcept nogil
+            Py_ssize_t k0) noexcept nogil
         void (*pack_panels_transposed)(Py_ssize_t k, Py_ssize_t n, double* x, Py_ssize_t ld, double* b,
             Py_ssize_t depth, Py_ssize_t k0) noexcept nogil
         void (*layernorm)(Py_ssize_t rows, Py_ssize_t d, double* x, Py_ssize_t ldx, double* scale, double* shift,
@@ -164,11 +164,11 @@ cdef inline void gemm(
 
 cdef inline void gemm_columns(
     Kernels* K, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, real* a, real* b, Py_ssize_t depth, Py_ssize_t k0, real* c,
-    Py_ssize_t ldc, int accumulate) noexcept nogil:
+    Py_ssize_t ldc, int accumulate, real* sums) noexcept nogil:
     if real is float:
-        K.f32.gemm_columns(m, n, k, a, b, depth, k0, c, ldc, accumulate)
+        K.f32.gemm_columns(m, n, k, a, b, depth, k0, c, ldc, accumulate, sums)
     else:
-        K.f64.gemm_columns(m, n, k, a, b, depth, k0, c, ldc, accumulate)
+        K.f64.gemm_columns(m, n, k, a, b, depth, k0, c, ldc, accumulate, sums)
 
 
 cdef inline void pack_rows(
@@ -198,12 +198,11 @@ cdef inline void pack_columns(
 
 
 cdef inline void pack_panels(
-    Kernels* K, Py_ssize_t k, Py_ssize_t n, real* x, Py_ssize_t ld, real* b, Py_ssize_t depth, Py_ssize_t k0,
-    real* sums) noexcept nogil:
+    Kernels* K, Py_ssize_t k, Py_ssize_t n, real* x, Py_ssize_t ld, real* b, Py_ssize_t depth, Py_ssize_t k0) noexcept nogil:
     if real is float:
-        K.f32.pack_panels(k, n, x, ld, b, depth, k0, sums)
+        K.f32.pack_panels(k, n, x, ld, b, depth, k0)
     else:
-        K.f64.pack_panels(k, n, x, ld, b, depth, k0, sums)
+        K.f64.pack_panels(k, n, x, ld, b, depth, k0)
 
 
 cdef inline void pack_panels_transposed(

@@ -66,7 +66,7 @@ cdef multiply(const real[:, ::1] x, const real[:, ::1] w, bint transposed, const
                                    &packed[column * depth], depth, 0)
         else:
             pack_panels(&K, depth, min(<Py_ssize_t> STRIP, N - column), <real*> &w[0, column], ld, &packed[column * depth],
-                        depth, 0, <real*> NULL)
+                        depth, 0)
     for i in prange(tasks, nogil=True, num_threads=size, schedule="dynamic"):
         first = cut(M, tasks, i)
         m = cut(M, tasks, i + 1) - first
@@ -97,8 +97,8 @@ cdef void gradient_tile(Kernels* K, Py_ssize_t M, Py_ssize_t m, Py_ssize_t n, re
     for row from 0 <= row < M by kc:
         rows = min(kc, M - row)
         pack_columns(K, rows, m1 - m0, x + row * m + m0, m, <real*> NULL, <real*> NULL, <real*> NULL, <real*> NULL, a)
-        pack_panels(K, rows, n1 - n0, dy + row * n + n0, n, b, rows, 0, db + n0 if m0 == 0 else <real*> NULL)
-        gemm_columns(K, m1 - m0, n1 - n0, rows, a, b, rows, 0, dw + m0 * n + n0, n, row > 0)
+        pack_panels(K, rows, n1 - n0, dy + row * n + n0, n, b, rows, 0)
+        gemm_columns(K, m1 - m0, n1 - n0, rows, a, b, rows, 0, dw + m0 * n + n0, n, row > 0, db + n0 if m0 == 0 else <real*> NULL)
 
 
 def layernorm(const real[:, ::1] x, const real[::1] scale, const real[::1] shift, double eps, real[:, ::1] y, real[::1] mean,

@@ -8,14 +8,13 @@ Gradients, for y = x @ W + b over all rows of tokens:
 
     dW = xᵀ dy,   db = column sums of dy
 
-A task is one tile of one dW, or of q's, k's and v's, which share x: it runs over the rows in blocks of KC, in order, packs its columns
+A task is one tile of one dW, or of q's, k's and v's, which share x: it runs over the rows in a few equal blocks, in order, packs its columns
 of x (normalising them again where x is a norm's output) and adds the product to the tile. The dy of a block's gradients lie packed
 already: the rows stages wrote them so. The tiles at the top of a dW also add up db.
 """
 
-from libc.string cimport memset
 from ._kernels cimport (
-    block_depth, column_room, column_sums, gemm_columns, pack_columns, pack_panels, pack_panels_transposed, panel_columns, real,
+    block_depth, column_room, column_sums, gemm_columns, pack_columns, pack_panels, pack_panels_transposed, real,
 )
 from ._pass cimport KEEP_MID, KEEP_O, KEEP_STATS, KEEP_U, KEEP_X, Pass, ceil_div, cut, kept, panel_size, part
 
@@ -93,7 +92,7 @@ cdef void pack_task(real* s, Pass* p, Group group, bint transposed, Py_ssize_t l
     if transposed:
         pack_panels_transposed(&p.kernels, k, columns, w + column * k, k, b, k, 0)
     else:
-        pack_panels(&p.kernels, k, columns, w + column, n, b, k, 0, <real*> NULL)
+        pack_panels(&p.kernels, k, columns, w + column, n, b, k, 0)
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
@@ -215,9 +214,9 @@ cdef void gradient_task(real* s, Pass* p, Group group, Py_ssize_t layer, Py_ssiz
 
 cdef void gradient_tile(real* s, Pass* p, Gradient* g, Py_ssize_t m0, Py_ssize_t m1, Py_ssize_t n0, Py_ssize_t n1) noexcept nogil:
     """Rows m0 to m1 and columns n0 to n1 of every dw, and that part of every db where m0 is 0. Packed dy are taken as a whole."""
-    cdef Py_ssize_t kc = block_depth(&p.kernels, s), segment, row, rows, i, again
+    cdef Py_ssize_t depth = gradient_depth(p, s), blocks = ceil_div(g.rows, depth), segment, block, row, rows, i, again
     cdef real* a = s
-    cdef real* b = s + kc * column_room(&p.kernels, s, MOST_ROWS)
+    cdef real* b = s + depth * column_room(&p.kernels, s, MOST_ROWS)
     cdef real* dy
     cdef real* db
     cdef real* mean = <real*> NULL
@@ -227,9 +226,10 @@ cdef void gradient_tile(real* s, Pass* p, Gradient* g, Py_ssize_t m0, Py_ssize_t
     if g.scale != NULL:
         scale, shift = <real*> g.scale + m0, <real*> g.shift + m0
     for segment in range(g.segments):
-        for row from 0 <= row < g.rows by kc:
-            rows = min(kc, g.rows - row)
-            again = segment or row
+        for block in range(blocks):
+            row = cut(g.rows, blocks, block)
+            rows = cut(g.rows, blocks, block + 1) - row
+            again = segment or block
             if g.mean != NULL:
                 mean, rstd = <real*> g.mean + row, <real*> g.rstd + row
             pack_columns(&p.kernels, rows, m1 - m0, <real*> g.a + segment * g.a_segment + row * g.lda + m0, g.lda, mean, rstd,
@@ -238,24 +238,11 @@ cdef void gradient_tile(real* s, Pass* p, Gradient* g, Py_ssize_t m0, Py_ssize_t
                 db = <real*> g.db[i] + n0 if m0 == 0 and g.db[i] != NULL else <real*> NULL
                 if g.packed:
                     dy = <real*> g.b + i * g.b_part
-                    if db != NULL:
-                        panel_sums(p, rows, g.n, dy, g.rows, row, again, db)
-                    gemm_columns(&p.kernels, m1 - m0, g.n, rows, a, dy, g.rows, row, <real*> g.dw[i] + m0 * g.n, g.n, again)
+                    gemm_columns(&p.kernels, m1 - m0, g.n, rows, a, dy, g.rows, row, <real*> g.dw[i] + m0 * g.n, g.n, again, db)
                 else:
                     dy = <real*> g.b + segment * g.b_segment + row * g.ldb + n0
-                    if db != NULL and not again:
-                        memset(db, 0, (n1 - n0) * sizeof(real))
-                    pack_panels(&p.kernels, rows, n1 - n0, dy, g.ldb, b, rows, 0, db)
-                    gemm_columns(&p.kernels, m1 - m0, n1 - n0, rows, a, b, rows, 0, <real*> g.dw[i] + m0 * g.n + n0, g.n, again)
-
-
-cdef void panel_sums(Pass* p, Py_ssize_t rows, Py_ssize_t n, real* panels, Py_ssize_t depth, Py_ssize_t first, int again,
-                     real* sums) noexcept nogil:
-    """sums (n) = or += the column sums of rows [first, first + rows) of a packed matrix."""
-    cdef Py_ssize_t nr = panel_columns(&p.kernels, panels), vl = nr // 2, j, width
-    for j from 0 <= j < n by nr:
-        width = min(nr, ceil_div(n - j, vl) * vl)
-        column_sums(&p.kernels, rows, min(nr, n - j), panels + j * depth + first * width, width, again, <real> 1, sums + j)
+                    pack_panels(&p.kernels, rows, n1 - n0, dy, g.ldb, b, rows, 0)
+                    gemm_columns(&p.kernels, m1 - m0, n1 - n0, rows, a, b, rows, 0, <real*> g.dw[i] + m0 * g.n + n0, g.n, again, db)
 
 
 cdef void norm_gradients(real* s, Pass* p, Py_ssize_t layer, bint second) noexcept nogil:
@@ -268,5 +255,10 @@ cdef void norm_gradients(real* s, Pass* p, Py_ssize_t layer, bint second) noexce
     column_sums(&p.kernels, p.units, p.D, parts + p.D, 4 * p.D, 0, <real> 1, part(s, p.grad, block + shift))
 
 
+cdef inline Py_ssize_t gradient_depth(Pass* p, real* kind) noexcept nogil:
+    """The most rows that a tile multiplies at a time: an eighth more than other products do, so that few are left over."""
+    return block_depth(&p.kernels, kind) * 9 // 8
+
+
 cdef Py_ssize_t gradient_scratch(real* kind, Pass* p) noexcept nogil:
-    return block_depth(&p.kernels, kind) * (column_room(&p.kernels, kind, MOST_ROWS) + ceil_div(WIDEST, 32) * 32)
+    return gradient_depth(p, kind) * (column_room(&p.kernels, kind, MOST_ROWS) + ceil_div(WIDEST, 32) * 32)
