@@ -33,6 +33,7 @@ typedef bits ivec __attribute__((vector_size(VECTOR_BYTES))); /* lane masks are 
 typedef real vec_any __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline)) /* where inlining into loops would leave the compiler without registers */
 
 INLINE vec load(const real *p) { return *(const vec_any *)p; }
 INLINE void store(real *p, vec v) { *(vec_any *)p = v; }
