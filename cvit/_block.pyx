@@ -13,7 +13,8 @@ and back, from dy (what each formula means is derived in docs/backward.md):
 The weights' gradients follow in _weights.pyx. Forward keeps x, q, k, v, o, lse, mid, u and each row's mean and rstd; the normalised
 rows are made anew where they are needed. A task of a rows stage is a block of token rows, cut by shapes alone: for its rows
 everything from one stage to the next happens in one thread's cache, the hidden rows KC columns at a time. A task of a heads stage is
-one head of one image, or a part of its queries, or a few small heads.
+one head of one image, or a part of its queries, or a few small heads. Where images are short, a task takes a few whole images
+through all three, and what lies between is still near.
 """
 
 from libc.string cimport memset
@@ -22,7 +23,7 @@ from ._kernels cimport (
     packed_stride, real,
 )
 from ._pass cimport (
-    KEEP_LSE, KEEP_MID, KEEP_O, KEEP_QKV, KEEP_STATS, KEEP_U, KEEP_X, Pass, block_start, ceil_div, cut, kept, panel_size, part,
+    KEEP_LSE, KEEP_MID, KEEP_O, KEEP_QKV, KEEP_STATS, KEEP_U, KEEP_X, Pass, block_start, ceil_div, cut, kept, pack_room, panel_size, part,
     split, unit_start,
 )
 
@@ -33,11 +34,11 @@ cdef inline real* weight(real* kind, Pass* p, Py_ssize_t layer, Py_ssize_t offse
 
 
 cdef inline real* packed_qkv(real* kind, Pass* p, Py_ssize_t layer) noexcept nogil:
-    return part(kind, p.packed, p.at.pack_qkv + layer * p.at.pack_stride)
+    return part(kind, p.packed, p.at.pack_qkv + pack_room(p, layer))
 
 
 cdef inline real* packed_mlp(real* kind, Pass* p, Py_ssize_t layer) noexcept nogil:
-    return part(kind, p.packed, p.at.pack_mlp + layer * p.at.pack_stride)
+    return part(kind, p.packed, p.at.pack_mlp + pack_room(p, layer))
 
 
 cdef Py_ssize_t block_scratch(real* kind, Pass* p) noexcept nogil:
@@ -204,3 +205,20 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     norm_backward(s, p, task, 1, dn, mid, mean, scale, dy)
     pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dmid_panels), p.R, first)
     gemm(&p.kernels, m, D, D, s, w_o, D, 0, part(s, p.arena, p.at.d_o) + first * D, D, <real*> NULL, <real*> NULL, 0)
+
+
+# ------------------------------------------------------------------------------------------- short images: a whole block
+cdef void block_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t piece
+    qkv_task(s, p, layer, task)
+    for piece in range(block_start(p, task) // p.T * p.H, block_start(p, task + 1) // p.T * p.H):
+        head(s, p, layer, piece)
+    mlp_task(s, p, layer, task, True)
+
+
+cdef void block_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t piece
+    mlp_backward_task(s, p, layer, task)
+    for piece in range(block_start(p, task) // p.T * p.H, block_start(p, task + 1) // p.T * p.H):
+        head_backward(s, p, layer, piece)
+    qkv_backward_task(s, p, layer, task)

@@ -11,7 +11,7 @@ import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from ._block cimport (
-    block_scratch, heads_backward_task, heads_task, mlp_backward_task, mlp_task, qkv_backward_task, qkv_task,
+    block_backward_task, block_scratch, block_task, heads_backward_task, heads_task, mlp_backward_task, mlp_task, qkv_backward_task, qkv_task,
 )
 from ._embed cimport embed_task, positions_backward_task
 from ._head cimport (
@@ -27,8 +27,8 @@ from ._runtime import get_isa
 
 # --------------------------------------------------------------------------------------------------------- the two passes
 cdef enum Task:
-    EMBED, QKV_ROWS, HEADS, MLP_ROWS, MLP_AGAIN, POOL, LOGITS, LOSS
-    LOGITS_BACKWARD, POOL_BACKWARD, MLP_BACKWARD, HEADS_BACKWARD, QKV_BACKWARD, POSITIONS_BACKWARD
+    EMBED, QKV_ROWS, HEADS, MLP_ROWS, MLP_AGAIN, BLOCK, POOL, LOGITS, LOSS
+    LOGITS_BACKWARD, POOL_BACKWARD, MLP_BACKWARD, HEADS_BACKWARD, QKV_BACKWARD, BLOCK_BACKWARD, POSITIONS_BACKWARD
     GRADIENTS, PACK, PACK_TRANSPOSED
 
 
@@ -44,7 +44,7 @@ cdef inline Part of(Task kind, Py_ssize_t layer=0, int group=0) noexcept nogil:
 
 cdef Py_ssize_t tasks_of(Pass* p, Part part) noexcept nogil:
     """How many; none for a block before the first or after the last."""
-    if part.kind in (QKV_ROWS, MLP_ROWS, MLP_AGAIN, MLP_BACKWARD, QKV_BACKWARD):
+    if part.kind in (QKV_ROWS, MLP_ROWS, MLP_AGAIN, BLOCK, MLP_BACKWARD, QKV_BACKWARD, BLOCK_BACKWARD):
         return p.row_blocks
     if part.kind == EMBED:
         return p.image_groups * p.bands
@@ -77,6 +77,8 @@ cdef void perform(real* s, Pass* p, Part part, Py_ssize_t task) noexcept nogil:
         heads_task(s, p, layer, task)
     elif part.kind in (MLP_ROWS, MLP_AGAIN):
         mlp_task(s, p, layer, task, part.kind == MLP_ROWS)
+    elif part.kind == BLOCK:
+        block_task(s, p, layer, task)
     elif part.kind == POOL:
         pool_task(s, p, task)
     elif part.kind == LOGITS:
@@ -93,6 +95,8 @@ cdef void perform(real* s, Pass* p, Part part, Py_ssize_t task) noexcept nogil:
         heads_backward_task(s, p, layer, task)
     elif part.kind == QKV_BACKWARD:
         qkv_backward_task(s, p, layer, task)
+    elif part.kind == BLOCK_BACKWARD:
+        block_backward_task(s, p, layer, task)
     elif part.kind == POSITIONS_BACKWARD:
         if task < p.T:
             positions_backward_task(s, p, task)
@@ -140,13 +144,16 @@ cdef void forward(Run* r) noexcept nogil:
 
 cdef void embed(Run* r) noexcept nogil:
     stage(r, 2, [of(PACK, 0, PATCH), of(PACK, 0, QKV if r.p.L else HEAD)])
-    stage(r, 1, [of(EMBED)])
+    stage(r, 2 if r.p.together else 1, [of(EMBED), of(PACK, 0, MLP)])
 
 
 cdef void blocks(Run* r) noexcept nogil:
     """Each stage also packs the weights that the next one needs."""
     cdef Py_ssize_t i
     for i in range(r.p.L):
+        if r.p.together:
+            stage(r, 3, [of(BLOCK, i), of(PACK, i + 1, QKV) if i + 1 < r.p.L else of(PACK, 0, HEAD), of(PACK, i + 1, MLP)])
+            continue
         stage(r, 1, [of(QKV_ROWS, i)])
         stage(r, 2, [of(HEADS, i), of(PACK, i, MLP)])
         stage(r, 2, [of(MLP_ROWS, i), of(PACK, i + 1, QKV) if i + 1 < r.p.L else of(PACK, 0, HEAD)])
@@ -165,8 +172,12 @@ cdef void backward(Run* r) noexcept nogil:
     cdef Py_ssize_t i
     stage(r, 2, [of(LOSS), of(PACK_TRANSPOSED, 0, HEAD)])
     stage(r, 2, [of(LOGITS_BACKWARD), of(GRADIENTS, 0, HEAD)])
-    stage(r, 2, [of(POOL_BACKWARD), of(PACK_TRANSPOSED, r.p.L - 1, MLP)])
+    stage(r, 3 if r.p.together else 2, [of(POOL_BACKWARD), of(PACK_TRANSPOSED, r.p.L - 1, MLP), of(PACK_TRANSPOSED, r.p.L - 1, QKV)])
     for i in range(r.p.L - 1, -1, -1):
+        if r.p.together:
+            stage(r, 3, [of(BLOCK_BACKWARD, i), of(PACK_TRANSPOSED, i - 1, MLP), of(PACK_TRANSPOSED, i - 1, QKV)])
+            stage(r, 2, [of(GRADIENTS, i, MLP), of(GRADIENTS, i, QKV)])
+            continue
         if r.p.checkpoint and i + 1 < r.p.L:
             block_again(r, i)
         stage(r, 1, [of(MLP_BACKWARD, i)])
@@ -204,7 +215,7 @@ cdef void work(void* argument, Team* team, int thread) noexcept nogil:
         embed(r)
     elif job.program == RUN_BLOCKS:
         if not r.p.frozen:
-            stage(r, 1, [of(PACK, 0, QKV)])
+            stage(r, 2, [of(PACK, 0, QKV), of(PACK, 0, MLP)])
         blocks(r)
     elif job.program == RUN_FREEZE:
         freeze(r)
@@ -253,6 +264,7 @@ BLOCK_BYTES = 512 << 10
 # Every block streams all of a layer's weights, which one of fewer rows than 56 would wait for; many threads get smaller ones all the same.
 MOST_ROWS, LEAST_ROWS, UNIT_ROWS = 168, 56, 28
 TASKS_PER_THREAD, MANY_THREADS = 16, 17
+SHORT = 80  # tokens of an image, of which a few go through a block together
 ENOUGH_TASKS = 32
 LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all queries, and has a dq of its own
 MOST_HEAD_TASKS = 128  # small heads share a task
@@ -332,7 +344,9 @@ cdef class Engine:
         cdef Pass* p = &self.p
         p.panel = tile_rows(&p.kernels, <double*> NULL) if self.is_double else tile_rows(&p.kernels, <float*> NULL)
         panels = ceil_div(p.R, p.panel)
-        p.units = min(panels, ceil_div(p.R, UNIT_ROWS))
+        p.unit_images = ceil_div(UNIT_ROWS, p.T) if p.T <= SHORT else 0
+        p.units = ceil_div(p.N, p.unit_images) if p.unit_images else min(panels, ceil_div(p.R, UNIT_ROWS))
+        p.together = p.unit_images > 0 and not p.checkpoint
         p.image_groups = min(p.N, 64)
         p.bands = max(1, min(p.height // p.patch, p.patches // BAND))
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
@@ -341,7 +355,8 @@ cdef class Engine:
         p.head_backward_tasks = min(p.N * p.H * p.key_parts, MOST_HEAD_TASKS)
         self._cut_for(1)
         # The more threads, the smaller the blocks.
-        p.block_rows = min(p.R, ceil_div(p.units, p.row_blocks) * ceil_div(panels, p.units) * p.panel)
+        unit_rows = p.unit_images * p.T if p.unit_images else ceil_div(panels, p.units) * p.panel
+        p.block_rows = min(p.R, ceil_div(p.units, p.row_blocks) * unit_rows)
 
     cdef _cut_for(self, int threads):
         """The rest, for so many threads: blocks of token rows, and tiles of the weights' gradients."""
@@ -429,13 +444,13 @@ cdef class Engine:
         at.size = end
 
         qkv, mlp = 3 * panel_size(D, D), panel_size(D, D) + panel_size(D, F) + panel_size(F, D)
-        copies = L if p.frozen else min(L, 1)
+        at.pack_rooms = max(1, min(L, L if p.frozen else 1 + p.together))
         at.pack_patch = 0
         at.pack_head = panel_size(p.features, D)
         at.pack_qkv = at.pack_head + max(panel_size(D, p.classes), panel_size(p.classes, D))
         at.pack_mlp = at.pack_qkv + qkv
-        at.pack_stride = qkv + mlp if p.frozen else 0
-        at.packed_size = at.pack_qkv + (qkv + mlp) * copies
+        at.pack_stride = qkv + mlp
+        at.packed_size = at.pack_qkv + ((qkv + mlp) * at.pack_rooms if L else 0)
         sizes["packed weights"] = at.packed_size
         p.scratch_stride = scratch_size(<double*> NULL, p) if self.is_double else scratch_size(<float*> NULL, p)
         sizes["scratch of a thread"] = p.scratch_stride

@@ -42,8 +42,8 @@ ctypedef struct Buffers:
     Py_ssize_t dqkv_panels, du_panels       # 3 x (R, D) and (R, F), the same
     Py_ssize_t partial                      # (units, 4, D) parts of a block's norm scale and shift gradients
     Py_ssize_t final_partial                # (image groups, 2, D) the same of the final norm
-    # packed weights: of one block at a time, or, frozen, of all
-    Py_ssize_t pack_patch, pack_qkv, pack_mlp, pack_head, pack_stride
+    # packed weights: of one block at a time, of two in turns, or, frozen, of all
+    Py_ssize_t pack_patch, pack_qkv, pack_mlp, pack_head, pack_stride, pack_rooms
     Py_ssize_t packed_size
     Py_ssize_t size
 
@@ -53,11 +53,12 @@ ctypedef struct Pass:
     Py_ssize_t channels, height, width, patch, features   # features = C·P·P
     int class_token, gelu, final_norm, training, frozen, checkpoint
     int idle                                # tasks are taken and not done: what a pass costs beside its kernels
+    int together                            # a task takes its rows through a whole block: they are whole images
     double eps, smoothing
     Weights w
     Buffers at
     Py_ssize_t panel                        # rows of a product's tile
-    Py_ssize_t units                        # the smallest blocks of token rows: one panel, or a few
+    Py_ssize_t units, unit_images           # the smallest blocks of token rows: a few panels or, where images are short, so many of these
     Py_ssize_t row_blocks, block_rows       # blocks for as many threads as there are; the most rows that one may have
     Py_ssize_t image_groups, bands          # bands of patch rows
     Py_ssize_t query_parts, key_parts       # of a head, for forward and backward
@@ -104,13 +105,20 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 
 cdef inline Py_ssize_t unit_start(Pass* p, Py_ssize_t unit) noexcept nogil:
-    """The first row of a unit: equal ones of whole panels, so that the products' tiles are full but for the last."""
+    """The first row of a unit: whole images, or equal ones of whole panels, so that the products' tiles are full but for the last."""
+    if p.unit_images:
+        return min(p.R, unit * p.unit_images * p.T)
     return min(p.R, cut(ceil_div(p.R, p.panel), p.units, unit) * p.panel)
 
 
 cdef inline Py_ssize_t block_start(Pass* p, Py_ssize_t block) noexcept nogil:
     """The first row of a block of token rows, which is a few units."""
     return unit_start(p, cut(p.units, p.row_blocks, block))
+
+
+cdef inline Py_ssize_t pack_room(Pass* p, Py_ssize_t layer) noexcept nogil:
+    """Where the packed weights of block `layer` lie, after those of the first."""
+    return 0 if p.at.pack_rooms == 1 else layer % p.at.pack_rooms * p.at.pack_stride
 
 
 cdef inline Py_ssize_t panel_size(Py_ssize_t k, Py_ssize_t n) noexcept nogil:

@@ -16,7 +16,7 @@ already: the rows stages wrote them so. The tiles at the top of a dW also add up
 from ._kernels cimport (
     block_depth, column_room, column_sums, gemm_columns, pack_columns, pack_panels, pack_panels_transposed, real,
 )
-from ._pass cimport KEEP_MID, KEEP_O, KEEP_STATS, KEEP_U, KEEP_X, Pass, ceil_div, cut, kept, panel_size, part
+from ._pass cimport KEEP_MID, KEEP_O, KEEP_STATS, KEEP_U, KEEP_X, Pass, ceil_div, cut, kept, pack_room, panel_size, part
 
 cdef enum:
     STRIP = 128  # columns of a packing task, a multiple of every panel's width
@@ -32,7 +32,7 @@ cdef struct Matrix:  # (k, n) as the product sees it, where its weight lies, whe
 cdef Py_ssize_t matrices(Pass* p, Group group, bint transposed, Py_ssize_t layer, Matrix* out) noexcept nogil:
     """The matrices of a group, at most 3; returns how many."""
     cdef Py_ssize_t D = p.D, F = p.F, block = p.w.blocks + layer * p.w.block_stride
-    cdef Py_ssize_t qkv = p.at.pack_qkv + layer * p.at.pack_stride, mlp = p.at.pack_mlp + layer * p.at.pack_stride
+    cdef Py_ssize_t qkv = p.at.pack_qkv + pack_room(p, layer), mlp = p.at.pack_mlp + pack_room(p, layer)
     if group == QKV:
         out[0] = Matrix(D, D, block + p.w.block.q_w, qkv)
         out[1] = Matrix(D, D, block + p.w.block.k_w, qkv + panel_size(D, D))
