@@ -41,6 +41,32 @@ cdef inline real* packed_mlp(real* kind, Pass* p, Py_ssize_t layer) noexcept nog
     return part(kind, p.packed, p.at.pack_mlp + pack_room(p, layer))
 
 
+# Where rows lie between the stages of a block. A task that takes its rows, from `first` on, through all of them keeps these to itself,
+# except for what the backward will need.
+cdef inline real* qkv_at(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t row, Py_ssize_t first) noexcept nogil:
+    if p.together and not p.training:
+        return s + p.own + (row - first) * 3 * p.D
+    return kept(s, p, KEEP_QKV, layer) + row * 3 * p.D
+
+
+cdef inline real* o_at(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t row, Py_ssize_t first) noexcept nogil:
+    if p.together and not p.training:
+        return s + p.own + (3 * p.block_rows + row - first) * p.D
+    return kept(s, p, KEEP_O, layer) + row * p.D
+
+
+cdef inline real* dqkv_at(real* s, Pass* p, Py_ssize_t row, Py_ssize_t first) noexcept nogil:
+    if p.together:
+        return s + p.own + (row - first) * 3 * p.D
+    return part(s, p.arena, p.at.dqkv) + row * 3 * p.D
+
+
+cdef inline real* do_at(real* s, Pass* p, Py_ssize_t row, Py_ssize_t first) noexcept nogil:
+    if p.together:
+        return s + p.own + (3 * p.block_rows + row - first) * p.D
+    return part(s, p.arena, p.at.d_o) + row * p.D
+
+
 cdef Py_ssize_t block_scratch(real* kind, Pass* p) noexcept nogil:
     """Scratch of the rows stages: packed rows of width D, one block of hidden rows, and (rows, D)."""
     cdef Py_ssize_t rows = p.block_rows, lda = packed_stride(&p.kernels, kind)
@@ -69,7 +95,7 @@ cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept
     cdef Py_ssize_t D = p.D, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), j
     cdef real* x = kept(s, p, KEEP_X, layer) + first * D
-    cdef real* qkv = kept(s, p, KEEP_QKV, layer) + first * 3 * D
+    cdef real* qkv = qkv_at(s, p, layer, first, first)
     cdef real* mean = NULL
     cdef real* rstd = NULL
     cdef Py_ssize_t[3] bias = [p.w.block.q_b, p.w.block.k_b, p.w.block.v_b]
@@ -87,7 +113,7 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     cdef Py_ssize_t D = p.D, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), i, j, c
     cdef real* dn = s + m * lda * ceil_div(D, block_depth(&p.kernels, s))
-    cdef real* dqkv = part(s, p.arena, p.at.dqkv) + first * 3 * D
+    cdef real* dqkv = dqkv_at(s, p, first, first)
     cdef real* x = kept(s, p, KEEP_X, layer) + first * D
     cdef real* dx = part(s, p.arena, p.at.dx) + first * D  # dmid until the end
     cdef real* mean = kept(s, p, KEEP_STATS, layer) + first
@@ -109,15 +135,15 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
 cdef void heads_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t pieces = p.N * p.H * p.query_parts, tasks = p.head_tasks, piece
     for piece in range(cut(pieces, tasks, task), cut(pieces, tasks, task + 1)):
-        head(s, p, layer, piece)
+        head(s, p, layer, piece, 0)
 
 
-cdef void head(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece) noexcept nogil:
+cdef void head(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece, Py_ssize_t first_row) noexcept nogil:
     cdef Py_ssize_t D = p.D, T = p.T, dh = p.dh, parts = p.query_parts, which = 0, h
     cdef Py_ssize_t n = split(piece if parts == 1 else split(piece, parts, &which), p.H, &h)
     cdef Py_ssize_t first = cut(T, parts, which), count = cut(T, parts, which + 1) - first
-    cdef real* q = kept(s, p, KEEP_QKV, layer) + n * T * 3 * D + h * dh
-    cdef real* o = kept(s, p, KEEP_O, layer) + (n * T + first) * D + h * dh
+    cdef real* q = qkv_at(s, p, layer, n * T, first_row) + h * dh
+    cdef real* o = o_at(s, p, layer, n * T + first, first_row) + h * dh
     cdef real* lse = NULL
     if p.training:
         lse = kept(s, p, KEEP_LSE, layer) + (n * p.H + h) * T + first
@@ -127,17 +153,17 @@ cdef void head(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece) noexcept no
 cdef void heads_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t pieces = p.N * p.H * p.key_parts, tasks = p.head_backward_tasks, piece
     for piece in range(cut(pieces, tasks, task), cut(pieces, tasks, task + 1)):
-        head_backward(s, p, layer, piece)
+        head_backward(s, p, layer, piece, 0)
 
 
-cdef void head_backward(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece) noexcept nogil:
+cdef void head_backward(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece, Py_ssize_t first_row) noexcept nogil:
     cdef Py_ssize_t D = p.D, T = p.T, dh = p.dh, ldq = 3 * D, parts = p.key_parts, which = 0, h
     cdef Py_ssize_t n = split(piece if parts == 1 else split(piece, parts, &which), p.H, &h)
     cdef Py_ssize_t first = cut(T, parts, which), count = cut(T, parts, which + 1) - first
     cdef real* q = kept(s, p, KEEP_QKV, layer) + n * T * 3 * D + h * dh
-    cdef real* dq = part(s, p.arena, p.at.dqkv) + n * T * 3 * D + h * dh
+    cdef real* dq = dqkv_at(s, p, n * T, first_row) + h * dh
     cdef real* o = kept(s, p, KEEP_O, layer) + n * T * D + h * dh
-    cdef real* d_o = part(s, p.arena, p.at.d_o) + n * T * D + h * dh
+    cdef real* d_o = do_at(s, p, n * T, first_row) + h * dh
     cdef real* lse = kept(s, p, KEEP_LSE, layer) + (n * p.H + h) * T
     cdef real* dk = dq + D
     if which:  # dq is summed up over the parts by the next stage
@@ -155,7 +181,7 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
     cdef real* x = kept(s, p, KEEP_X, layer) + first * D
     cdef real* y = kept(s, p, KEEP_X, layer + 1) + first * D
     cdef real* mid = kept(s, p, KEEP_MID, layer) + first * D
-    cdef real* o = kept(s, p, KEEP_O, layer) + first * D
+    cdef real* o = o_at(s, p, layer, first, first)
     cdef real* w_o = packed_mlp(s, p, layer)
     cdef real* w_1 = w_o + panel_size(D, D)
     cdef real* w_2 = w_1 + panel_size(D, F)
@@ -204,21 +230,21 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
         gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D)
     norm_backward(s, p, task, 1, dn, mid, mean, scale, dy)
     pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dmid_panels), p.R, first)
-    gemm(&p.kernels, m, D, D, s, w_o, D, 0, part(s, p.arena, p.at.d_o) + first * D, D, <real*> NULL, <real*> NULL, 0)
+    gemm(&p.kernels, m, D, D, s, w_o, D, 0, do_at(s, p, first, first), D, <real*> NULL, <real*> NULL, 0)
 
 
 # ------------------------------------------------------------------------------------------- short images: a whole block
 cdef void block_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t piece
+    cdef Py_ssize_t first = block_start(p, task), piece
     qkv_task(s, p, layer, task)
-    for piece in range(block_start(p, task) // p.T * p.H, block_start(p, task + 1) // p.T * p.H):
-        head(s, p, layer, piece)
+    for piece in range(first // p.T * p.H, block_start(p, task + 1) // p.T * p.H):
+        head(s, p, layer, piece, first)
     mlp_task(s, p, layer, task, True)
 
 
 cdef void block_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t piece
+    cdef Py_ssize_t first = block_start(p, task), piece
     mlp_backward_task(s, p, layer, task)
-    for piece in range(block_start(p, task) // p.T * p.H, block_start(p, task + 1) // p.T * p.H):
-        head_backward(s, p, layer, piece)
+    for piece in range(first // p.T * p.H, block_start(p, task + 1) // p.T * p.H):
+        head_backward(s, p, layer, piece, first)
     qkv_backward_task(s, p, layer, task)

@@ -380,9 +380,9 @@ cdef class Engine:
         """
         cdef Pass* p = &self.p
         R, D, L = p.R, p.D, p.L
-        buffers = {
-            KEEP_X: ("block inputs", R * D), KEEP_QKV: ("q, k, v", R * 3 * D), KEEP_O: ("attention outputs", R * D),
-        }  # fmt: skip
+        buffers = {KEEP_X: ("block inputs", R * D)}
+        if p.training or not p.together:
+            buffers |= {KEEP_QKV: ("q, k, v", R * 3 * D), KEEP_O: ("attention outputs", R * D)}
         if p.training:
             buffers |= {
                 KEEP_LSE: ("log-sum-exp", p.N * p.H * p.T), KEEP_MID: ("after attention", R * D), KEEP_U: ("hidden rows", R * p.F),
@@ -426,8 +426,9 @@ cdef class Engine:
         self._place_kept(place)
         if p.training:
             at.dx = place("gradient of the residual stream", R * D)
-            at.d_o = place("gradient of attention outputs", R * D)
-            at.dqkv = place("gradient of q, k, v", R * 3 * D)
+            if not p.together:
+                at.d_o = place("gradient of attention outputs", R * D)
+                at.dqkv = place("gradient of q, k, v", R * 3 * D)
             at.dq_parts = place("gradient of q by part of the keys", (p.key_parts - 1) * R * D)
             at.dy_panels = place("packed gradient of a block's output", panel_size(R, D))
             at.dmid_panels = place("packed gradient after attention", panel_size(R, D))
@@ -452,7 +453,8 @@ cdef class Engine:
         at.pack_stride = qkv + mlp
         at.packed_size = at.pack_qkv + ((qkv + mlp) * at.pack_rooms if L else 0)
         sizes["packed weights"] = at.packed_size
-        p.scratch_stride = scratch_size(<double*> NULL, p) if self.is_double else scratch_size(<float*> NULL, p)
+        p.own = scratch_size(<double*> NULL, p) if self.is_double else scratch_size(<float*> NULL, p)
+        p.scratch_stride = p.own + (ceil_div(4 * p.block_rows * D, 64) * 64 if p.together else 0)
         sizes["scratch of a thread"] = p.scratch_stride
         self.buffers = sizes
 

@@ -54,6 +54,7 @@ ctypedef struct Pass:
     int class_token, gelu, final_norm, training, frozen, checkpoint
     int idle                                # tasks are taken and not done: what a pass costs beside its kernels
     int together                            # a task takes its rows through a whole block: they are whole images
+    Py_ssize_t own                          # in a thread's scratch: what such a task keeps to itself
     double eps, smoothing
     Weights w
     Buffers at
