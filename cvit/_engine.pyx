@@ -45,7 +45,7 @@ cdef inline Part of(Task kind, Py_ssize_t layer=0, int group=0) noexcept nogil:
 cdef Py_ssize_t tasks_of(Pass* p, Part part) noexcept nogil:
     """How many; none for a block before the first or after the last."""
     if part.kind in (QKV_ROWS, MLP_ROWS, MLP_AGAIN, BLOCK, MLP_BACKWARD, QKV_BACKWARD, BLOCK_BACKWARD):
-        return p.row_blocks
+        return p.groups if part.kind in (BLOCK, BLOCK_BACKWARD) else p.row_blocks
     if part.kind == EMBED:
         return p.image_groups * p.bands
     if part.kind == HEADS:
@@ -72,11 +72,11 @@ cdef void perform(real* s, Pass* p, Part part, Py_ssize_t task) noexcept nogil:
     if part.kind == EMBED:
         embed_task(s, p, task)
     elif part.kind == QKV_ROWS:
-        qkv_task(s, p, layer, task)
+        qkv_task(s, p, layer, task, 0)
     elif part.kind == HEADS:
         heads_task(s, p, layer, task)
     elif part.kind in (MLP_ROWS, MLP_AGAIN):
-        mlp_task(s, p, layer, task, part.kind == MLP_ROWS)
+        mlp_task(s, p, layer, task, part.kind == MLP_ROWS, 0)
     elif part.kind == BLOCK:
         block_task(s, p, layer, task)
     elif part.kind == POOL:
@@ -90,11 +90,11 @@ cdef void perform(real* s, Pass* p, Part part, Py_ssize_t task) noexcept nogil:
     elif part.kind == POOL_BACKWARD:
         pool_backward_task(s, p, task)
     elif part.kind == MLP_BACKWARD:
-        mlp_backward_task(s, p, layer, task)
+        mlp_backward_task(s, p, layer, task, 0)
     elif part.kind == HEADS_BACKWARD:
         heads_backward_task(s, p, layer, task)
     elif part.kind == QKV_BACKWARD:
-        qkv_backward_task(s, p, layer, task)
+        qkv_backward_task(s, p, layer, task, 0)
     elif part.kind == BLOCK_BACKWARD:
         block_backward_task(s, p, layer, task)
     elif part.kind == POSITIONS_BACKWARD:
@@ -264,7 +264,8 @@ BLOCK_BYTES = 512 << 10
 # Every block streams all of a layer's weights, which one of fewer rows than 56 would wait for; many threads get smaller ones all the same.
 MOST_ROWS, LEAST_ROWS, UNIT_ROWS = 168, 56, 28
 TASKS_PER_THREAD, MANY_THREADS = 16, 17
-SHORT = 80  # tokens of an image, of which a few go through a block together
+SHORT = 80  # tokens of an image whose rows are one unit
+NEAR_BYTES, ENOUGH_GROUPS = 3 << 19, 4  # of a longer image, between the stages of its block; for each thread, to go through it together
 ENOUGH_TASKS = 32
 LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all queries, and has a dq of its own
 MOST_HEAD_TASKS = 128  # small heads share a task
@@ -278,10 +279,10 @@ cdef class Engine:
     """
 
     cdef Pass p
-    cdef readonly object dtype, isa, mode, arena, packed, buffers, owner, places
-    cdef object scratch
+    cdef readonly object dtype, isa, mode, arena, packed, owner, places
+    cdef object placed, scratch, between
     cdef readonly Py_ssize_t batch, lent
-    cdef int is_double
+    cdef int is_double, packs_all
 
     def __init__(self, config, layout, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
                  bint dry=False):
@@ -302,13 +303,15 @@ cdef class Engine:
         p.gelu = GELU_TANH if config.gelu == "tanh" else GELU_ERF
         p.eps = config.eps
         p.training, p.frozen, p.checkpoint = mode == "train", frozen, checkpoint
+        self.packs_all = frozen
         self._place_weights(layout)
         self._cut_tasks()
         self._place_buffers()
-        self.scratch = np.empty(0, self.dtype)
+        self.scratch = self.between = self.packed = np.empty(0, self.dtype)
+        if owner is not None:
+            self.packed = owner.packed
         if not dry:
             self.arena = allocate(p.at.size, self.dtype)
-            self.packed = owner.packed if owner is not None else allocate(p.at.packed_size, self.dtype)
 
     cdef _place_weights(self, layout):
         cdef Pass* p = &self.p
@@ -343,31 +346,55 @@ cdef class Engine:
         """How the work is cut: by shapes alone, all that results depend on."""
         cdef Pass* p = &self.p
         p.panel = tile_rows(&p.kernels, <double*> NULL) if self.is_double else tile_rows(&p.kernels, <float*> NULL)
-        panels = ceil_div(p.R, p.panel)
-        p.unit_images = ceil_div(UNIT_ROWS, p.T) if p.T <= SHORT else 0
-        p.units = ceil_div(p.N, p.unit_images) if p.unit_images else min(panels, ceil_div(p.R, UNIT_ROWS))
-        p.together = p.unit_images > 0 and not p.checkpoint
+        p.unit_images = ceil_div(UNIT_ROWS, p.T)
+        p.image_units = 1 if p.T <= SHORT else min(ceil_div(p.T, p.panel), ceil_div(p.T, UNIT_ROWS))
+        p.units = ceil_div(p.N, p.unit_images) * p.image_units
         p.image_groups = min(p.N, 64)
         p.bands = max(1, min(p.height // p.patch, p.patches // BAND))
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
         p.key_parts = max(1, min(ceil_div(ENOUGH_TASKS, p.N * p.H), p.T // LEAST_KEYS, MOST_KEY_PARTS))
         p.head_tasks = min(p.N * p.H * p.query_parts, MOST_HEAD_TASKS)
         p.head_backward_tasks = min(p.N * p.H * p.key_parts, MOST_HEAD_TASKS)
-        self._cut_for(1)
-        # The more threads, the smaller the blocks.
-        unit_rows = p.unit_images * p.T if p.unit_images else ceil_div(panels, p.units) * p.panel
-        p.block_rows = min(p.R, ceil_div(p.units, p.row_blocks) * unit_rows)
+        # The more threads, the smaller the blocks, but for what it takes to share them out evenly.
+        unit_rows = p.unit_images * p.T if p.image_units == 1 else ceil_div(ceil_div(p.T, p.panel), p.image_units) * p.panel
+        units = max(ceil_div(p.units, self._blocks(1, 1)), ceil_div(p.image_units, self._blocks_of_image()))
+        p.block_rows = min(p.R, units * unit_rows)
 
-    cdef _cut_for(self, int threads):
-        """The rest, for so many threads: blocks of token rows, and tiles of the weights' gradients."""
+    cdef Py_ssize_t _most_rows(self):
+        """Of a block of rows, so that what it needs stays near."""
         cdef Pass* p = &self.p
         kc = block_depth(&p.kernels, <float*> NULL)
         per_row = self.dtype.itemsize * (packed_stride(&p.kernels, <float*> NULL) * (ceil_div(p.D, kc) + 1) + p.D)
-        tasks = TASKS_PER_THREAD * threads
+        return min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
+
+    cdef Py_ssize_t _blocks(self, int threads, int share):
+        """Blocks of rows of all images, a multiple of `share` of them."""
+        cdef Pass* p = &self.p
         least = LEAST_ROWS if threads < MANY_THREADS else UNIT_ROWS
-        rows = min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
-        p.row_blocks = max(ceil_div(p.R, rows), min(tasks, ceil_div(p.R, least)))
-        p.row_blocks = min(p.units, ceil_div(p.row_blocks, max(4, threads)) * max(4, threads))  # an even share
+        blocks = max(ceil_div(p.R, self._most_rows()), min(TASKS_PER_THREAD * threads, ceil_div(p.R, least)))
+        return min(p.units, ceil_div(blocks, share) * share)
+
+    cdef Py_ssize_t _blocks_of_image(self):
+        return min(self.p.image_units, ceil_div(self.p.T, self._most_rows()))
+
+    cdef _cut_for(self, int threads):
+        """The rest, for so many threads: blocks of token rows, alone or in groups of images, and tiles of the weights' gradients."""
+        cdef Pass* p = &self.p
+        p.row_blocks = self._blocks(threads, max(4, threads))
+        if p.image_units == 1:
+            p.groups, p.group_blocks = p.row_blocks, 1
+            p.own_rows = ceil_div(p.units, p.groups) * p.unit_images * p.T
+        else:
+            p.groups, p.group_blocks, p.own_rows = p.N, self._blocks_of_image(), p.T
+        rounds = ceil_div(p.groups, threads)
+        near = p.image_units == 1 or rounds >= ENOUGH_GROUPS and 4 * p.T * p.D * self.dtype.itemsize <= NEAR_BYTES
+        p.together = near and p.groups >= threads and 16 * rounds * threads <= 17 * p.groups and not p.checkpoint
+        if p.together:
+            p.row_blocks = p.groups * p.group_blocks
+        else:
+            p.groups, p.group_blocks, p.own_rows = 1, p.row_blocks, 0
+        p.scratch_stride = p.own + ceil_div(4 * p.own_rows * p.D, 64) * 64
+        p.at.pack_rooms = max(1, min(p.L, p.L if self.packs_all else 1 + p.together))
         p.tile_rows = min(LEAST_ROWS, 8 * LEAST_ROWS // threads)  # so often a panel of dy is used while it is near
         p.tile_area = (4 * p.D * p.D + 2 * p.D * p.F) // max(32, 2 * threads)
 
@@ -381,10 +408,9 @@ cdef class Engine:
         cdef Pass* p = &self.p
         R, D, L = p.R, p.D, p.L
         buffers = {KEEP_X: ("block inputs", R * D)}
-        if p.training or not p.together:
-            buffers |= {KEEP_QKV: ("q, k, v", R * 3 * D), KEEP_O: ("attention outputs", R * D)}
         if p.training:
             buffers |= {
+                KEEP_QKV: ("q, k, v", R * 3 * D), KEEP_O: ("attention outputs", R * D),
                 KEEP_LSE: ("log-sum-exp", p.N * p.H * p.T), KEEP_MID: ("after attention", R * D), KEEP_U: ("hidden rows", R * p.F),
                 KEEP_STATS: ("norm statistics", 4 * R),
             }  # fmt: skip
@@ -426,9 +452,6 @@ cdef class Engine:
         self._place_kept(place)
         if p.training:
             at.dx = place("gradient of the residual stream", R * D)
-            if not p.together:
-                at.d_o = place("gradient of attention outputs", R * D)
-                at.dqkv = place("gradient of q, k, v", R * 3 * D)
             at.dq_parts = place("gradient of q by part of the keys", (p.key_parts - 1) * R * D)
             at.dy_panels = place("packed gradient of a block's output", panel_size(R, D))
             at.dmid_panels = place("packed gradient after attention", panel_size(R, D))
@@ -445,18 +468,28 @@ cdef class Engine:
         at.size = end
 
         qkv, mlp = 3 * panel_size(D, D), panel_size(D, D) + panel_size(D, F) + panel_size(F, D)
-        at.pack_rooms = max(1, min(L, L if p.frozen else 1 + p.together))
         at.pack_patch = 0
         at.pack_head = panel_size(p.features, D)
         at.pack_qkv = at.pack_head + max(panel_size(D, p.classes), panel_size(p.classes, D))
         at.pack_mlp = at.pack_qkv + qkv
         at.pack_stride = qkv + mlp
-        at.packed_size = at.pack_qkv + ((qkv + mlp) * at.pack_rooms if L else 0)
-        sizes["packed weights"] = at.packed_size
         p.own = scratch_size(<double*> NULL, p) if self.is_double else scratch_size(<float*> NULL, p)
-        p.scratch_stride = p.own + (ceil_div(4 * p.block_rows * D, 64) * 64 if p.together else 0)
-        sizes["scratch of a thread"] = p.scratch_stride
-        self.buffers = sizes
+        self.placed = sizes
+
+    cdef Py_ssize_t _packed_size(self):
+        return self.p.at.pack_qkv + (self.p.at.pack_rooms * self.p.at.pack_stride if self.p.L else 0)
+
+    cdef Py_ssize_t _between_size(self):
+        return 0 if self.p.together or not self.p.L else 4 * self.p.R * self.p.D
+
+    @property
+    def buffers(self):
+        """The elements of every buffer, as a call with the threads there are now needs them."""
+        self._cut_for(self.threads())
+        return self.placed | {
+            "between the stages of a block": self._between_size(), "packed weights": self._packed_size(),
+            "scratch of a thread": self.p.scratch_stride,
+        }  # fmt: skip
 
     # -------------------------------------------------------------------------------------------------------- calls
     cpdef int threads(self):
@@ -472,8 +505,13 @@ cdef class Engine:
         self._cut_for(size)
         if self.scratch.size < size * self.p.scratch_stride:
             self.scratch = allocate(size * self.p.scratch_stride, self.dtype)
+        if self.between.size < self._between_size():
+            self.between = allocate(self._between_size(), self.dtype)
+        if self.packed.size < self._packed_size():
+            self.packed = allocate(self._packed_size(), self.dtype)
         self.p.weights = address(weights)
         self.p.arena = address(self.arena)
+        self.p.between = address(self.between)
         self.p.packed = address(self.packed)
         self.p.scratch = address(self.scratch)
         job.p = &self.p

@@ -35,8 +35,7 @@ ctypedef struct Buffers:
     Py_ssize_t pooled, logits, losses       # (N, D), (N, classes), (N,)
     # of the backward
     Py_ssize_t dlogits, dpooled             # (N, classes), (N, D)
-    Py_ssize_t dx, d_o                      # (R, D): the residual stream's gradient, from the last block to the first; the heads' outputs'
-    Py_ssize_t dqkv                         # (R, 3 D)
+    Py_ssize_t dx                           # (R, D): the residual stream's gradient, from the last block to the first
     Py_ssize_t dq_parts                     # (key parts - 1, R, D) what the other parts of the keys add to dq
     Py_ssize_t dy_panels, dmid_panels       # (R, D) packed for the weight gradients: dx as it entered the block, and after its MLP
     Py_ssize_t dqkv_panels, du_panels       # 3 x (R, D) and (R, F), the same
@@ -44,7 +43,6 @@ ctypedef struct Buffers:
     Py_ssize_t final_partial                # (image groups, 2, D) the same of the final norm
     # packed weights: of one block at a time, of two in turns, or, frozen, of all
     Py_ssize_t pack_patch, pack_qkv, pack_mlp, pack_head, pack_stride, pack_rooms
-    Py_ssize_t packed_size
     Py_ssize_t size
 
 ctypedef struct Pass:
@@ -53,14 +51,16 @@ ctypedef struct Pass:
     Py_ssize_t channels, height, width, patch, features   # features = C·P·P
     int class_token, gelu, final_norm, training, frozen, checkpoint
     int idle                                # tasks are taken and not done: what a pass costs beside its kernels
-    int together                            # a task takes its rows through a whole block: they are whole images
-    Py_ssize_t own                          # in a thread's scratch: what such a task keeps to itself
+    int together                            # a task takes a group of images through a whole block
+    Py_ssize_t own, own_rows                # in a thread's scratch: what such a task keeps to itself, room for so many rows
     double eps, smoothing
     Weights w
     Buffers at
     Py_ssize_t panel                        # rows of a product's tile
-    Py_ssize_t units, unit_images           # the smallest blocks of token rows: a few panels or, where images are short, so many of these
-    Py_ssize_t row_blocks, block_rows       # blocks for as many threads as there are; the most rows that one may have
+    Py_ssize_t units                        # the smallest blocks of token rows
+    Py_ssize_t unit_images, image_units     # so many images are one, or so many parts of an image, of whole panels
+    Py_ssize_t groups, group_blocks         # of images, 1 unless `together`; blocks of token rows in each
+    Py_ssize_t row_blocks, block_rows       # all of these, for as many threads as there are; the most rows that one may have
     Py_ssize_t image_groups, bands          # bands of patch rows
     Py_ssize_t query_parts, key_parts       # of a head, for forward and backward
     Py_ssize_t head_tasks, head_backward_tasks
@@ -72,6 +72,7 @@ ctypedef struct Pass:
     void* arena
     void* lent                              # grad's first whole cache line: see `kept`
     const Py_ssize_t* places                # (blocks + 1, KEEPS) offsets in the arena, or, negative, in `lent`
+    void* between                           # what lies between the stages of a block, when they are stages: see _block.pyx
     void* packed
     void* scratch                           # one piece for each thread
     Py_ssize_t scratch_stride
@@ -106,15 +107,23 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 
 cdef inline Py_ssize_t unit_start(Pass* p, Py_ssize_t unit) noexcept nogil:
-    """The first row of a unit: whole images, or equal ones of whole panels, so that the products' tiles are full but for the last."""
-    if p.unit_images:
+    """The first row of a unit: whole images, or equal parts of one of whole panels, so that the products' tiles are full but for the last."""
+    cdef Py_ssize_t which = 0, image
+    if p.image_units == 1:
         return min(p.R, unit * p.unit_images * p.T)
-    return min(p.R, cut(ceil_div(p.R, p.panel), p.units, unit) * p.panel)
+    image = split(unit, p.image_units, &which)
+    return image * p.T + min(p.T, cut(ceil_div(p.T, p.panel), p.image_units, which) * p.panel)
+
+
+cdef inline Py_ssize_t first_unit(Pass* p, Py_ssize_t block) noexcept nogil:
+    """The first unit of a block of token rows, which is a few of them, within a group of images."""
+    cdef Py_ssize_t which = 0, group = block if p.group_blocks == 1 else split(block, p.group_blocks, &which)
+    cdef Py_ssize_t start = cut(p.units, p.groups, group)
+    return start if which == 0 else start + cut(cut(p.units, p.groups, group + 1) - start, p.group_blocks, which)
 
 
 cdef inline Py_ssize_t block_start(Pass* p, Py_ssize_t block) noexcept nogil:
-    """The first row of a block of token rows, which is a few units."""
-    return unit_start(p, cut(p.units, p.row_blocks, block))
+    return unit_start(p, first_unit(p, block))
 
 
 cdef inline Py_ssize_t pack_room(Pass* p, Py_ssize_t layer) noexcept nogil:
