@@ -13,8 +13,8 @@ and back, from dy (what each formula means is derived in docs/backward.md):
 The weights' gradients follow in _weights.pyx. Forward keeps x, q, k, v, o, lse, mid, u and each row's mean and rstd; the normalised
 rows are made anew where they are needed. A task of a rows stage is a block of token rows, cut by shapes alone: for its rows
 everything from one stage to the next happens in one thread's cache, the hidden rows KC columns at a time. A task of a heads stage is
-one head of one image, or a part of its queries, or a few small heads. Where there are images enough for all threads, a task takes one,
-or a few, through all three stages, and what lies between is still near.
+one head of one image, or a part of its queries, or a few small heads. Where images are short, a task takes a few of them through all
+three stages, and what lies between is still near.
 """
 
 from libc.string cimport memset
@@ -23,8 +23,8 @@ from ._kernels cimport (
     packed_stride, real,
 )
 from ._pass cimport (
-    KEEP_LSE, KEEP_MID, KEEP_O, KEEP_QKV, KEEP_STATS, KEEP_U, KEEP_X, Pass, block_start, ceil_div, cut, first_unit, kept, pack_room,
-    panel_size, part, split, unit_start,
+    KEEP_LSE, KEEP_MID, KEEP_O, KEEP_QKV, KEEP_STATS, KEEP_U, KEEP_X, Pass, block_start, ceil_div, cut, kept, pack_room, panel_size,
+    part, split, unit_start,
 )
 
 
@@ -42,13 +42,13 @@ cdef inline real* packed_mlp(real* kind, Pass* p, Py_ssize_t layer) noexcept nog
 
 
 # Where rows lie between the stages of a block: (R, 3 D) of q, k, v or their gradients, and (R, D) of the heads' outputs or theirs. A task
-# that takes a group of images, from row `first` on, through all stages keeps them to itself. The forward's are kept for a backward.
+# that takes its rows, from `first` on, through all stages keeps them to itself. The forward's are kept for a backward.
 cdef inline real* wide_at(real* s, Pass* p, Py_ssize_t row, Py_ssize_t first) noexcept nogil:
     return s + p.own + (row - first) * 3 * p.D if p.together else <real*> p.between + row * 3 * p.D
 
 
 cdef inline real* narrow_at(real* s, Pass* p, Py_ssize_t row, Py_ssize_t first) noexcept nogil:
-    return s + p.own + (3 * p.own_rows + row - first) * p.D if p.together else <real*> p.between + (3 * p.R + row) * p.D
+    return s + p.own + (3 * p.block_rows + row - first) * p.D if p.together else <real*> p.between + (3 * p.R + row) * p.D
 
 
 cdef inline real* qkv_at(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t row, Py_ssize_t first) noexcept nogil:
@@ -73,7 +73,7 @@ cdef void norm_backward(real* s, Pass* p, Py_ssize_t task, bint second, real* dn
     """
     cdef Py_ssize_t D = p.D, first = block_start(p, task), unit, row, rows
     cdef real* sums
-    for unit in range(first_unit(p, task), first_unit(p, task + 1)):
+    for unit in range(cut(p.units, p.row_blocks, task), cut(p.units, p.row_blocks, task + 1)):
         row = unit_start(p, unit) - first
         rows = unit_start(p, unit + 1) - first - row
         sums = part(s, p.arena, p.at.partial) + (4 * unit + 2 * second) * D
@@ -83,11 +83,11 @@ cdef void norm_backward(real* s, Pass* p, Py_ssize_t task, bint second, real* dn
 
 
 # ---------------------------------------------------------------------------------------------------- rows -> q, k, v
-cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, Py_ssize_t group_row) noexcept nogil:
+cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t D = p.D, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), j
     cdef real* x = kept(s, p, KEEP_X, layer) + first * D
-    cdef real* qkv = qkv_at(s, p, layer, first, group_row)
+    cdef real* qkv = qkv_at(s, p, layer, first, first)
     cdef real* mean = NULL
     cdef real* rstd = NULL
     cdef Py_ssize_t[3] bias = [p.w.block.q_b, p.w.block.k_b, p.w.block.v_b]
@@ -101,11 +101,11 @@ cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, Py_ssize
              weight(s, p, layer, bias[j]), <real*> NULL, 0)
 
 
-cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, Py_ssize_t group_row) noexcept nogil:
+cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t D = p.D, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), i, j, c
     cdef real* dn = s + m * lda * ceil_div(D, block_depth(&p.kernels, s))
-    cdef real* dqkv = wide_at(s, p, first, group_row)
+    cdef real* dqkv = wide_at(s, p, first, first)
     cdef real* x = kept(s, p, KEEP_X, layer) + first * D
     cdef real* dx = part(s, p.arena, p.at.dx) + first * D  # dmid until the end
     cdef real* mean = kept(s, p, KEEP_STATS, layer) + first
@@ -130,12 +130,12 @@ cdef void heads_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexce
         head(s, p, layer, piece, 0)
 
 
-cdef void head(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece, Py_ssize_t group_row) noexcept nogil:
+cdef void head(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece, Py_ssize_t block_row) noexcept nogil:
     cdef Py_ssize_t D = p.D, T = p.T, dh = p.dh, parts = p.query_parts, which = 0, h
     cdef Py_ssize_t n = split(piece if parts == 1 else split(piece, parts, &which), p.H, &h)
     cdef Py_ssize_t first = cut(T, parts, which), count = cut(T, parts, which + 1) - first
-    cdef real* q = qkv_at(s, p, layer, n * T, group_row) + h * dh
-    cdef real* o = o_at(s, p, layer, n * T + first, group_row) + h * dh
+    cdef real* q = qkv_at(s, p, layer, n * T, block_row) + h * dh
+    cdef real* o = o_at(s, p, layer, n * T + first, block_row) + h * dh
     cdef real* lse = NULL
     if p.training:
         lse = kept(s, p, KEEP_LSE, layer) + (n * p.H + h) * T + first
@@ -148,14 +148,14 @@ cdef void heads_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t tas
         head_backward(s, p, layer, piece, 0)
 
 
-cdef void head_backward(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece, Py_ssize_t group_row) noexcept nogil:
+cdef void head_backward(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece, Py_ssize_t block_row) noexcept nogil:
     cdef Py_ssize_t D = p.D, T = p.T, dh = p.dh, ldq = 3 * D, parts = p.key_parts, which = 0, h
     cdef Py_ssize_t n = split(piece if parts == 1 else split(piece, parts, &which), p.H, &h)
     cdef Py_ssize_t first = cut(T, parts, which), count = cut(T, parts, which + 1) - first
     cdef real* q = kept(s, p, KEEP_QKV, layer) + n * T * 3 * D + h * dh
-    cdef real* dq = wide_at(s, p, n * T, group_row) + h * dh
+    cdef real* dq = wide_at(s, p, n * T, block_row) + h * dh
     cdef real* o = kept(s, p, KEEP_O, layer) + n * T * D + h * dh
-    cdef real* d_o = narrow_at(s, p, n * T, group_row) + h * dh
+    cdef real* d_o = narrow_at(s, p, n * T, block_row) + h * dh
     cdef real* lse = kept(s, p, KEEP_LSE, layer) + (n * p.H + h) * T
     cdef real* dk = dq + D
     if which:  # dq is summed up over the parts by the next stage
@@ -165,7 +165,7 @@ cdef void head_backward(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t piece, Py
 
 
 # ------------------------------------------------------------------------------- rows -> projection, residual, MLP
-cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint whole, Py_ssize_t group_row) noexcept nogil:
+cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint whole) noexcept nogil:
     """Without `whole` only what the backward needs of it, mid and u, when a checkpointed block is computed again."""
     cdef Py_ssize_t D = p.D, F = p.F, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), kc = block_depth(&p.kernels, s), f, width, ldu
@@ -173,7 +173,7 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
     cdef real* x = kept(s, p, KEEP_X, layer) + first * D
     cdef real* y = kept(s, p, KEEP_X, layer + 1) + first * D
     cdef real* mid = kept(s, p, KEEP_MID, layer) + first * D
-    cdef real* o = o_at(s, p, layer, first, group_row)
+    cdef real* o = o_at(s, p, layer, first, first)
     cdef real* w_o = packed_mlp(s, p, layer)
     cdef real* w_1 = w_o + panel_size(D, D)
     cdef real* w_2 = w_1 + panel_size(D, F)
@@ -201,7 +201,7 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
                  weight(s, p, layer, p.w.block.fc2_b) if f == 0 else <real*> NULL, y if f else mid, D)
 
 
-cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, Py_ssize_t group_row) noexcept nogil:
+cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t D = p.D, F = p.F, first = block_start(p, task), m = block_start(p, task + 1) - first
     cdef Py_ssize_t lda = packed_stride(&p.kernels, s), kc = block_depth(&p.kernels, s), f, width
     cdef real* dg = s + m * lda * ceil_div(D, kc)
@@ -222,27 +222,21 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task,
         gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D)
     norm_backward(s, p, task, 1, dn, mid, mean, scale, dy)
     pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dmid_panels), p.R, first)
-    gemm(&p.kernels, m, D, D, s, w_o, D, 0, narrow_at(s, p, first, group_row), D, <real*> NULL, <real*> NULL, 0)
+    gemm(&p.kernels, m, D, D, s, w_o, D, 0, narrow_at(s, p, first, first), D, <real*> NULL, <real*> NULL, 0)
 
 
-# ------------------------------------------------------------------------------------- a group of images, a whole block
+# ------------------------------------------------------------------------------------------- short images: a whole block
 cdef void block_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t start = task * p.group_blocks, end = start + p.group_blocks, first = block_start(p, start), block, piece
-    cdef Py_ssize_t pieces = p.H * p.query_parts
-    for block in range(start, end):
-        qkv_task(s, p, layer, block, first)
-    for piece in range(first // p.T * pieces, block_start(p, end) // p.T * pieces):
+    cdef Py_ssize_t first = block_start(p, task), piece
+    qkv_task(s, p, layer, task)
+    for piece in range(first // p.T * p.H, block_start(p, task + 1) // p.T * p.H):
         head(s, p, layer, piece, first)
-    for block in range(start, end):
-        mlp_task(s, p, layer, block, True, first)
+    mlp_task(s, p, layer, task, True)
 
 
 cdef void block_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t start = task * p.group_blocks, end = start + p.group_blocks, first = block_start(p, start), block, piece
-    cdef Py_ssize_t pieces = p.H * p.key_parts
-    for block in range(start, end):
-        mlp_backward_task(s, p, layer, block, first)
-    for piece in range(first // p.T * pieces, block_start(p, end) // p.T * pieces):
+    cdef Py_ssize_t first = block_start(p, task), piece
+    mlp_backward_task(s, p, layer, task)
+    for piece in range(first // p.T * p.H, block_start(p, task + 1) // p.T * p.H):
         head_backward(s, p, layer, piece, first)
-    for block in range(start, end):
-        qkv_backward_task(s, p, layer, block, first)
+    qkv_backward_task(s, p, layer, task)

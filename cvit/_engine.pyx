@@ -45,7 +45,7 @@ cdef inline Part of(Task kind, Py_ssize_t layer=0, int group=0) noexcept nogil:
 cdef Py_ssize_t tasks_of(Pass* p, Part part) noexcept nogil:
     """How many; none for a block before the first or after the last."""
     if part.kind in (QKV_ROWS, MLP_ROWS, MLP_AGAIN, BLOCK, MLP_BACKWARD, QKV_BACKWARD, BLOCK_BACKWARD):
-        return p.groups if part.kind in (BLOCK, BLOCK_BACKWARD) else p.row_blocks
+        return p.row_blocks
     if part.kind == EMBED:
         return p.image_groups * p.bands
     if part.kind == HEADS:
@@ -72,11 +72,11 @@ cdef void perform(real* s, Pass* p, Part part, Py_ssize_t task) noexcept nogil:
     if part.kind == EMBED:
         embed_task(s, p, task)
     elif part.kind == QKV_ROWS:
-        qkv_task(s, p, layer, task, 0)
+        qkv_task(s, p, layer, task)
     elif part.kind == HEADS:
         heads_task(s, p, layer, task)
     elif part.kind in (MLP_ROWS, MLP_AGAIN):
-        mlp_task(s, p, layer, task, part.kind == MLP_ROWS, 0)
+        mlp_task(s, p, layer, task, part.kind == MLP_ROWS)
     elif part.kind == BLOCK:
         block_task(s, p, layer, task)
     elif part.kind == POOL:
@@ -90,11 +90,11 @@ cdef void perform(real* s, Pass* p, Part part, Py_ssize_t task) noexcept nogil:
     elif part.kind == POOL_BACKWARD:
         pool_backward_task(s, p, task)
     elif part.kind == MLP_BACKWARD:
-        mlp_backward_task(s, p, layer, task, 0)
+        mlp_backward_task(s, p, layer, task)
     elif part.kind == HEADS_BACKWARD:
         heads_backward_task(s, p, layer, task)
     elif part.kind == QKV_BACKWARD:
-        qkv_backward_task(s, p, layer, task, 0)
+        qkv_backward_task(s, p, layer, task)
     elif part.kind == BLOCK_BACKWARD:
         block_backward_task(s, p, layer, task)
     elif part.kind == POSITIONS_BACKWARD:
@@ -264,8 +264,7 @@ BLOCK_BYTES = 512 << 10
 # Every block streams all of a layer's weights, which one of fewer rows than 56 would wait for; many threads get smaller ones all the same.
 MOST_ROWS, LEAST_ROWS, UNIT_ROWS = 168, 56, 28
 TASKS_PER_THREAD, MANY_THREADS = 16, 17
-SHORT = 80  # tokens of an image whose rows are one unit
-NEAR_BYTES, ENOUGH_GROUPS = 3 << 19, 4  # of a longer image, between the stages of its block; for each thread, to go through it together
+SHORT = 80  # tokens of an image, of which a task takes a few through a whole block
 ENOUGH_TASKS = 32
 LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all queries, and has a dq of its own
 MOST_HEAD_TASKS = 128  # small heads share a task
@@ -346,9 +345,9 @@ cdef class Engine:
         """How the work is cut: by shapes alone, all that results depend on."""
         cdef Pass* p = &self.p
         p.panel = tile_rows(&p.kernels, <double*> NULL) if self.is_double else tile_rows(&p.kernels, <float*> NULL)
-        p.unit_images = ceil_div(UNIT_ROWS, p.T)
-        p.image_units = 1 if p.T <= SHORT else min(ceil_div(p.T, p.panel), ceil_div(p.T, UNIT_ROWS))
-        p.units = ceil_div(p.N, p.unit_images) * p.image_units
+        panels = ceil_div(p.R, p.panel)
+        p.unit_images = ceil_div(UNIT_ROWS, p.T) if p.T <= SHORT else 0
+        p.units = ceil_div(p.N, p.unit_images) if p.unit_images else min(panels, ceil_div(p.R, UNIT_ROWS))
         p.image_groups = min(p.N, 64)
         p.bands = max(1, min(p.height // p.patch, p.patches // BAND))
         p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
@@ -356,44 +355,26 @@ cdef class Engine:
         p.head_tasks = min(p.N * p.H * p.query_parts, MOST_HEAD_TASKS)
         p.head_backward_tasks = min(p.N * p.H * p.key_parts, MOST_HEAD_TASKS)
         # The more threads, the smaller the blocks, but for what it takes to share them out evenly.
-        unit_rows = p.unit_images * p.T if p.image_units == 1 else ceil_div(ceil_div(p.T, p.panel), p.image_units) * p.panel
-        units = max(ceil_div(p.units, self._blocks(1, 1)), ceil_div(p.image_units, self._blocks_of_image()))
-        p.block_rows = min(p.R, units * unit_rows)
+        unit_rows = p.unit_images * p.T if p.unit_images else ceil_div(panels, p.units) * p.panel
+        p.block_rows = min(p.R, ceil_div(p.units, self._blocks(1, 1)) * unit_rows)
 
-    cdef Py_ssize_t _most_rows(self):
-        """Of a block of rows, so that what it needs stays near."""
+    cdef Py_ssize_t _blocks(self, int threads, int share):
+        """How many blocks of rows: enough of them, a multiple of `share`, of a size that stays near and is worth streaming weights for."""
         cdef Pass* p = &self.p
         kc = block_depth(&p.kernels, <float*> NULL)
         per_row = self.dtype.itemsize * (packed_stride(&p.kernels, <float*> NULL) * (ceil_div(p.D, kc) + 1) + p.D)
-        return min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
-
-    cdef Py_ssize_t _blocks(self, int threads, int share):
-        """Blocks of rows of all images, a multiple of `share` of them."""
-        cdef Pass* p = &self.p
+        most = min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
         least = LEAST_ROWS if threads < MANY_THREADS else UNIT_ROWS
-        blocks = max(ceil_div(p.R, self._most_rows()), min(TASKS_PER_THREAD * threads, ceil_div(p.R, least)))
+        blocks = max(ceil_div(p.R, most), min(TASKS_PER_THREAD * threads, ceil_div(p.R, least)))
         return min(p.units, ceil_div(blocks, share) * share)
 
-    cdef Py_ssize_t _blocks_of_image(self):
-        return min(self.p.image_units, ceil_div(self.p.T, self._most_rows()))
-
     cdef _cut_for(self, int threads):
-        """The rest, for so many threads: blocks of token rows, alone or in groups of images, and tiles of the weights' gradients."""
+        """The rest, for so many threads: blocks of token rows, with or without all of a block's stages, and tiles of weight gradients."""
         cdef Pass* p = &self.p
         p.row_blocks = self._blocks(threads, max(4, threads))
-        if p.image_units == 1:
-            p.groups, p.group_blocks = p.row_blocks, 1
-            p.own_rows = ceil_div(p.units, p.groups) * p.unit_images * p.T
-        else:
-            p.groups, p.group_blocks, p.own_rows = p.N, self._blocks_of_image(), p.T
-        rounds = ceil_div(p.groups, threads)
-        near = p.image_units == 1 or rounds >= ENOUGH_GROUPS and 4 * p.T * p.D * self.dtype.itemsize <= NEAR_BYTES
-        p.together = near and p.groups >= threads and 16 * rounds * threads <= 17 * p.groups and not p.checkpoint
-        if p.together:
-            p.row_blocks = p.groups * p.group_blocks
-        else:
-            p.groups, p.group_blocks, p.own_rows = 1, p.row_blocks, 0
-        p.scratch_stride = p.own + ceil_div(4 * p.own_rows * p.D, 64) * 64
+        rounds = ceil_div(p.row_blocks, threads)
+        p.together = p.unit_images > 0 and not p.checkpoint and 8 * rounds * threads <= 9 * p.row_blocks  # few threads wait at the end
+        p.scratch_stride = p.own + (ceil_div(4 * p.block_rows * p.D, 64) * 64 if p.together else 0)
         p.at.pack_rooms = max(1, min(p.L, p.L if self.packs_all else 1 + p.together))
         p.tile_rows = min(LEAST_ROWS, 8 * LEAST_ROWS // threads)  # so often a panel of dy is used while it is near
         p.tile_area = (4 * p.D * p.D + 2 * p.D * p.F) // max(32, 2 * threads)

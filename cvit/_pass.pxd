@@ -51,16 +51,14 @@ ctypedef struct Pass:
     Py_ssize_t channels, height, width, patch, features   # features = C·P·P
     int class_token, gelu, final_norm, training, frozen, checkpoint
     int idle                                # tasks are taken and not done: what a pass costs beside its kernels
-    int together                            # a task takes a group of images through a whole block
-    Py_ssize_t own, own_rows                # in a thread's scratch: what such a task keeps to itself, room for so many rows
+    int together                            # a task takes its rows, which are whole images, through a whole block
+    Py_ssize_t own                          # in a thread's scratch: what such a task keeps to itself
     double eps, smoothing
     Weights w
     Buffers at
     Py_ssize_t panel                        # rows of a product's tile
-    Py_ssize_t units                        # the smallest blocks of token rows
-    Py_ssize_t unit_images, image_units     # so many images are one, or so many parts of an image, of whole panels
-    Py_ssize_t groups, group_blocks         # of images, 1 unless `together`; blocks of token rows in each
-    Py_ssize_t row_blocks, block_rows       # all of these, for as many threads as there are; the most rows that one may have
+    Py_ssize_t units, unit_images           # the smallest blocks of token rows: so many short images, or, if 0, a few panels
+    Py_ssize_t row_blocks, block_rows       # blocks for as many threads as there are; the most rows that one may have
     Py_ssize_t image_groups, bands          # bands of patch rows
     Py_ssize_t query_parts, key_parts       # of a head, for forward and backward
     Py_ssize_t head_tasks, head_backward_tasks
@@ -107,23 +105,15 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 
 cdef inline Py_ssize_t unit_start(Pass* p, Py_ssize_t unit) noexcept nogil:
-    """The first row of a unit: whole images, or equal parts of one of whole panels, so that the products' tiles are full but for the last."""
-    cdef Py_ssize_t which = 0, image
-    if p.image_units == 1:
+    """The first row of a unit: whole images, or equal ones of whole panels, so that the products' tiles are full but for the last."""
+    if p.unit_images:
         return min(p.R, unit * p.unit_images * p.T)
-    image = split(unit, p.image_units, &which)
-    return image * p.T + min(p.T, cut(ceil_div(p.T, p.panel), p.image_units, which) * p.panel)
-
-
-cdef inline Py_ssize_t first_unit(Pass* p, Py_ssize_t block) noexcept nogil:
-    """The first unit of a block of token rows, which is a few of them, within a group of images."""
-    cdef Py_ssize_t which = 0, group = block if p.group_blocks == 1 else split(block, p.group_blocks, &which)
-    cdef Py_ssize_t start = cut(p.units, p.groups, group)
-    return start if which == 0 else start + cut(cut(p.units, p.groups, group + 1) - start, p.group_blocks, which)
+    return min(p.R, cut(ceil_div(p.R, p.panel), p.units, unit) * p.panel)
 
 
 cdef inline Py_ssize_t block_start(Pass* p, Py_ssize_t block) noexcept nogil:
-    return unit_start(p, first_unit(p, block))
+    """The first row of a block of token rows, which is a few units."""
+    return unit_start(p, cut(p.units, p.row_blocks, block))
 
 
 cdef inline Py_ssize_t pack_room(Pass* p, Py_ssize_t layer) noexcept nogil:
