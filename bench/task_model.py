@@ -21,9 +21,12 @@ def stages(config, batch, tasks):
     T, D, F = config.tokens, config.width, config.hidden
     R, rows = batch * T, tasks["rows"]
     qkv, attention, mlp = 6 * R * D * D, 2 * R * T * D, 2 * R * (D * D + 2 * D * F)
+    gradients = [(mlp, tasks["mlp gradients"]), (qkv, tasks["qkv gradients"])]
+    if tasks["whole blocks"]:
+        return [[(qkv + 2 * attention + mlp, rows)]], [[(mlp + 5 * attention + qkv, rows)], gradients]
     forward = [[(qkv, rows)], [(2 * attention, tasks["heads"])], [(mlp, rows)]]
-    back = [[(mlp, rows)], [(mlp, tasks["mlp gradients"]), (5 * attention, tasks["heads backward"])], [(qkv, rows)]]
-    return forward, [*back, [(qkv, tasks["qkv gradients"])]]
+    back = [[(mlp, rows)], [gradients[0], (5 * attention, tasks["heads backward"])], [(qkv, rows)], gradients[1:]]
+    return forward, back
 
 
 def time(stage, cores):

@@ -281,6 +281,7 @@ cdef class Engine:
     cdef readonly object dtype, isa, mode, arena, packed, owner, places
     cdef object placed, scratch, between
     cdef readonly Py_ssize_t batch, lent
+    cdef Py_ssize_t block_units
     cdef int is_double, packs_all
 
     def __init__(self, config, layout, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
@@ -356,7 +357,8 @@ cdef class Engine:
         p.head_backward_tasks = min(p.N * p.H * p.key_parts, MOST_HEAD_TASKS)
         # The more threads, the smaller the blocks, but for what it takes to share them out evenly.
         unit_rows = p.unit_images * p.T if p.unit_images else ceil_div(panels, p.units) * p.panel
-        p.block_rows = min(p.R, ceil_div(p.units, self._blocks(1, 1)) * unit_rows)
+        self.block_units = ceil_div(p.units, self._blocks(1, 1))
+        p.block_rows = min(p.R, self.block_units * unit_rows)
 
     cdef Py_ssize_t _blocks(self, int threads, int share):
         """How many blocks of rows: enough of them, a multiple of `share`, of a size that stays near and is worth streaming weights for."""
@@ -372,6 +374,7 @@ cdef class Engine:
         """The rest, for so many threads: blocks of token rows, with or without all of a block's stages, and tiles of weight gradients."""
         cdef Pass* p = &self.p
         p.row_blocks = self._blocks(threads, max(4, threads))
+        assert ceil_div(p.units, p.row_blocks) <= self.block_units  # what a thread's scratch has room for
         rounds = ceil_div(p.row_blocks, threads)
         p.together = p.unit_images > 0 and not p.checkpoint and 8 * rounds * threads <= 9 * p.row_blocks  # few threads wait at the end
         p.scratch_stride = p.own + (ceil_div(4 * p.block_rows * p.D, 64) * 64 if p.together else 0)
@@ -541,7 +544,7 @@ cdef class Engine:
             "mlp gradients": of(GRADIENTS, 0, MLP), "patch gradients": of(GRADIENTS, 0, PATCH), "pack qkv": of(PACK, 0, QKV),
             "pack mlp": of(PACK, 0, MLP),
         }  # fmt: skip
-        return {name: tasks_of(p, part) for name, part in names.items()}
+        return {name: tasks_of(p, part) for name, part in names.items()} | {"whole blocks": p.row_blocks if p.together else 0}
 
     def logits(self):
         return self._view(self.p.at.logits, self.p.N, self.p.classes)

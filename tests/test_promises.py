@@ -79,6 +79,33 @@ def test_threads_may_change_between_steps():
     assert same_bits(train([1]), train([5, 1, 3, 2]))
 
 
+@pytest.mark.parametrize("checkpoint", [None, "block"])
+@pytest.mark.parametrize("name", ["plain", "class token"])
+def test_short_images_go_through_a_block_together_or_not(name, checkpoint):
+    """It depends on batch and threads which stages a task takes; the bits do not."""
+    config, seen = CONFIGS[name], set()
+    for N in (1, 4, 9, 32):
+        x, y = batch(config, N)
+        net, results = ViT(config, model(config).weights, checkpoint=checkpoint), []
+        for threads in (1, 2, 3, 5, 8):
+            cvit.set_num_threads(threads)
+            seen.add(net._engine(N, "train").tasks["whole blocks"] > 0)
+            loss, grad = net.loss_and_grad(x, y)
+            results.append((loss, grad.copy(), net.forward(x)))
+        assert all(same_bits(other, results[0]) for other in results)
+    assert seen == ({False, True} if checkpoint is None else {False})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_blocks_of_rows_fit_a_threads_scratch(dtype, name):
+    """However they are cut: the plan asserts it."""
+    for N in (*range(1, 40), 64, 100, 128):
+        plan = _engine.Engine(CONFIGS[name], Layout.of(CONFIGS[name]), N, dtype, "train", dry=True)
+        for threads in (*range(1, 18), 33, 64, 100):
+            cvit.set_num_threads(threads)
+            assert plan.tasks["rows"] > 0
+
+
 # ------------------------------------------------------------------------------- 2: images do not see each other
 
 
