@@ -2,7 +2,7 @@
 
     images (N, C, H, W) -> patches -> +cls +pos -> [norm, attention, +; norm, MLP, +] x depth -> norm -> pool -> logits -> loss
 
-The passes themselves are in _engine.pyx. A model keeps one engine for each batch size and mode it has seen lately, so that from the second
+The passes themselves are in _stages.pyx. A model keeps one engine for each batch size and mode it has seen lately, so that from the second
 call on nothing is allocated but the result.
 """
 
