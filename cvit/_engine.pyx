@@ -72,8 +72,9 @@ BAND = 48  # patches, at least, that are embedded at a time
 cdef class Engine:
     """One plan for (config, layout, batch, dtype, mode). See `cvit.model.ViT`, which makes and keeps these.
 
-    mode: "train" for loss_and_grad, "infer" for the forward programs. With `checkpoint` training keeps only the blocks' inputs. With `frozen` the plan keeps all weights packed;
-    `packed` may be another frozen engine of the same model, whose packed weights are shared.
+    mode: "train" for loss_and_grad, "infer" for the forward programs. With `checkpoint` training keeps only the blocks' inputs. With
+    `frozen` the plan keeps all weights packed; `owner` may be another frozen engine of the same model, whose packed weights are shared.
+    `dry` plans are not for running.
     """
 
     cdef Pass p

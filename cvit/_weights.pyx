@@ -8,8 +8,8 @@ Gradients, for y = x @ W + b over all rows of tokens:
 
     dW = xᵀ dy,   db = column sums of dy
 
-A task is one tile of one dW, or of q's, k's and v's, which share x: it runs over the rows in a few equal blocks, in order, packs its columns
-of x (normalising them again where x is a norm's output) and adds the product to the tile. The dy of a block's gradients lie packed
+A task is one tile of one dW, or of q's, k's and v's, which share x: it runs over the rows in a few equal blocks, in order, packs its
+columns of x (normalising them again where x is a norm's output) and adds the product to the tile. The dy of a block's gradients lie packed
 already: the rows stages wrote them so. The tiles at the top of a dW also add up db.
 """
 
