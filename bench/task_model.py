@@ -59,7 +59,7 @@ def row(case, batch=None):
 
 def main():
     print(
-        "| case | row blocks / tiles of dW, MLP / q k v: on 2 cores | on 64 | heads | heads backward "
+        "| case | row blocks / tiles of dW, MLP / q k v: on 2 cores | on 64 | heads, on 64 | heads backward "
         "| training step on 2, 8, 16, 64 cores | forward |\n" + "|---" * 7 + "|"
     )
     for name in CASES:

@@ -65,6 +65,7 @@ MOST_ROWS, LEAST_ROWS, UNIT_ROWS = 168, 56, 28
 TASKS_PER_THREAD, MANY_THREADS = 16, 17
 SHORT = 80  # tokens of an image, of which a task takes a few through a whole block
 ENOUGH_TASKS = 32
+LEAST_QUERIES, PACK_HEAD = 64, 16  # of a head's forward: packing its keys and values takes some 16 / T of the time of its products
 LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all queries, and has a dq of its own
 MOST_HEAD_TASKS = 128  # small heads share a task
 BAND = 48  # patches, at least, that are embedded at a time
@@ -151,9 +152,7 @@ cdef class Engine:
         p.units = ceil_div(p.N, p.unit_images) if p.unit_images else min(panels, ceil_div(p.R, UNIT_ROWS))
         p.image_groups = min(p.N, 64)
         p.bands = max(1, min(p.height // p.patch, p.patches // BAND))
-        p.query_parts = max(1, min(ceil_div(2 * ENOUGH_TASKS, p.N * p.H), p.T // 64))
         p.key_parts = max(1, min(ceil_div(ENOUGH_TASKS, p.N * p.H), p.T // LEAST_KEYS, MOST_KEY_PARTS))
-        p.head_tasks = min(p.N * p.H * p.query_parts, MOST_HEAD_TASKS)
         p.head_backward_tasks = min(p.N * p.H * p.key_parts, MOST_HEAD_TASKS)
         # The more threads, the smaller the blocks, but for what it takes to share them out evenly.
         unit_rows = p.unit_images * p.T if p.unit_images else ceil_div(panels, p.units) * p.panel
@@ -170,9 +169,24 @@ cdef class Engine:
         blocks = max(ceil_div(p.R, most), min(TASKS_PER_THREAD * threads, ceil_div(p.R, least)))
         return min(p.units, ceil_div(blocks, share) * share)
 
+    cdef Py_ssize_t _most_query_parts(self):
+        return max(1, self.p.T // LEAST_QUERIES)
+
+    cdef _query_parts(self, int threads):
+        """In how many parts the forward takes a head's queries. Each packs all of its keys and values; few and large parts keep threads waiting."""
+        heads, tokens = self.p.N * self.p.H, self.p.T
+
+        def time(parts):
+            return ceil_div(heads * parts, threads) * (1 / parts + PACK_HEAD / tokens) + 0.5 / parts
+
+        return min(range(1, self._most_query_parts() + 1), key=time)
+
     cdef _cut_for(self, int threads):
-        """The rest, for so many threads: blocks of token rows, with or without all of a block's stages, and tiles of weight gradients."""
+        """The rest, for so many threads: blocks of token rows, with or without all of a block's stages, parts of heads, and tiles of weight
+        gradients."""
         cdef Pass* p = &self.p
+        p.query_parts = self._query_parts(threads)
+        p.head_tasks = min(p.N * p.H * p.query_parts, MOST_HEAD_TASKS)
         p.row_blocks = self._blocks(threads, max(4, threads))
         assert ceil_div(p.units, p.row_blocks) <= self.block_units  # what a thread's scratch has room for
         rounds = ceil_div(p.row_blocks, threads)
@@ -278,7 +292,7 @@ cdef class Engine:
     # -------------------------------------------------------------------------------------------------------- calls
     cpdef int threads(self):
         """Threads that a call uses now: no more than its widest stage has tasks."""
-        return team_size(max(self.p.units, self.p.head_tasks, self.p.image_groups, 4))
+        return team_size(max(self.p.units, self.p.N * self.p.H * self._most_query_parts(), self.p.image_groups, 4))
 
     cdef _run(self, Program program, weights):
         """Run a program on the team. Arrays were checked by the caller: C-contiguous, of self.dtype."""
