@@ -173,7 +173,7 @@ cdef class Engine:
         return max(1, self.p.T // LEAST_QUERIES)
 
     cdef _query_parts(self, int threads):
-        """In how many parts the forward takes a head's queries. Each packs all of its keys and values; few and large parts keep threads waiting."""
+        """In how many parts the forward takes a head's queries: each packs all keys and values, few and large ones keep threads waiting."""
         heads, tokens = self.p.N * self.p.H, self.p.T
 
         def time(parts):
