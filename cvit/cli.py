@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .errors import check
 
-INTERRUPTED = 128 + 2  # what a shell reports for a program ended by SIGINT
+INTERRUPTED, NOT_READ = 128 + 2, 128 + 13  # what a shell reports for a program ended by SIGINT and by SIGPIPE
 DEMO_MODULES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm", "safetensors": "safetensors"}
 
 
@@ -27,10 +27,15 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = _parser(argv).parse_args(argv)
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("cvit: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever reads has enough, as `| head` does; what is left to print goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_READ
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except (ValueError, TypeError, ArithmeticError, ImportError, MemoryError) as error:

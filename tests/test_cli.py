@@ -74,6 +74,16 @@ def test_eval_prints_accuracy_and_confusion_matrix(trained):
     assert f"{np.trace(matrix) / 359:.2%}" == accuracy
 
 
+def test_output_that_nobody_reads_is_no_error(trained):
+    folder, _ = trained
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("eval", folder / "tiny.safetensors", "digits", stdout=writer)
+    os.close(writer)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (cli.NOT_READ, "")
+
+
 def test_ctrl_c_saves_what_was_learnt(tmp_path):
     out = tmp_path / "stopped.safetensors"
     process = start("train", "digits", "--epochs", 100_000, *TINY, "--threads", 1, "--out", out)
