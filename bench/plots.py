@@ -47,9 +47,9 @@ def against_pytorch(*runs):
         for entry in (entry for data in runs for entry in data["cases"]):
             if entry["task"] == task:
                 point = (entry["flops"] / entry["batch"] / 1e9, 1e3 * entry["seconds"] / entry["batch"], entry["case"])
-                lines.setdefault(entry["who"], []).append(point)
+                lines.setdefault(entry["who"], {})[entry["case"]] = point  # the last file counts
         for who, points in lines.items():
-            x, y, names = zip(*sorted(points))
+            x, y, names = zip(*sorted(points.values()))
             style = dict(linewidth=2.5, zorder=3) if who == "cvit" else dict(linewidth=1)
             axes.plot(x, y, "o-", markersize=4, label=who, **style)
             if who == "cvit":

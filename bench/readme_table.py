@@ -2,7 +2,8 @@
 
     python bench/readme_table.py bench/results/FILE.json ...
 
-A FILE is what `cvit bench --vs torch,jax,onnxruntime,openvino --json FILE` wrote; several, if the cases were run one after another.
+A FILE is what `cvit bench --vs torch,jax,onnxruntime,openvino --json FILE` wrote; several, if the cases were run one after another. A
+case that is in several is taken from the last.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def table(runs):
     versions = {entry["who"]: entry["version"] for entry in entries if entry["who"] != "cvit"}
     peers = ", ".join(f"{NAMES[who]} {version}" for who, version in versions.items())
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells) + " |" for data in runs for cells in rows(data)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in {cells[0]: cells for data in runs for cells in rows(data)}.values()]
     lines += [
         "",
         f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; float32 peak {' and '.join(dict.fromkeys(peaks))} "

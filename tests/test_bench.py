@@ -405,6 +405,11 @@ def test_readme_table_replaces_what_stands_between_its_markers(results, tmp_path
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
     assert "| ti16, batch 8 | 10.0 ms | 800 | 50% | 2.30× | 10.1 ms | 792 | 50% | 1.09× (OpenVINO) |" in lines
     assert any("A CPU, 2 threads, avx2" in line and "PyTorch 1, OpenVINO 1" in line for line in lines)
+    again = tmp_path / "again.json"
+    again.write_text(results.read_text().replace("1.09", "1.23"))
+    assert script("readme_table.py", results, again, "--readme", readme).returncode == 0
+    row = [line for line in readme.read_text().splitlines() if line.startswith("| ti16")]
+    assert len(row) == 1 and "1.23× (OpenVINO)" in row[0]  # the last file counts
     readme.write_text("no markers")
     failed = script("readme_table.py", results, "--readme", readme)
     assert failed.returncode == 1 and "needs the lines" in failed.stderr and readme.read_text() == "no markers"
