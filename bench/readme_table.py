@@ -76,7 +76,7 @@ def insert(text, new):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--readme", type=Path, default=Path(__file__).parent.parent / "README.md")
+    parser.add_argument("--readme", type=Path, default=Path(__file__).resolve().parents[1] / "README.md")
     args = parser.parse_args()
     text = insert(args.readme.read_text(encoding="utf-8"), table([json.loads(file.read_text(encoding="utf-8")) for file in args.files]))
     temporary = args.readme.with_name(f".{args.readme.name}.tmp")
