@@ -83,7 +83,7 @@ cdef class Engine:
     cdef object placed, scratch, between
     cdef readonly Py_ssize_t batch, lent
     cdef Py_ssize_t block_units
-    cdef int is_double, packs_all
+    cdef int is_double, packs_all, cut_threads  # the threads that tasks are cut for, 0 at first
 
     def __init__(self, config, layout, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
                  bint dry=False):
@@ -185,6 +185,8 @@ cdef class Engine:
         """The rest, for so many threads: blocks of token rows, with or without all of a block's stages, parts of heads, and tiles of weight
         gradients."""
         cdef Pass* p = &self.p
+        if threads == self.cut_threads:
+            return
         p.query_parts = self._query_parts(threads)
         p.head_tasks = min(p.N * p.H * p.query_parts, MOST_HEAD_TASKS)
         p.row_blocks = self._blocks(threads, max(4, threads))
@@ -195,6 +197,7 @@ cdef class Engine:
         p.at.pack_rooms = max(1, min(p.L, p.L if self.packs_all else 1 + p.together))
         p.tile_rows = min(LEAST_ROWS, 8 * LEAST_ROWS // threads)  # so often a panel of dy is used while it is near
         p.tile_area = (4 * p.D * p.D + 2 * p.D * p.F) // max(32, 2 * threads)
+        self.cut_threads = threads
 
     def _place_kept(self, place):
         """Where every block keeps what its backward needs: the table that `kept` reads, in _pass.pxd.
