@@ -98,7 +98,7 @@ cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept
               <real> p.eps, s, lda, m * lda, mean, rstd)
     for j in range(3):
         gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, qkv + j * D, 3 * D,
-             weight(s, p, layer, bias[j]), <real*> NULL, 0)
+             weight(s, p, layer, bias[j]), <real*> NULL, 0, x + m * D if j == 2 and not p.together else <real*> NULL, D)
 
 
 cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
@@ -111,15 +111,20 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     cdef real* mean = kept(s, p, KEEP_STATS, layer) + first
     cdef real* scale = weight(s, p, layer, p.w.block.norm1_w)
     cdef real* more
+    cdef real* soon
     for j in range(p.key_parts - 1):
         more = part(s, p.arena, p.at.dq_parts) + (j * p.R + first) * D
         for i in range(m):
             for c in range(D):
                 dqkv[i * 3 * D + c] += more[i * D + c]
     for j in range(3):
+        if p.together:  # dqkv is near; the next task begins with dy
+            soon = x if j == 0 else dx + m * D if j == 1 else <real*> NULL
+        else:
+            soon = dqkv + (j + 1) * D if j < 2 else x
         pack_both(&p.kernels, m, D, dqkv + j * D, 3 * D, s, part(s, p.arena, p.at.dqkv_panels) + j * panel_size(p.R, D), p.R, first)
         gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, dn, D, <real*> NULL,
-             dn if j else <real*> NULL, D)
+             dn if j else <real*> NULL, D, soon, D if p.together or j == 2 else 3 * D)
     norm_backward(s, p, task, 0, dn, x, mean, scale, dx)
 
 
@@ -187,18 +192,20 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
         rstd = mean + p.R
         ldu = F
     pack_rows(&p.kernels, m, D, o, D, <real> 1, s)
-    gemm(&p.kernels, m, D, D, s, w_o, D, 0, mid, D, weight(s, p, layer, p.w.block.o_b), x, D)
+    gemm(&p.kernels, m, D, D, s, w_o, D, 0, mid, D, weight(s, p, layer, p.w.block.o_b), x, D, <real*> NULL, 0)
     layernorm(&p.kernels, m, D, mid, D, weight(s, p, layer, p.w.block.norm2_w), weight(s, p, layer, p.w.block.norm2_b),
               <real> p.eps, s, lda, m * lda, mean, rstd)
     for f from 0 <= f < F by kc:
         width = min(kc, F - f)
         if p.training:
             u = kept(s, p, KEEP_U, layer) + first * F + f
-        gemm(&p.kernels, m, width, D, s, w_1 + f * D, D, 0, u, ldu, b_1 + f if b_1 != NULL else <real*> NULL, <real*> NULL, 0)
+        gemm(&p.kernels, m, width, D, s, w_1 + f * D, D, 0, u, ldu, b_1 + f if b_1 != NULL else <real*> NULL,
+             <real*> NULL, 0, <real*> NULL, 0)
         if whole:
             gelu(&p.kernels, p.gelu, m, width, u, ldu, g, lda)
             gemm(&p.kernels, m, D, width, g, w_2, F, f, y, D,
-                 weight(s, p, layer, p.w.block.fc2_b) if f == 0 else <real*> NULL, y if f else mid, D)
+                 weight(s, p, layer, p.w.block.fc2_b) if f == 0 else <real*> NULL, y if f else mid, D,
+                 (x if p.together else o) + m * D if f + kc >= F else <real*> NULL, D)
 
 
 cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
@@ -216,13 +223,16 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dy_panels), p.R, first)
     for f from 0 <= f < F by kc:
         width = min(kc, F - f)
-        gemm(&p.kernels, m, width, D, s, w_2 + f * D, D, 0, dg, lda, <real*> NULL, <real*> NULL, 0)
+        gemm(&p.kernels, m, width, D, s, w_2 + f * D, D, 0, dg, lda, <real*> NULL, <real*> NULL, 0,
+             kept(s, p, KEEP_U, layer) + first * F + f, F)
         gelu_backward(&p.kernels, p.gelu, m, width, kept(s, p, KEEP_U, layer) + first * F + f, F,
                       dg, lda, part(s, p.arena, p.at.du_panels) + f * p.R, p.R, first)
-        gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D)
+        gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D,
+             mid if f + kc >= F else <real*> NULL, D)
     norm_backward(s, p, task, 1, dn, mid, mean, scale, dy)
     pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dmid_panels), p.R, first)
-    gemm(&p.kernels, m, D, D, s, w_o, D, 0, narrow_at(s, p, first, first), D, <real*> NULL, <real*> NULL, 0)
+    gemm(&p.kernels, m, D, D, s, w_o, D, 0, narrow_at(s, p, first, first), D, <real*> NULL, <real*> NULL, 0,
+         kept(s, p, KEEP_QKV, layer) + first * 3 * D if p.together else dy + m * D, 3 * D if p.together else D)
 
 
 # ------------------------------------------------------------------------------------------- short images: a whole block

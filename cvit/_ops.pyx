@@ -71,7 +71,7 @@ cdef multiply(const real[:, ::1] x, const real[:, ::1] w, bint transposed, const
         first = cut(M, tasks, i)
         m = cut(M, tasks, i + 1) - first
         pack_rows(&K, m, depth, <real*> &x[first, 0], depth, <real> 1, &scratch[threadid() * stride])
-        gemm(&K, m, N, depth, &scratch[threadid() * stride], &packed[0], depth, 0, &y[first, 0], N, b, <real*> NULL, 0)
+        gemm(&K, m, N, depth, &scratch[threadid() * stride], &packed[0], depth, 0, &y[first, 0], N, b, <real*> NULL, 0, <real*> NULL, 0)
 
 
 def linear_backward(const real[:, ::1] dy, const real[:, ::1] x, const real[:, ::1] w, real[:, ::1] dx, real[:, ::1] dw,
@@ -98,7 +98,8 @@ cdef void gradient_tile(Kernels* K, Py_ssize_t M, Py_ssize_t m, Py_ssize_t n, re
         rows = min(kc, M - row)
         pack_columns(K, rows, m1 - m0, x + row * m + m0, m, <real*> NULL, <real*> NULL, <real*> NULL, <real*> NULL, a)
         pack_panels(K, rows, n1 - n0, dy + row * n + n0, n, b, rows, 0)
-        gemm_columns(K, m1 - m0, n1 - n0, rows, a, b, rows, 0, dw + m0 * n + n0, n, row > 0, db + n0 if m0 == 0 else <real*> NULL)
+        gemm_columns(K, m1 - m0, n1 - n0, rows, a, b, rows, 0, dw + m0 * n + n0, n, row > 0, db + n0 if m0 == 0 else <real*> NULL,
+                     <real*> NULL, 0)
 
 
 def layernorm(const real[:, ::1] x, const real[::1] scale, const real[::1] shift, double eps, real[:, ::1] y, real[::1] mean,

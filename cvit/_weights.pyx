@@ -219,6 +219,7 @@ cdef void gradient_tile(real* s, Pass* p, Gradient* g, Py_ssize_t m0, Py_ssize_t
     cdef real* b = s + depth * column_room(&p.kernels, s, MOST_ROWS)
     cdef real* dy
     cdef real* db
+    cdef real* soon
     cdef real* mean = <real*> NULL
     cdef real* rstd = <real*> NULL
     cdef real* scale = <real*> NULL
@@ -236,13 +237,18 @@ cdef void gradient_tile(real* s, Pass* p, Gradient* g, Py_ssize_t m0, Py_ssize_t
                          scale, shift, a)
             for i in range(g.parts):
                 db = <real*> g.db[i] + n0 if m0 == 0 and g.db[i] != NULL else <real*> NULL
+                soon = <real*> NULL
+                if i == 0:  # the tile's next rows of x, or those that the next tile begins with
+                    soon = <real*> g.a + ((row + rows) * g.lda + m0 if block + 1 < blocks else m1)
                 if g.packed:
                     dy = <real*> g.b + i * g.b_part
-                    gemm_columns(&p.kernels, m1 - m0, g.n, rows, a, dy, g.rows, row, <real*> g.dw[i] + m0 * g.n, g.n, again, db)
+                    gemm_columns(&p.kernels, m1 - m0, g.n, rows, a, dy, g.rows, row, <real*> g.dw[i] + m0 * g.n, g.n, again, db,
+                                 soon, g.lda)
                 else:
                     dy = <real*> g.b + segment * g.b_segment + row * g.ldb + n0
                     pack_panels(&p.kernels, rows, n1 - n0, dy, g.ldb, b, rows, 0)
-                    gemm_columns(&p.kernels, m1 - m0, n1 - n0, rows, a, b, rows, 0, <real*> g.dw[i] + m0 * g.n + n0, g.n, again, db)
+                    gemm_columns(&p.kernels, m1 - m0, n1 - n0, rows, a, b, rows, 0, <real*> g.dw[i] + m0 * g.n + n0, g.n, again, db,
+                                 <real*> NULL, 0)
 
 
 cdef void norm_gradients(real* s, Pass* p, Py_ssize_t layer, bint second) noexcept nogil:
