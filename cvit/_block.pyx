@@ -12,7 +12,8 @@ and back, from dy (what each formula means is derived in docs/backward.md):
 
 The weights' gradients follow in _weights.pyx. Forward keeps x, q, k, v, o, lse, mid, u and each row's mean and rstd; the normalised
 rows are made anew where they are needed. A task of a rows stage is a block of token rows, cut by shapes alone: for its rows
-everything from one stage to the next happens in one thread's cache, the hidden rows KC columns at a time. A task of a heads stage is
+everything from one stage to the next happens in one thread's cache, the hidden rows KC columns at a time. What comes from memory,
+products ask for while they run: the last two arguments of `gemm` say what is read after it. A task of a heads stage is
 one head of one image, or a part of its queries, or a few small heads. Where images are short, a task takes a few of them through all
 three stages, and what lies between is still near.
 """
