@@ -97,7 +97,7 @@ cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept
         rstd = mean + p.R
     layernorm(&p.kernels, m, D, x, D, weight(s, p, layer, p.w.block.norm1_w), weight(s, p, layer, p.w.block.norm1_b),
               <real> p.eps, s, lda, m * lda, mean, rstd)
-    for j in range(3):
+    for j in range(3):  # the last one asks for the next task's rows
         gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, qkv + j * D, 3 * D,
              weight(s, p, layer, bias[j]), <real*> NULL, 0, x + m * D if j == 2 and not p.together else <real*> NULL, D)
 
