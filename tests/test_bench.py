@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -421,3 +422,29 @@ def test_plots_are_drawn(results, tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("roofline.png", "pytorch.png"):
         assert (tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not (shutil.which("cc") or "CC" in os.environ), reason="no C compiler")
+def test_sweep_of_tiles(tmp_path):
+    file = tmp_path / "sweep.json"
+    short = ("--rounds", 2, "--seconds", 1e-4, "--json", file)
+    done = script("sweep.py", "--isa", "portable", "--tiles", "4x128x1", *short)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["tiles"] == [[6, 256, 2], [4, 128, 1]]
+    for product, entry in found["products"].items():
+        assert entry["ratio"][0] == 1 and 0.1 < entry["ratio"][1] < 10, product
+        assert all(0 < share <= best < 1.5 for share, best in zip(entry["share"], entry["best"])), product
+    failed = script("sweep.py", "--isa", "portable", "--tiles", "17x128x1")
+    assert failed.returncode == 2 and "MR at most 16" in failed.stderr
+
+
+def test_builds_take_turns(tmp_path):
+    here = Path(cli.__file__).parents[1]
+    done = script("turns.py", here, here, "--cases", "digits", "--seconds", 0.01, "--turn", 0.002, "--restarts", 1, "--depth", 1)
+    assert done.returncode == 0, done.stderr
+    for task in ("train", "forward"):
+        assert f"digits* {task}, 2 rounds" in done.stdout
+    assert "ratio 1.000 (1.000 to 1.000)" in done.stdout
+    failed = script("turns.py", tmp_path)
+    assert failed.returncode == 2 and "there is no cvit in" in failed.stderr

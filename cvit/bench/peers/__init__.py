@@ -48,16 +48,19 @@ class Peer:
     `version` and `tasks` are what the worker said of itself. Raises `NotInstalled` or `WorkerError`.
     """
 
-    def __init__(self, name: str, threads: int, python: str | None = None):
-        """Start worker `name` with `threads` threads under the interpreter `python` (default: this one)."""
+    def __init__(self, name: str, threads: int, python: str | None = None, package: Path = HERE.parents[2]):
+        """Start worker `name` with `threads` threads under the interpreter `python` (default: this one).
+
+        cvit's worker takes the package in the folder `package`: the one this file belongs to, not another that happens to be installed.
+        """
         check(name in WORKERS, f"peer must be one of {', '.join(WORKERS)}, got {name!r}")
         script, variant = WORKERS[name]
         command = [python or sys.executable, str(HERE / script), f"--threads={threads}", f"--variant={variant}"]
         # With fewer threads than CPUs, no runtime gets at the other CPUs, whatever it makes of its settings.
         command.append("--cpus=" + ",".join(map(str, pick_cpus(threads))))
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-        if name == "cvit":  # the package that this file belongs to, not another that happens to be installed
-            paths = [str(HERE.parents[2]), environment.get("PYTHONPATH")]
+        if name == "cvit":
+            paths = [str(package), environment.get("PYTHONPATH")]
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self.name, self.threads = name, threads
         self._log = tempfile.TemporaryFile()
