@@ -73,7 +73,7 @@ void sweep_rows(ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const re
                 real *c, ptrdiff_t places)
 {
     for (ptrdiff_t i = 0; i < times; i++)
-        gemm(m, n, k, a, b + i % sets * size, k, 0, c + i % places * m * n, n, NULL, NULL, 0, NULL, 0);
+        gemm(m, n, k, a, b + i % sets * size, k, 0, c + i % places * m * n, n, NULL, NULL, 0, 0, NULL, 0);
 }
 void sweep_columns(ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const real *a, const real *b, ptrdiff_t sets,
                    ptrdiff_t size, real *c, ptrdiff_t places)

@@ -13,9 +13,9 @@ and back, from dy (what each formula means is derived in docs/backward.md):
 The weights' gradients follow in _weights.pyx. Forward keeps x, q, k, v, o, lse, mid, u and each row's mean and rstd; the normalised
 rows are made anew where they are needed. A task of a rows stage is a block of token rows, cut by shapes alone: for its rows
 everything from one stage to the next happens in one thread's cache, the hidden rows KC columns at a time. What comes from memory,
-products ask for while they run: the last two arguments of `gemm` say what is read after it. A task of a heads stage is
-one head of one image, or a part of its queries, or a few small heads. Where images are short, a task takes a few of them through all
-three stages, and what lies between is still near.
+products ask for while they run: the last arguments of `gemm` say whether its results are near, and what is read after it. A task of
+a heads stage is one head of one image, or a part of its queries, or a few small heads. Where images are short, a task takes a few of
+them through all three stages, and what lies between is still near.
 """
 
 from libc.string cimport memset
@@ -91,6 +91,7 @@ cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept
     cdef real* qkv = qkv_at(s, p, layer, first, first)
     cdef real* mean = NULL
     cdef real* rstd = NULL
+    cdef int near = p.together and not p.training  # what the backward reads goes to memory
     cdef Py_ssize_t[3] bias = [p.w.block.q_b, p.w.block.k_b, p.w.block.v_b]
     if p.training:
         mean = kept(s, p, KEEP_STATS, layer) + first
@@ -99,7 +100,8 @@ cdef void qkv_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept
               <real> p.eps, s, lda, m * lda, mean, rstd)
     for j in range(3):  # the last one asks for the next task's rows
         gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, qkv + j * D, 3 * D,
-             weight(s, p, layer, bias[j]), <real*> NULL, 0, x + m * D if j == 2 and not p.together else <real*> NULL, D)
+             weight(s, p, layer, bias[j]), <real*> NULL, 0, near,
+             x + m * D if j == 2 and not p.together else <real*> NULL, D)
 
 
 cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task) noexcept nogil:
@@ -125,7 +127,7 @@ cdef void qkv_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
             soon = dqkv + (j + 1) * D if j < 2 else x
         pack_both(&p.kernels, m, D, dqkv + j * D, 3 * D, s, part(s, p.arena, p.at.dqkv_panels) + j * panel_size(p.R, D), p.R, first)
         gemm(&p.kernels, m, D, D, s, packed_qkv(s, p, layer) + j * panel_size(D, D), D, 0, dn, D, <real*> NULL,
-             dn if j else <real*> NULL, D, soon, D if p.together or j == 2 else 3 * D)
+             dn if j else <real*> NULL, D, True, soon, D if p.together or j == 2 else 3 * D)
     norm_backward(s, p, task, 0, dn, x, mean, scale, dx)
 
 
@@ -185,6 +187,7 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
     cdef real* w_2 = w_1 + panel_size(D, F)
     cdef real* b_1 = weight(s, p, layer, p.w.block.fc1_b)
     cdef real* u = g
+    cdef int near = p.together and not p.training
     cdef real* mean = NULL
     cdef real* rstd = NULL
     ldu = lda
@@ -193,7 +196,7 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
         rstd = mean + p.R
         ldu = F
     pack_rows(&p.kernels, m, D, o, D, <real> 1, s)
-    gemm(&p.kernels, m, D, D, s, w_o, D, 0, mid, D, weight(s, p, layer, p.w.block.o_b), x, D, <real*> NULL, 0)
+    gemm(&p.kernels, m, D, D, s, w_o, D, 0, mid, D, weight(s, p, layer, p.w.block.o_b), x, D, near, <real*> NULL, 0)
     layernorm(&p.kernels, m, D, mid, D, weight(s, p, layer, p.w.block.norm2_w), weight(s, p, layer, p.w.block.norm2_b),
               <real> p.eps, s, lda, m * lda, mean, rstd)
     for f from 0 <= f < F by kc:
@@ -201,11 +204,11 @@ cdef void mlp_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task, bint who
         if p.training:
             u = kept(s, p, KEEP_U, layer) + first * F + f
         gemm(&p.kernels, m, width, D, s, w_1 + f * D, D, 0, u, ldu, b_1 + f if b_1 != NULL else <real*> NULL,
-             <real*> NULL, 0, <real*> NULL, 0)
+             <real*> NULL, 0, u == g, <real*> NULL, 0)
         if whole:
             gelu(&p.kernels, p.gelu, m, width, u, ldu, g, lda)
             gemm(&p.kernels, m, D, width, g, w_2, F, f, y, D,
-                 weight(s, p, layer, p.w.block.fc2_b) if f == 0 else <real*> NULL, y if f else mid, D,
+                 weight(s, p, layer, p.w.block.fc2_b) if f == 0 else <real*> NULL, y if f else mid, D, False,
                  (x if p.together else o) + m * D if f + kc >= F else <real*> NULL, D)
 
 
@@ -224,15 +227,15 @@ cdef void mlp_backward_task(real* s, Pass* p, Py_ssize_t layer, Py_ssize_t task)
     pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dy_panels), p.R, first)
     for f from 0 <= f < F by kc:
         width = min(kc, F - f)
-        gemm(&p.kernels, m, width, D, s, w_2 + f * D, D, 0, dg, lda, <real*> NULL, <real*> NULL, 0,
+        gemm(&p.kernels, m, width, D, s, w_2 + f * D, D, 0, dg, lda, <real*> NULL, <real*> NULL, 0, True,
              kept(s, p, KEEP_U, layer) + first * F + f, F)
         gelu_backward(&p.kernels, p.gelu, m, width, kept(s, p, KEEP_U, layer) + first * F + f, F,
                       dg, lda, part(s, p.arena, p.at.du_panels) + f * p.R, p.R, first)
-        gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D,
+        gemm(&p.kernels, m, D, width, dg, w_1, F, f, dn, D, <real*> NULL, dn if f else <real*> NULL, D, True,
              mid if f + kc >= F else <real*> NULL, D)
     norm_backward(s, p, task, 1, dn, mid, mean, scale, dy)
     pack_both(&p.kernels, m, D, dy, D, s, part(s, p.arena, p.at.dmid_panels), p.R, first)
-    gemm(&p.kernels, m, D, D, s, w_o, D, 0, narrow_at(s, p, first, first), D, <real*> NULL, <real*> NULL, 0,
+    gemm(&p.kernels, m, D, D, s, w_o, D, 0, narrow_at(s, p, first, first), D, <real*> NULL, <real*> NULL, 0, p.together,
          kept(s, p, KEEP_QKV, layer) + first * 3 * D if p.together else dy + m * D, 3 * D if p.together else D)
 
 

@@ -99,7 +99,7 @@ cdef void head_product(real* s, Pass* p, Py_ssize_t task, real* x, Py_ssize_t k,
     cdef Py_ssize_t column = task % strips * STRIP
     pack_rows(&p.kernels, m, k, x + first * k, k, <real> 1, s)
     gemm(&p.kernels, m, min(<Py_ssize_t> STRIP, n - column), k, s, packed + column * k, k, 0, y + first * n + column, n,
-         bias + column if bias != NULL else <real*> NULL, <real*> NULL, 0, <real*> NULL, 0)
+         bias + column if bias != NULL else <real*> NULL, <real*> NULL, 0, False, <real*> NULL, 0)
 
 
 cdef void logits_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:

@@ -11,7 +11,7 @@ cdef extern from "cvit.h" nogil:
     ctypedef struct cvit_f32:
         Py_ssize_t mr, nr, kc, lda
         void (*gemm)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, Py_ssize_t depth, Py_ssize_t k0,
-            float* c, Py_ssize_t ldc, float* bias, float* r, Py_ssize_t ldr, float* soon, Py_ssize_t ld_soon) noexcept nogil
+            float* c, Py_ssize_t ldc, float* bias, float* r, Py_ssize_t ldr, int near, float* soon, Py_ssize_t ld_soon) noexcept nogil
         void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, float* a, float* b, Py_ssize_t depth,
             Py_ssize_t k0, float* c, Py_ssize_t ldc, int accumulate, float* sums, float* soon, Py_ssize_t ld_soon) noexcept nogil
         void (*pack_rows)(Py_ssize_t rows, Py_ssize_t k, float* x, Py_ssize_t ld, float scale,
@@ -55,7 +55,8 @@ cdef extern from "cvit.h" nogil:
     ctypedef struct cvit_f64:
         Py_ssize_t mr, nr, kc, lda
         void (*gemm)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, Py_ssize_t depth,
-            Py_ssize_t k0, double* c, Py_ssize_t ldc, double* bias, double* r, Py_ssize_t ldr, double* soon, Py_ssize_t ld_soon) noexcept nogil
+            Py_ssize_t k0, double* c, Py_ssize_t ldc, double* bias, double* r, Py_ssize_t ldr, int near, double* soon,
+            Py_ssize_t ld_soon) noexcept nogil
         void (*gemm_columns)(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, double* a, double* b, Py_ssize_t depth,
             Py_ssize_t k0, double* c, Py_ssize_t ldc, int accumulate, double* sums, double* soon, Py_ssize_t ld_soon) noexcept nogil
         void (*pack_rows)(Py_ssize_t rows, Py_ssize_t k, double* x, Py_ssize_t ld, double scale,
@@ -155,11 +156,11 @@ cdef inline Py_ssize_t packed_stride(Kernels* K, real* kind) noexcept nogil:
 
 cdef inline void gemm(
     Kernels* K, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, real* a, real* b, Py_ssize_t depth, Py_ssize_t k0,
-    real* c, Py_ssize_t ldc, real* bias, real* r, Py_ssize_t ldr, real* soon, Py_ssize_t ld_soon) noexcept nogil:
+    real* c, Py_ssize_t ldc, real* bias, real* r, Py_ssize_t ldr, int near, real* soon, Py_ssize_t ld_soon) noexcept nogil:
     if real is float:
-        K.f32.gemm(m, n, k, a, b, depth, k0, c, ldc, bias, r, ldr, soon, ld_soon)
+        K.f32.gemm(m, n, k, a, b, depth, k0, c, ldc, bias, r, ldr, near, soon, ld_soon)
     else:
-        K.f64.gemm(m, n, k, a, b, depth, k0, c, ldc, bias, r, ldr, soon, ld_soon)
+        K.f64.gemm(m, n, k, a, b, depth, k0, c, ldc, bias, r, ldr, near, soon, ld_soon)
 
 
 cdef inline void gemm_columns(

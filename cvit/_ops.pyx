@@ -71,7 +71,8 @@ cdef multiply(const real[:, ::1] x, const real[:, ::1] w, bint transposed, const
         first = cut(M, tasks, i)
         m = cut(M, tasks, i + 1) - first
         pack_rows(&K, m, depth, <real*> &x[first, 0], depth, <real> 1, &scratch[threadid() * stride])
-        gemm(&K, m, N, depth, &scratch[threadid() * stride], &packed[0], depth, 0, &y[first, 0], N, b, <real*> NULL, 0, <real*> NULL, 0)
+        gemm(&K, m, N, depth, &scratch[threadid() * stride], &packed[0], depth, 0, &y[first, 0], N, b, <real*> NULL, 0, False,
+             <real*> NULL, 0)
 
 
 def linear_backward(const real[:, ::1] dy, const real[:, ::1] x, const real[:, ::1] w, real[:, ::1] dx, real[:, ::1] dw,
