@@ -448,3 +448,12 @@ def test_builds_take_turns(tmp_path):
     assert "ratio 1.000 (1.000 to 1.000)" in done.stdout
     failed = script("turns.py", tmp_path)
     assert failed.returncode == 2 and "there is no cvit in" in failed.stderr
+
+
+def test_cycles_times_passes():
+    """The process that `perf` watches; `perf` itself is not everywhere."""
+    for task in ("train", "forward"):
+        done = script("cycles.py", "--run", "digits", task, 0.01)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert 0 < found["flops_per_s"] < found["peak"]
