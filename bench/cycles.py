@@ -27,6 +27,7 @@ from cvit import _runtime
 from cvit.bench import _names
 from cvit.bench.cases import CASES, TASKS, Case
 from cvit.bench.machine import describe, pick_cpus
+from cvit.files import replacing
 from cvit.layout import Layout
 
 # part: what the names of its kernels begin with
@@ -118,9 +119,8 @@ def main():
     if args.json:
         command = shlex.join(["python", "bench/cycles.py", *map(os.path.basename, sys.argv[1:])])
         data = {"machine": machine, "date": datetime.date.today().isoformat(), "command": command, "passes": entries}
-        temporary = args.json.with_name(f".{args.json.name}.tmp")
-        temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
-        os.replace(temporary, args.json)
+        with replacing(args.json) as temporary:
+            temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Whole passes of two builds of cvit: turns.py.
 """
 
 import argparse
+import ast
 import concurrent.futures
 import ctypes
 import datetime
@@ -34,13 +35,10 @@ import cvit
 from cvit import _runtime
 from cvit._engine import allocate
 from cvit.bench.machine import describe, pick_cpus
+from cvit.files import replacing
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
-FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", f"-I{CSRC}"]
-ISA_FLAGS = {
-    "portable": [], "neon": [], "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
-}  # fmt: skip
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
 FAR = 8 << 20  # bytes of weights and of results that a product goes round
 
 # What is swept for each instruction set: rows of a tile (as many as there are registers for), depth of a block, steps of a turn.
@@ -84,6 +82,15 @@ void sweep_columns(ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const
 """
 
 
+def build_flags():
+    """CFLAGS and ISA_FLAGS as setup.py has them; importing it would start a build."""
+    found = {}
+    for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("CFLAGS", "ISA_FLAGS"):
+            found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found["CFLAGS"], found["ISA_FLAGS"]
+
+
 def defined(source, name):
     """The number that an isa file gives `name`; UNROLL is a pragma."""
     return int(re.search(rf"#define {name} \D*(\d+)", source).group(1))
@@ -104,7 +111,8 @@ class Variant:
         source = source.replace("../", f"{CSRC}/")
         name = Path(folder, f"{isa}-{rows}-{depth}-{unroll}.c")
         name.write_text(source + TIMED, encoding="utf-8")
-        command = [*compiler, *FLAGS, *ISA_FLAGS[isa], str(name), "-o", str(name.with_suffix(".so")), "-lm"]
+        flags, isa_flags = build_flags()
+        command = [*compiler, *flags, *isa_flags[isa], "-fPIC", "-shared", f"-I{CSRC}", str(name), "-o", str(name.with_suffix(".so")), "-lm"]
         subprocess.run(command, check=True)
         self.library = ctypes.CDLL(str(name.with_suffix(".so")))
         self.ready = {}
@@ -224,9 +232,8 @@ def main():
             "command": shlex.join(["python", "bench/sweep.py", *map(os.path.basename, sys.argv[1:])]),
             "settings": {"rounds": args.rounds, "seconds": args.seconds}, "tiles": wanted, "products": table,
         }  # fmt: skip
-        temporary = args.json.with_name(f".{args.json.name}.tmp")
-        temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
-        os.replace(temporary, args.json)
+        with replacing(args.json) as temporary:
+            temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
