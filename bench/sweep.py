@@ -2,12 +2,12 @@
 
     python bench/sweep.py --isa avx512 --json bench/results/sweep-avx512.json
 
-A tile is MR rows of sums, a block KC steps deep, and a turn of the tile's loop UNROLL steps (csrc/gemm.inc); csrc/isa/ says which. Each
-variant is that file with other numbers, compiled with setup.py's flags and a C compiler (`CC`, or cc). By default one number at a time is
-changed; `--grid` takes every combination, `--tiles` those that are named. Products are those of the benchmark's cases on one thread, with operands and results where a
-pass finds them: a block of token rows near, weights and dy in turns from more memory than the second-level cache holds, results to
-memory. In each round every variant takes a short turn at a product, and the probe of the peak another; what counts is the median of
-the rounds' ratios. Before anything is timed each variant's results are compared with NumPy's.
+A tile is MR rows of sums, a block KC steps deep, and a turn of the tile's loop UNROLL steps (csrc/gemm.inc); csrc/isa/ says which.
+Each variant is that file with other numbers, compiled with setup.py's flags and a C compiler (`CC`, or cc). By default one number at a
+time is changed; `--grid` takes every combination, `--tiles` those that are named. Products are those of the benchmark's cases on one
+thread, with operands and results where a pass finds them: a block of token rows near, weights and dy in turns from more memory than the
+second-level cache holds, results to memory. In each round every variant takes a short turn at a product, and the probe of the peak
+another; what counts is the median of the rounds' ratios. Before anything is timed each variant's results are compared with NumPy's.
 
 Whole passes of two builds of cvit: turns.py.
 """
@@ -112,9 +112,10 @@ class Variant:
         name = Path(folder, f"{isa}-{rows}-{depth}-{unroll}.c")
         name.write_text(source + TIMED, encoding="utf-8")
         flags, isa_flags = build_flags()
-        command = [*compiler, *flags, *isa_flags[isa], "-fPIC", "-shared", f"-I{CSRC}", str(name), "-o", str(name.with_suffix(".so")), "-lm"]
+        library = str(name.with_suffix(".so"))
+        command = [*compiler, *flags, *isa_flags[isa], "-fPIC", "-shared", f"-I{CSRC}", str(name), "-o", library, "-lm"]
         subprocess.run(command, check=True)
-        self.library = ctypes.CDLL(str(name.with_suffix(".so")))
+        self.library = ctypes.CDLL(library)
         self.ready = {}
 
     def prepare(self, product, x, w, results):

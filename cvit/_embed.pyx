@@ -54,7 +54,8 @@ cdef void embed_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:
                 x[i] = cls[i] + pos[i]
         pack_rows(&p.kernels, count, p.features, patches, p.features, <real> 1, s)
         gemm(&p.kernels, count, D, p.features, s, part(s, p.packed, p.at.pack_patch), p.features, 0,
-             x + (p.class_token + first) * D, D, part(s, p.weights, p.w.patch_b), pos + (p.class_token + first) * D, D, False, <real*> NULL, 0)
+             x + (p.class_token + first) * D, D, part(s, p.weights, p.w.patch_b), pos + (p.class_token + first) * D, D, False,
+             <real*> NULL, 0)
 
 
 cdef void positions_backward_task(real* s, Pass* p, Py_ssize_t task) noexcept nogil:
