@@ -24,7 +24,7 @@ import numpy as np
 
 import cvit
 from cvit import _runtime
-from cvit.bench import _names
+from cvit.bench import names
 from cvit.bench.cases import CASES, TASKS, Case
 from cvit.bench.machine import describe, pick_cpus
 from cvit.files import replacing
@@ -76,9 +76,9 @@ def profile(name, task, seconds):
         entry = json.loads(done.stdout.splitlines()[-1])
         found = subprocess.run(["perf", "script", "-F", "ip,sym", "-i", samples], capture_output=True, text=True, check=True)
     # Of the process's life count the passes alone: the probe of the peak and what NumPy and Python do is no kernel of theirs.
-    names = Counter(words[1] for line in found.stdout.splitlines() if len(words := line.split()) > 1)
+    symbols = Counter(words[1] for line in found.stdout.splitlines() if len(words := line.split()) > 1)
     parts = Counter()
-    for symbol, count in names.items():
+    for symbol, count in symbols.items():
         part = next((part for part, begins in PARTS.items() if symbol.startswith(begins)), None)
         if part is None and "cvit" in symbol and "probe" not in symbol:
             part = "between tiles"  # the passes' own functions
@@ -97,8 +97,8 @@ def profile(name, task, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--cases", type=_names(CASES), default=tuple(CASES), metavar="NAMES", help=f"which of {','.join(CASES)} (default: all)")
-    add("--tasks", type=_names(TASKS), default=TASKS, metavar="NAMES", help="which of train,forward (default: both)")
+    add("--cases", type=names(CASES), default=tuple(CASES), metavar="NAMES", help=f"which of {','.join(CASES)} (default: all)")
+    add("--tasks", type=names(TASKS), default=TASKS, metavar="NAMES", help="which of train,forward (default: both)")
     add("--seconds", type=float, default=6, help="of passes for each (default: 6)")
     add("--json", type=Path, help="write everything there, too")
     add("--run", nargs=3, help=argparse.SUPPRESS)
@@ -107,6 +107,10 @@ def main():
         return run(args.run[0], args.run[1], float(args.run[2]))
     if not shutil.which("perf"):
         parser.error("needs the program perf")
+    if args.seconds <= 0:
+        parser.error("--seconds must be above 0")
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {args.json.parent}")
     machine, entries = describe(1) | {"isa": cvit.get_isa()}, []
     columns = ("case", "of the peak", "in tiles", "of the peak there", *(part for part in PARTS))
     print("| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), sep="\n")

@@ -5,8 +5,8 @@
 A tile is MR rows of sums, a block KC steps deep, and a turn of the tile's loop UNROLL steps (csrc/gemm.inc); csrc/isa/ says which.
 Each variant is that file with other numbers, compiled with setup.py's flags and a C compiler (`CC`, or cc). By default one number at a
 time is changed; `--grid` takes every combination, `--tiles` those that are named. Products are those of the benchmark's cases on one
-thread, with operands and results where a pass finds them: a block of token rows near, weights and dy in turns from more memory than the
-second-level cache holds, results to memory. In each round every variant takes a short turn at a product, and the probe of the peak
+thread, with operands and results where a pass finds them: a block of token rows near; weights, dy and results beyond the second-level
+cache. In each round every variant takes a short turn at a product, and the probe of the peak
 another; what counts is the median of the rounds' ratios. Before anything is timed each variant's results are compared with NumPy's.
 
 Whole passes of two builds of cvit: turns.py.
@@ -214,7 +214,14 @@ def main():
     parser.add_argument("--seconds", type=float, default=0.004, help="length of a turn (default: 0.004)")
     parser.add_argument("--json", type=Path, help="write everything there, too")
     args = parser.parse_args()
-    cvit.set_isa(args.isa)
+    if args.rounds <= 0 or args.seconds <= 0:
+        parser.error("--rounds and --seconds must be above 0")
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {args.json.parent}")
+    try:
+        cvit.set_isa(args.isa)
+    except ValueError as error:
+        parser.error(str(error))
     machine = describe(1) | {"isa": args.isa}
     source = (CSRC / "isa" / f"{args.isa}_f32.c").read_text(encoding="utf-8")
     wanted = tiles(args.isa, tuple(defined(source, name) for name in ("MR", "KC", "UNROLL")), args.grid, args.tiles)

@@ -15,7 +15,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from cvit.bench import _names
+from cvit.bench import names
 from cvit.bench.cases import CASES, TASKS, Case
 from cvit.bench.lineup import compare, load, reference, steps_for, take_turn
 from cvit.bench.peers import Peer
@@ -46,8 +46,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("folders", type=lambda text: Path(text).resolve(), nargs="+", help="of the builds; ratios are to the first")
-    add("--cases", type=_names(CASES), default=("digits", "cifar-s", "ti16", "s16"), metavar="NAMES", help=f"which of {','.join(CASES)}")
-    add("--tasks", type=_names(TASKS), default=TASKS, metavar="NAMES", help="which of train,forward")
+    add("--cases", type=names(CASES), default=("digits", "cifar-s", "ti16", "s16"), metavar="NAMES", help=f"which of {','.join(CASES)}")
+    add("--tasks", type=names(TASKS), default=TASKS, metavar="NAMES", help="which of train,forward")
     add("--threads", type=int, default=1, help="threads (default: 1)")
     add("--seconds", type=float, default=30, help="for each case and task (default: 30)")
     add("--turn", type=float, default=0.05, help="length of a turn, one step at least (default: 0.05)")
@@ -57,6 +57,8 @@ def main():
     for folder in args.folders:
         if not (folder / "cvit" / "__init__.py").is_file():
             parser.error(f"there is no cvit in {folder}")
+    if min(args.threads, args.restarts, args.seconds, args.turn, 1 if args.depth is None else args.depth) <= 0:
+        parser.error("--threads, --restarts, --seconds, --turn and --depth must be above 0")
     for name in args.cases:
         case = Case.named(name, **({"depth": args.depth} if args.depth is not None else {}))
         for task in args.tasks:

@@ -437,6 +437,9 @@ def test_sweep_of_tiles(tmp_path):
         assert all(0 < share <= best < 1.5 for share, best in zip(entry["share"], entry["best"])), product
     failed = script("sweep.py", "--isa", "portable", "--tiles", "17x128x1")
     assert failed.returncode == 2 and "MR at most 16" in failed.stderr
+    for wrong in (("--rounds", 0), ("--json", tmp_path / "none" / "x.json")):
+        failed = script("sweep.py", *wrong)
+        assert failed.returncode == 2 and wrong[0] in failed.stderr and "Traceback" not in failed.stderr
 
 
 def test_builds_take_turns(tmp_path):
@@ -448,6 +451,8 @@ def test_builds_take_turns(tmp_path):
     assert "ratio 1.000 (1.000 to 1.000)" in done.stdout
     failed = script("turns.py", tmp_path)
     assert failed.returncode == 2 and "there is no cvit in" in failed.stderr
+    failed = script("turns.py", here, "--restarts", 0)
+    assert failed.returncode == 2 and "--restarts" in failed.stderr
 
 
 def test_cycles_times_passes():

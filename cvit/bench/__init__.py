@@ -49,7 +49,7 @@ _SECTIONS = (
 )
 
 
-def _names(known):
+def names(known):
     """A parser of comma-separated names out of `known`."""
 
     def parse(text):
@@ -74,9 +74,9 @@ def _size(text):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
     add = parser.add_argument
-    add("--cases", type=_names(CASES), metavar="NAMES", help=f"which of {','.join(CASES)} (default: all)")
-    add("--tasks", type=_names(TASKS), default=TASKS, metavar="NAMES", help="which of train,forward (default: both)")
-    add("--vs", type=_names(PEERS), default=(), metavar="PEERS", help=f"compare with any of {','.join(PEERS)}")
+    add("--cases", type=names(CASES), metavar="NAMES", help=f"which of {','.join(CASES)} (default: all)")
+    add("--tasks", type=names(TASKS), default=TASKS, metavar="NAMES", help="which of train,forward (default: both)")
+    add("--vs", type=names(PEERS), default=(), metavar="PEERS", help=f"compare with any of {','.join(PEERS)}")
     add("--peer-python", metavar="PYTHON", help="interpreter that has the peers installed (default: this one)")
     add("--threads", type=int, metavar="N", help="threads of everyone (default: what cvit would use)")
     add("--rounds", type=int, metavar="N", help="rounds, of which the median counts (default: 7)")
