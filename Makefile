@@ -38,4 +38,4 @@ bench:
 	$(PYTHON) -m cvit.cli bench
 
 clean:
-	rm -rf build dist *.egg-info cvit/*.so .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info $$(find cvit -name '*.so') .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Builds csrc as one static library for each instruction set, and cvit/_*.pyx as extensions.
+"""Builds csrc as one static library for each instruction set, and every cvit/**/*.pyx as an extension.
 
 Environment:
     CVIT_OPENMP=0     build without OpenMP: one thread
@@ -75,20 +75,20 @@ openmp = openmp_flags()
 
 
 def extension(name):
-    """One of cvit/_*.pyx. Only `_runtime` refers to csrc's symbols; the others reach the tables through it."""
+    """One of cvit/**/*.pyx, by its module's name. Only `engine.team` refers to csrc's symbols; the others reach the tables through it."""
     return Extension(
-        f"cvit.{name}",
-        [f"cvit/{name}.pyx"],
-        include_dirs=["csrc", "cvit"],
+        name,
+        [name.replace(".", "/") + ".pyx"],
+        include_dirs=["csrc", "cvit/engine"],
         libraries=[],
-        depends=kernel_files if name == "_runtime" else [],  # linked anew when a library was
+        depends=kernel_files if name == "cvit.engine.team" else [],  # linked anew when a library was
         extra_compile_args=["-O2", "-g0" if strip else "-g", *SANITIZE, *openmp],
         extra_link_args=strip + SANITIZE + openmp,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
     )
 
 
-modules = sorted(path.stem for path in pathlib.Path("cvit").glob("_*.pyx"))
+modules = sorted(".".join(path.with_suffix("").parts) for path in pathlib.Path("cvit").rglob("*.pyx"))
 setup(
     libraries=[kernel_library(isa) for isa in isas],
     ext_modules=cythonize(

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 
 import cvit
-from cvit import _runtime
+from cvit.engine import team
 from cvit.bench import names
 from cvit.bench.cases import CASES, TASKS, Case
 from cvit.bench.machine import describe, pick_cpus
-from cvit.files import replacing
-from cvit.layout import Layout
+from cvit.base.files import replacing
+from cvit.model.layout import Layout
 
 # part: what the names of its kernels begin with
 PARTS = {
@@ -55,12 +55,12 @@ def run(name, task, seconds):
         model.freeze()
     step = (lambda: model.forward(images)) if task == "forward" else (lambda: model.loss_and_grad(images, labels))
     step()
-    peak, steps, start = _runtime.measure_peak("float32", 1, 0.1), 0, time.perf_counter()
+    peak, steps, start = team.measure_peak("float32", 1, 0.1), 0, time.perf_counter()
     while time.perf_counter() < start + seconds:
         step()
         steps += 1
     speed = steps * case.flops(task) / (time.perf_counter() - start)
-    print(json.dumps({"flops_per_s": speed, "peak": max(peak, _runtime.measure_peak("float32", 1, 0.1))}))
+    print(json.dumps({"flops_per_s": speed, "peak": max(peak, team.measure_peak("float32", 1, 0.1))}))
 
 
 def profile(name, task, seconds):

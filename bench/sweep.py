@@ -32,10 +32,10 @@ from pathlib import Path
 import numpy as np
 
 import cvit
-from cvit import _runtime
-from cvit._engine import allocate
+from cvit.engine import team
+from cvit.engine.plan import allocate
 from cvit.bench.machine import describe, pick_cpus
-from cvit.files import replacing
+from cvit.base.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -187,7 +187,7 @@ def measure(variants, rounds, seconds):
         speeds = [[] for _ in variants]
         peaks = []
         for _ in range(rounds):
-            peaks.append(_runtime.measure_peak("float32", 1, seconds))
+            peaks.append(team.measure_peak("float32", 1, seconds))
             for own, variant in zip(speeds, variants):
                 variant.run(product, 1)
                 own.append(2 * m * n * k * times / variant.run(product, times))

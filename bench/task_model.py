@@ -9,9 +9,9 @@ tasks that pack weights, memory bandwidth and barriers are left out. Tasks are c
 import heapq
 
 import cvit
-from cvit._engine import Engine
+from cvit.engine.plan import Engine
 from cvit.bench.cases import CASES, Case
-from cvit.layout import Layout
+from cvit.model.layout import Layout
 
 CORES = (2, 8, 16, 64)
 

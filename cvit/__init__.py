@@ -16,12 +16,14 @@ The map of the code, an image's way to its logits and back to the weights:
     ../csrc         the kernels: one source for every instruction set and element type
 """
 
-from .runtime import available_isas, get_isa, get_num_threads, set_isa, set_num_threads  # isort: skip (loads OpenMP)
+from .engine.runtime import available_isas, get_isa, get_num_threads, set_isa, set_num_threads  # isort: skip (loads OpenMP)
 from . import ops
-from .checkpoint import load, save
-from .config import ViTConfig
-from .flax import from_flax, to_flax
-from .functional import (
+from .formats import checkpoint, flax
+from .formats.checkpoint import load, save
+from .formats.flax import from_flax, to_flax
+from .model import config, functional, initialize, layout
+from .model.config import ViTConfig
+from .model.functional import (
     pack_weights,
     patch_embed_with_cls,
     unpack_weights,
@@ -30,11 +32,12 @@ from .functional import (
     vit_forward,
     vit_train_step,
 )
-from .initialize import init_weights
-from .layout import Layout
-from .model import Plan, ViT
-from .optim import SGD, AdamW, warmup_cosine
-from .train import evaluate, fit
+from .model.initialize import init_weights
+from .model.layout import Layout
+from .model.vit import Plan, ViT
+from .train import optim
+from .train.loop import evaluate, fit
+from .train.optim import SGD, AdamW, warmup_cosine
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import cvit
-from cvit import _engine, _ops
+from cvit.engine import plan as _engine
+from cvit.ops import _kernels as _ops
 
 pytest.register_assert_rewrite("checks")
 

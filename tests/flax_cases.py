@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvit.config import ViTConfig
+from cvit.model.config import ViTConfig
 
 SEEDS = (0, 1, 2**31, 2**40 + 3, -1, -5)
 

@@ -16,8 +16,8 @@ import math
 
 import numpy as np
 
-from cvit.config import ViTConfig
-from cvit.layout import Layout
+from cvit.model.config import ViTConfig
+from cvit.model.layout import Layout
 
 # ------------------------------------------------------------------------------------------------------ the ops
 

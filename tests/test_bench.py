@@ -16,7 +16,7 @@ import reference
 
 from cvit import cli
 from cvit.bench import cases, kernels, lineup, machine, peers, report
-from cvit.layout import Layout
+from cvit.model.layout import Layout
 
 BENCH = Path(__file__).parent.parent / "bench"
 TINY = {"image_size": (8, 12), "width": 16, "heads": 2, "hidden": 24, "depth": 2, "classes": 5, "batch": 3}
@@ -234,7 +234,7 @@ def test_memory_bound_kernels_outgrow_the_cache(case):
 
 
 def test_a_wrong_kernel_is_reported_and_not_timed(capsys, monkeypatch):
-    from cvit import _ops
+    from cvit.ops import _kernels as _ops
 
     class Broken:
         def __getattr__(self, name):

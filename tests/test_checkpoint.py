@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cvit import checkpoint
-from cvit.config import ViTConfig
-from cvit.model import ViT
+from cvit.model.config import ViTConfig
+from cvit.model.vit import ViT
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cvit import checkpoint, cli
-from cvit.config import ViTConfig
-from cvit.model import ViT
+from cvit.model.config import ViTConfig
+from cvit.model.vit import ViT
 
 for module in ("sklearn", "matplotlib", "tqdm", "safetensors"):
     pytest.importorskip(module)

@@ -158,7 +158,7 @@ def test_vit_train_step(change, error, message):
     refuses(cvit.vit_train_step, plain_arguments("vit_train_step", change), error, message)
 
 
-BLOCK = dict(zip(cvit.functional.PARTS, PLAIN["blocks_weights"][0]))
+BLOCK = dict(zip(cvit.model.functional.PARTS, PLAIN["blocks_weights"][0]))
 TOKENS = np.ones((2, 7, 12))
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax_cases import CASES, flatten, name
 
-from cvit.config import ViTConfig
-from cvit.flax import from_flax, to_flax
-from cvit.layout import Layout
+from cvit.model.config import ViTConfig
+from cvit.formats.flax import from_flax, to_flax
+from cvit.model.layout import Layout
 
 CONFIG = ViTConfig(
     image_size=(6, 4), patch_size=2, channels=3, width=8, heads=2, hidden=10, depth=2, classes=5, pool="mean"

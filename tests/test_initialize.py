@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax_cases import CASES, SEEDS, case, name, samples
 
-from cvit.config import ViTConfig
-from cvit.flax import from_flax, to_flax
-from cvit.initialize import init_weights
-from cvit.layout import Layout
+from cvit.model.config import ViTConfig
+from cvit.formats.flax import from_flax, to_flax
+from cvit.model.initialize import init_weights
+from cvit.model.layout import Layout
 
 RECORDED = np.load(pathlib.Path(__file__).parent / "data" / "flax_models.npz")
 SMALL = ViTConfig(image_size=(8, 12), patch_size=4, channels=2, width=16, heads=2, depth=2, classes=5)

@@ -10,7 +10,8 @@ import pytest
 from checks import assert_close, same_bits
 
 import cvit
-from cvit import ViT, ViTConfig, _runtime
+from cvit import ViT, ViTConfig
+from cvit.engine import team
 
 CONFIG = ViTConfig(image_size=8, patch_size=2, channels=1, width=36, depth=2, heads=3, hidden=50, classes=10)
 
@@ -24,7 +25,7 @@ def python(code, **environment):
 def test_what_this_machine_runs():
     """Every x86-64 and AArch64 has the portable kernels; where Linux lists a feature, its kernels are available."""
     isas = cvit.available_isas()
-    assert isas[0] == "portable" and set(isas) <= set(_runtime.isa_names(supported_only=False))
+    assert isas[0] == "portable" and set(isas) <= set(team.isa_names(supported_only=False))
     if platform.machine() == "aarch64":
         assert isas == ["portable", "neon"]
     if platform.machine() == "x86_64" and os.path.exists("/proc/cpuinfo"):
@@ -76,7 +77,7 @@ def test_tiles_fit_their_registers():
     vectors = {"portable": (16, 4), "avx2": (16, 8), "avx512": (32, 16), "neon": (32, 4)}
     for name in cvit.available_isas():
         cvit.set_isa(name)
-        rows, columns, depth = _runtime.tile_sizes()
+        rows, columns, depth = team.tile_sizes()
         registers, lanes = vectors[name]
         assert columns % lanes == 0 and depth % columns == 0
         assert (rows + 1) * (columns // lanes) + 1 <= registers

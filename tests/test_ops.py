@@ -12,7 +12,8 @@ from checks import assert_close, assert_rounded, normal, on_all_threads, same_bi
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvit import _ops, ops
+from cvit import ops
+from cvit.ops import _kernels as _ops
 
 # --------------------------------------------------------------------------------------------------------- patches
 

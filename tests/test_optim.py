@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from cvit.config import ViTConfig
-from cvit.layout import Layout
-from cvit.optim import SGD, AdamW, clip, warmup_cosine
+from cvit.model.config import ViTConfig
+from cvit.model.layout import Layout
+from cvit.train.optim import SGD, AdamW, clip, warmup_cosine
 
 LAYOUT = Layout.of(ViTConfig(image_size=8, patch_size=4, channels=1, width=6, depth=2, heads=2, hidden=10, classes=3))
 DTYPES = [np.float32, np.float64]

@@ -13,7 +13,8 @@ import pytest
 from checks import on_all_threads, same_bits
 
 import cvit
-from cvit import SGD, AdamW, Layout, ViT, ViTConfig, _engine
+from cvit import SGD, AdamW, Layout, ViT, ViTConfig
+from cvit.engine import plan as _engine
 
 SMALL = ViTConfig(image_size=(8, 12), patch_size=2, channels=2, width=30, depth=2, heads=3, hidden=50, classes=7)
 CONFIGS = {

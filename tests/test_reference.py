@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import reference as ref
 
-from cvit.config import ViTConfig
-from cvit.layout import Layout
+from cvit.model.config import ViTConfig
+from cvit.model.layout import Layout
 
 
 def assert_close(actual, expected, bound, floor=1e-3):

@@ -13,10 +13,11 @@ from checks import same_bits
 from test_isa import python
 
 import cvit
-from cvit import ViT, ViTConfig, _runtime, runtime
+from cvit import ViT, ViTConfig
+from cvit.engine import runtime, team
 
 CONFIG = ViTConfig(image_size=8, patch_size=2, channels=1, width=48, depth=2, heads=4, hidden=96, classes=10)
-openmp = pytest.mark.skipif(not _runtime.has_openmp(), reason="built without OpenMP")
+openmp = pytest.mark.skipif(not team.has_openmp(), reason="built without OpenMP")
 
 
 def batch(N=16, seed=0, config=CONFIG):
@@ -55,7 +56,7 @@ def test_a_wrong_number_changes_nothing(count, error):
 
 def test_the_default_is_what_the_process_may_use():
     told = python("import cvit; print(cvit.get_num_threads())")
-    assert int(told.stdout) == (runtime.available_cpus() if _runtime.has_openmp() else 1)
+    assert int(told.stdout) == (runtime.available_cpus() if team.has_openmp() else 1)
 
 
 @openmp
@@ -237,7 +238,7 @@ def test_other_python_threads_go_on_during_a_call(mode):
     call = {
         "train": lambda: model.loss_and_grad(x, y),
         "forward": lambda: model.forward(x),
-        "update": lambda: cvit._update.sum_of_squares(vector),
+        "update": lambda: cvit.engine.update.sum_of_squares(vector),
     }[mode]
     call()
     inside, done = threading.Event(), threading.Event()

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from cvit import threefry
+from cvit.model import threefry
 
 RECORDED = np.load(pathlib.Path(__file__).parent / "data" / "flax_random.npz")
 SEEDS = [int(seed) for seed in RECORDED["seeds"]]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax_cases import CASES, PLAIN, case, name
 
-from cvit.config import ViTConfig
-from cvit.initialize import init_weights
-from cvit.model import ViT
-from cvit.vit_forward import vit_forward
+from cvit.model.config import ViTConfig
+from cvit.model.initialize import init_weights
+from cvit.model.vit import ViT
+from cvit.model.vit_forward import vit_forward
 
 RECORDED = np.load(pathlib.Path(__file__).parent / "data" / "flax_models.npz")
 APIS = ["nnx", "linen"]

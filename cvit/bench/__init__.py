@@ -18,7 +18,7 @@ import os
 import shlex
 from pathlib import Path
 
-from ..errors import check
+from ..base.errors import check
 from .cases import CASES, TASKS, Case
 from .lineup import Settings, start
 from .machine import describe

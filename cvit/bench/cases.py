@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import ViTConfig
-from ..errors import check
-from ..layout import Layout
+from ..model.config import ViTConfig
+from ..base.errors import check
+from ..model.layout import Layout
 
 TASKS = ("train", "forward")
 

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from .. import _ops, _update
-from ..layout import Layout
-from ..runtime import get_num_threads, set_num_threads
+from ..ops import _kernels as _ops
+from ..engine import update as _update
+from ..model.layout import Layout
+from ..engine.runtime import get_num_threads, set_num_threads
 from .cases import Case
 from .machine import caches
 from .report import milliseconds, percent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from ..files import replacing
+from ..base.files import replacing
 
 
 class Report:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..layout import Layout
+from ..model.layout import Layout
 from .cases import Case
 from .lineup import Disagreement, Lineup, Settings, Timing, load, start, steps_for, take_turn
 from .machine import pick_cpus

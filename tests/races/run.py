@@ -33,8 +33,8 @@ def model_passes(seed):
         model.forward(x)
         model.freeze().forward(x)
     large = np.ones(300_000)
-    cvit._update.sum_of_squares(large)
-    cvit._update.sgd(large, large.copy(), None, 0.1, 0.0, False, 0.0, np.array([[5, 200_000]]), 1.0)
+    cvit.engine.update.sum_of_squares(large)
+    cvit.engine.update.sgd(large, large.copy(), None, 0.1, 0.0, False, 0.0, np.array([[5, 200_000]]), 1.0)
 
 
 def kernels(seed):

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ...errors import check
+from ...base.errors import check
 from ..machine import pick_cpus
 
 HERE = Path(__file__).parent

@@ -44,15 +44,15 @@ class CvitWorker(Worker):
 
     def do_peak(self, seconds):
         """Float32 FLOP/s that this many threads reach, and the instruction set in use."""
-        from cvit import _runtime
+        from cvit.engine import team
 
-        return {"isa": self.cvit.get_isa(), "peak": _runtime.measure_peak("float32", self.threads, seconds)}
+        return {"isa": self.cvit.get_isa(), "peak": team.measure_peak("float32", self.threads, seconds)}
 
     def do_bandwidth(self, seconds):
         """Bytes/s that this many threads read and write."""
-        from cvit import _runtime
+        from cvit.engine import team
 
-        return {"bandwidth": _runtime.measure_bandwidth(self.threads, seconds)}
+        return {"bandwidth": team.measure_bandwidth(self.threads, seconds)}
 
     def do_idle(self, count):
         """Seconds of training steps without their kernels; the optimizer's is as small as can be, one that updates a few values."""

@@ -1,0 +1,111 @@
+"""Threads and instruction sets: what the user can set, and what is respected without being asked.
+
+Threads. The number used by the next call is
+- what `set_num_threads` said, if it was called;
+- else OpenMP's number (`OMP_NUM_THREADS`, CPU affinity), but not more than the CPUs that the process's cgroup allows, unless
+  `OMP_NUM_THREADS` is set;
+- and never more than `threadpoolctl.threadpool_limits` allows at the moment of the call. (OpenMP does not tell a limit equal to its own
+  default from none: after `set_num_threads(8)` on 4 cores a limit of 3 counts, one of 4 does not.)
+A process forked after cvit was imported uses one thread: OpenMP's threads do not survive a fork. Results are the same bits for any
+number of threads.
+
+Instruction set. The best one that the CPU and the operating system support is selected at import; `CVIT_ISA` in the environment or
+`set_isa` choose another. Results differ between instruction sets in the last bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+
+from ..base.numbers import as_int
+
+
+@contextlib.contextmanager
+def _short_spinning():
+    """Have libgomp, if it is loaded only now, let idle threads sleep soon: spinning takes the core from a busy machine's others."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    if any(name in os.environ for name in names):
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = "20000"
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
+
+
+with _short_spinning():
+    from . import team
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _cgroup_cpus(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:
+    """CPUs that the cgroup's quota is worth (version 2, then version 1), infinity without one."""
+    limit = math.inf
+    for line in _read(own).splitlines():
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers == "" and path.startswith("/"):  # version 2: the tightest quota on the way up counts
+            while True:
+                quota, _, period = _read(f"{root}{path.rstrip('/')}/cpu.max").partition(" ")
+                if quota.isdigit() and period.isdigit() and int(period) > 0:
+                    limit = min(limit, int(quota) / int(period))
+                if path in ("/", ""):
+                    break
+                path = os.path.dirname(path)
+        elif "cpu" in controllers.split(","):
+            for folder in (f"{root}/cpu{path}", f"{root}/cpu"):
+                quota, period = _read(f"{folder}/cpu.cfs_quota_us"), _read(f"{folder}/cpu.cfs_period_us")
+                if quota.isdigit() and period.isdigit() and int(period) > 0:
+                    limit = min(limit, int(quota) / int(period))
+    return limit
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, and its cgroup's quota rounded up."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cpus()
+    return affinity if quota == math.inf else max(1, min(affinity, math.ceil(quota)))
+
+
+def get_num_threads() -> int:
+    """Threads that the next call will use."""
+    return team.num_threads()
+
+
+def set_num_threads(count: int | None) -> None:
+    """Use `count` threads from the next call on; None goes back to the default. More threads than cores are allowed."""
+    team.set_num_threads(0 if count is None else as_int("count", count))
+
+
+def available_isas() -> list[str]:
+    """Instruction sets that this machine runs, from the plainest to the best: of "portable", "avx2", "avx512", "neon"."""
+    return team.isa_names()
+
+
+def get_isa() -> str:
+    """The instruction set in use."""
+    return team.get_isa()
+
+
+def set_isa(name: str) -> None:
+    """Use the kernels of one of `available_isas()`. Not while another thread is inside cvit.
+
+    A frozen model keeps weights packed for one instruction set and packs them anew after a change.
+    """
+    team.set_isa(name)
+
+
+team.set_cpu_limit(2**30 if os.environ.get("OMP_NUM_THREADS") else available_cpus())
+try:
+    team.set_isa(os.environ.get("CVIT_ISA") or available_isas()[-1])
+except ValueError as error:
+    raise ValueError(f"CVIT_ISA, from the environment: {error}") from None

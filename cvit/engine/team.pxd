@@ -1,0 +1,18 @@
+from .kernels cimport Kernels
+
+cdef extern from "team.h" nogil:
+    ctypedef struct Team "cvit_team":
+        pass
+    int size_of "cvit_team_size" (Team* team)
+    ctypedef struct Turn "cvit_turn":
+        pass
+    Turn turn_of "cvit_team_turn" (Team* team, int thread, int kinds, const Py_ssize_t* tasks)
+    Py_ssize_t take "cvit_team_take" (Turn* turn, int* kind)
+    void sync "cvit_team_sync" (Team* team)
+
+# What one thread of a team does: called once by each of them, with its number.
+ctypedef void (*Work)(void* job, Team* team, int thread) noexcept nogil
+
+cdef Kernels selected() noexcept
+cdef int team_size(Py_ssize_t tasks) noexcept nogil
+cdef void run_team(int size, Work work, void* job) noexcept nogil

@@ -1,0 +1,104 @@
+"""A model in one safetensors file: the tensors by the layout's names, in (in, out) order, and the config as JSON.
+
+The format (https://github.com/huggingface/safetensors) is a JSON header and raw data; reading one runs no code. The
+config stands in the header's metadata under "cvit.config".
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..model.config import ViTConfig
+from ..base.errors import check
+from ..base.files import replacing
+from ..model.layout import Layout
+from ..model.vit import ViT
+
+CONFIG_KEY = "cvit.config"
+DTYPES = {"F32": np.float32, "F64": np.float64}
+
+
+def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None = None) -> None:
+    """Write `model`'s weights and config to `path`, and `metadata`, a dict of strings, beside them.
+
+    The file is written under a temporary name first, so `path` never holds half a model.
+    """
+    save_file = _safetensors().numpy.save_file
+    notes = dict(metadata or {})
+    for key, value in notes.items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
+    check(CONFIG_KEY not in notes, f"metadata must not have the key {CONFIG_KEY!r}, the config stands there")
+    with replacing(path) as temporary:
+        save_file(model.layout.views(model.weights), temporary, {**notes, CONFIG_KEY: model.config.to_json()})
+
+
+def load(path: str | os.PathLike) -> ViT:
+    """The model that `save` wrote to `path`, with its dtype.
+
+    A file that is damaged, or whose tensors are not exactly those of its config, is a `ValueError` naming the file and
+    the reason. Nothing is allocated before the config, the shapes and the file's own size have been found to agree.
+    """
+    with _open(path) as file:
+        config = _config(path, file)
+        return ViT(config, _weights(path, file, config))
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The `metadata` given to `save`."""
+    with _open(path) as file:
+        return {key: value for key, value in (file.metadata() or {}).items() if key != CONFIG_KEY}
+
+
+def _safetensors():
+    """The package, imported when a file is written or read: it is not among the base dependencies."""
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('model files need safetensors: pip install "cvit-cpu[demo]"') from None
+    return safetensors
+
+
+def _open(path):
+    """The file opened lazily: safetensors checks that the header's offsets tile the data to the file's last byte."""
+    safetensors = _safetensors()
+    with open(path, "rb"):  # a missing or unreadable file is the usual OSError
+        pass
+    try:
+        return safetensors.safe_open(Path(path), framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+
+
+def _config(path, file) -> ViTConfig:
+    text = (file.metadata() or {}).get(CONFIG_KEY)
+    check(text is not None, f"{path} has no {CONFIG_KEY!r} in its metadata, so it is not a cvit model")
+    try:
+        return ViTConfig.from_json(text)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path} has a wrong config: {error}") from None
+
+
+def _weights(path, file, config) -> np.ndarray:
+    names = set(file.keys())
+    # A block has six tensors or more; a config with more blocks than the file could hold must not even get a layout.
+    enough = 6 * config.depth < len(names)
+    check(enough, f"{path} has {len(names)} tensors, too few for the {config.depth} blocks of its config")
+    layout = Layout.of(config)
+    missing, unknown = layout.entries.keys() - names, names - layout.entries.keys()
+    check(not missing, f"{path} lacks {len(missing)} of its config's tensors, {min(missing, default='')} for one")
+    check(not unknown, f"{path} has {len(unknown)} tensors unknown to its config, {min(unknown, default='')} for one")
+    dtypes = set()
+    for name, entry in layout.entries.items():
+        tensor = file.get_slice(name)
+        shape = tuple(tensor.get_shape())
+        check(shape == entry.shape, f"{path}: {name} must have shape {entry.shape}, got {shape}")
+        dtypes.add(tensor.get_dtype())
+    check(len(dtypes) == 1 and dtypes <= DTYPES.keys(), f"{path} must be all F32 or all F64, got {sorted(dtypes)}")
+    weights = np.empty(layout.size, DTYPES[dtypes.pop()])
+    for name, view in layout.views(weights).items():
+        view[...] = file.get_tensor(name)
+    return weights

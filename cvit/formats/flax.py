@@ -1,0 +1,170 @@
+"""Weights to and from Flax: the flat weight tensor as the nested dicts that a Flax ViT's parameters are.
+
+The two Flax modules, NNX and Linen, name their parts alike and keep only the blocks differently:
+
+    patch_embed.{kernel (P, P, C, D), bias}   pos_embed (T, D)   cls_token (D), only with a class token
+    blocks.<i> in NNX, block_<i> in Linen:
+        ln1.{scale, bias}   attn.{q, k, v, o}.{kernel, bias}   ln2.{scale, bias}   {fc1, fc2}.{kernel, bias}
+    ln_f.{scale, bias}   head.{kernel, bias}
+
+Kernels are (in, out) like cvit's matrices, except for the patch embedding, a convolution whose kernel has the channels
+after the pixels.
+Linen holds its parameters below one more key, "params".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..base.arrays import as_array
+from ..model.config import ViTConfig
+from ..base.errors import check
+from ..model.layout import Layout
+
+APIS = ("nnx", "linen")
+_FLAX_NAMES = {"norm1": "ln1", "norm2": "ln2", "norm": "ln_f", "proj": "o"}
+
+
+def flax_path(name: str, api: str) -> tuple:
+    """The keys that lead to cvit's tensor `name` in a Flax tree: `blocks.0.norm1.weight` is at
+    ("blocks", 0, "ln1", "scale") in NNX and at ("block_0", "ln1", "scale") in Linen."""
+    *scopes, leaf = name.split(".")
+    if not scopes:
+        return (leaf,)
+    if leaf == "weight":
+        leaf = "scale" if scopes[-1].startswith("norm") else "kernel"
+    block = ()
+    if scopes[0] == "blocks":
+        index = int(scopes[1])
+        block = ("blocks", index) if api == "nnx" else (f"block_{index}",)
+        scopes = scopes[2:]
+    return (*block, *(_FLAX_NAMES.get(scope, scope) for scope in scopes if scope != "mlp"), leaf)
+
+
+def patch_matrix(kernel: np.ndarray) -> np.ndarray:
+    """A convolution kernel (P, P, C, D) as the patch embedding's matrix (C·P·P, D)."""
+    return kernel.transpose(2, 0, 1, 3).reshape(-1, kernel.shape[-1])
+
+
+def patch_kernel(matrix: np.ndarray, config: ViTConfig) -> np.ndarray:
+    """The patch embedding's matrix (C·P·P, D) as a convolution kernel (P, P, C, D)."""
+    C, P = config.channels, config.patch_size
+    return matrix.reshape(C, P, P, -1).transpose(1, 2, 0, 3)
+
+
+def to_flax(weights: np.ndarray, config: ViTConfig, api: str = "nnx") -> dict:
+    """Flat weights as the nested dict of arrays that a Flax module's parameters are; the arrays are copies.
+
+    Parameters
+    ----------
+    weights : array (size,)
+        Flat weights in the layout of `config`.
+    config : ViTConfig
+    api : "nnx" or "linen"
+        "nnx" gives what `nnx.to_pure_dict(nnx.state(model))` does, with integer keys below "blocks"; "linen" what
+        `model.init` does, `{"params": {...}}`.
+    """
+    check(api in APIS, f"api must be one of {APIS}, got {api!r}")
+    tree: dict = {}
+    for name, tensor in Layout.of(config).views(as_array("weights", weights)).items():
+        *scopes, leaf = flax_path(name, api)
+        branch = tree
+        for scope in scopes:
+            branch = branch.setdefault(scope, {})
+        branch[leaf] = np.array(patch_kernel(tensor, config) if name == "patch_embed.weight" else tensor, order="C")
+    return tree if api == "nnx" else {"params": tree}
+
+
+def from_flax(params: Mapping, config: ViTConfig | None = None) -> np.ndarray:
+    """The flat weights that a Flax module's parameters are.
+
+    Parameters
+    ----------
+    params : nested mapping of arrays
+        An NNX state (`nnx.state(model)`, or that as a pure dict) or Linen's parameters, with or without the outer
+        "params". Which of the two it is shows in the names of the blocks.
+    config : ViTConfig, optional
+        What the parameters must fit. Without it the layout is read off their names and shapes, which tell all of it.
+
+    Returns
+    -------
+    array (size,), float64 where a parameter is, else float32
+
+    Raises
+    ------
+    ValueError
+        A parameter is missing, unknown or misshapen.
+    """
+    if isinstance(params, Mapping) and set(params) == {"params"}:
+        params = params["params"]
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be a nested mapping of arrays, got {type(params).__name__}")
+    arrays = dict(_leaves(params))
+    api = "linen" if any(path[0].startswith("block_") for path in arrays) else "nnx"
+    if config is None:
+        config = _config_of(arrays)
+    layout = Layout.of(config)
+
+    paths = {name: tuple(map(str, flax_path(name, api))) for name in layout.entries}
+    missing, unknown = set(paths.values()) - arrays.keys(), arrays.keys() - set(paths.values())
+    check(not missing, f"params lacks {_dotted(missing)}")
+    check(not unknown, f"params has what this configuration does not know: {_dotted(unknown)}")
+    tensors = {name: arrays[path] for name, path in paths.items()}
+    for name, tensor in tensors.items():
+        shape = layout.entries[name].shape
+        if name == "patch_embed.weight":
+            shape = (config.patch_size, config.patch_size, config.channels, config.width)
+        check(tensor.shape == shape, f"params: {'.'.join(paths[name])} must have shape {shape}, got {tensor.shape}")
+    tensors["patch_embed.weight"] = patch_matrix(tensors["patch_embed.weight"])
+    wide = any(tensor.dtype == np.float64 for tensor in tensors.values())
+    return layout.pack(tensors, np.float64 if wide else np.float32)
+
+
+def _leaves(tree, path=()):
+    """Yield (path, array) for every array of a nested mapping, the keys as strings."""
+    for key, value in tree.items():
+        here = (*path, str(key))
+        if isinstance(value, Mapping):
+            yield from _leaves(value, here)
+        else:
+            if not hasattr(value, "__array__"):
+                value = getattr(value, "value", value)  # a box around an array: flax.linen.Partitioned and its like
+            array = as_array(f"params: {'.'.join(here)}", value)
+            check(array.dtype.kind in "fiuV", f"params: {'.'.join(here)} must hold numbers, got {array.dtype}")
+            yield here, array
+
+
+def _config_of(arrays):
+    """A configuration with the layout of these arrays. What the layout does not show (heads, GELU, eps) is arbitrary."""
+    ranks = {"patch_embed.kernel": 4, "pos_embed": 2, "head.kernel": 2}
+    shapes = {}
+    for name, rank in ranks.items():
+        array = arrays.get(tuple(name.split(".")))
+        check(array is not None, f"params lacks {name}")
+        check(array.ndim == rank, f"params: {name} must have {rank} dimensions, got shape {array.shape}")
+        shapes[name] = array.shape
+    patch, _, channels, width = shapes["patch_embed.kernel"]
+    parts = {path[-2:] for path in arrays}
+    pool = "cls" if ("cls_token",) in arrays else "mean"
+    hidden = [array.shape[-1] for path, array in arrays.items() if path[-2:] == ("fc1", "kernel") and array.ndim]
+    blocks = {path[:2] if path[0] == "blocks" else path[:1] for path in arrays if path[0].startswith("block")}
+    return ViTConfig(
+        image_size=(patch, patch * (shapes["pos_embed"][0] - (pool == "cls"))),
+        patch_size=patch,
+        channels=channels,
+        width=width,
+        depth=len(blocks),
+        heads=1,
+        hidden=hidden[0] if hidden else 0,
+        classes=shapes["head.kernel"][1],
+        pool=pool,
+        bias=("patch_embed", "bias") in parts,
+        norm_affine=any(part[-1] == "scale" for part in parts),
+        final_norm=("ln_f", "scale") in parts,
+    )
+
+
+def _dotted(paths):
+    return ", ".join(sorted(".".join(path) for path in paths))

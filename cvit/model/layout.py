@@ -1,0 +1,144 @@
+"""The flat weight tensor: one table of (name, shape, offset, decay), from which every size and view comes.
+
+Matrices are stored (in, out), so `y = x @ W`. The order is the order of use:
+
+    patch_embed.weight (C·P·P, D)   patch_embed.bias (D)   cls_token (D)   pos_embed (T, D)
+    for each block i:
+        blocks.i.norm1.weight, .bias (D)
+        blocks.i.attn.{q,k,v,proj}.weight (D, D), each followed by its .bias (D)
+        blocks.i.norm2.weight, .bias (D)       -- stands before mlp.fc1
+        blocks.i.mlp.fc1.weight (D, F), .bias (F), blocks.i.mlp.fc2.weight (F, D), .bias (D)
+    norm.weight, norm.bias (D)   head.weight (D, classes)   head.bias (classes)
+
+Parts that a configuration lacks are left out. For the plain architecture (no biases, no norm parameters, F = D) what is
+left is exactly `[w_proj, cls_token, pos_embed, blocks_weights (L, 6, D, D), w_head]`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from .config import ViTConfig
+from ..base.errors import check
+
+
+class Entry(NamedTuple):
+    """One tensor of the flat weight tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    decay: bool  # whether weight decay applies: matrices yes; biases, norms, tokens and positions no
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def _named_shapes(config: ViTConfig):
+    """Yield (name, shape, decay) in storage order."""
+    D, F = config.width, config.hidden
+
+    def linear(name, fan_in, fan_out):
+        yield f"{name}.weight", (fan_in, fan_out), True
+        if config.bias:
+            yield f"{name}.bias", (fan_out,), False
+
+    def norm(name):
+        if config.norm_affine:
+            yield f"{name}.weight", (D,), False
+            yield f"{name}.bias", (D,), False
+
+    yield from linear("patch_embed", config.patch_features, D)
+    if config.pool == "cls":
+        yield "cls_token", (D,), False
+    yield "pos_embed", (config.tokens, D), False
+    for i in range(config.depth):
+        yield from norm(f"blocks.{i}.norm1")
+        for part in ("q", "k", "v", "proj"):
+            yield from linear(f"blocks.{i}.attn.{part}", D, D)
+        yield from norm(f"blocks.{i}.norm2")
+        yield from linear(f"blocks.{i}.mlp.fc1", D, F)
+        yield from linear(f"blocks.{i}.mlp.fc2", F, D)
+    if config.final_norm:
+        yield from norm("norm")
+    yield from linear("head", D, config.classes)
+
+
+class Layout:
+    """The table of a configuration's weights: `entries`, `size`, and views, packing and masks made from it."""
+
+    def __init__(self, config: ViTConfig):
+        if not isinstance(config, ViTConfig):
+            raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
+        self.config = config
+        self.entries: dict[str, Entry] = {}
+        offset = 0
+        for name, shape, decay in _named_shapes(config):
+            self.entries[name] = Entry(name, shape, offset, decay)
+            offset += math.prod(shape)
+        self.size = offset
+
+    @classmethod
+    @functools.lru_cache(maxsize=64)
+    def of(cls, config: ViTConfig) -> "Layout":
+        """The layout of `config`, made once."""
+        return cls(config)
+
+    def offset(self, name: str) -> int:
+        """Offset of a tensor in the flat tensor, -1 if this configuration lacks it."""
+        entry = self.entries.get(name)
+        return -1 if entry is None else entry.offset
+
+    def check_flat(self, flat: np.ndarray, name: str = "weights") -> None:
+        """Raise unless `flat` is a vector of this layout's size."""
+        if not isinstance(flat, np.ndarray):
+            raise TypeError(f"{name} must be a NumPy array, got {type(flat).__name__}")
+        check(flat.shape == (self.size,), f"{name} must have shape ({self.size},) for this configuration, got {flat.shape}")
+
+    def views(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """Every tensor by name, as zero-copy views of `flat` (size,)."""
+        self.check_flat(flat)
+        return {e.name: flat[e.offset : e.offset + e.size].reshape(e.shape) for e in self.entries.values()}
+
+    def pack(self, tensors, dtype=None) -> np.ndarray:
+        """A new flat tensor from a mapping of name to array. Missing, unknown or misshapen tensors are a `ValueError`."""
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"tensors must be a mapping of name to array, got {type(tensors).__name__}")
+        missing, unknown = self.entries.keys() - tensors.keys(), tensors.keys() - self.entries.keys()
+        check(not missing, f"tensors lacks {sorted(missing)}")
+        check(not unknown, f"tensors has names that this configuration does not know: {sorted(unknown)}")
+        arrays = {name: np.asarray(value) for name, value in tensors.items()}
+        for name, array in arrays.items():
+            shape = self.entries[name].shape
+            check(array.shape == shape, f"{name} must have shape {shape}, got {array.shape}")
+        if dtype is None:
+            dtype = np.result_type(*arrays.values())
+        flat = np.empty(self.size, dtype)
+        for name, view in self.views(flat).items():
+            view[...] = arrays[name]
+        return flat
+
+    def decay_mask(self) -> np.ndarray:
+        """A bool vector (size,), true where weight decay applies."""
+        mask = np.zeros(self.size, bool)
+        for start, stop in self.decay_runs():
+            mask[start:stop] = True
+        return mask
+
+    def decay_runs(self) -> list[tuple[int, int]]:
+        """Where weight decay applies, as maximal runs (start, stop) in increasing order."""
+        runs: list[tuple[int, int]] = []
+        for entry in self.entries.values():
+            if entry.decay:
+                stop = entry.offset + entry.size
+                if runs and runs[-1][1] == entry.offset:
+                    runs[-1] = (runs[-1][0], stop)
+                else:
+                    runs.append((entry.offset, stop))
+        return runs

@@ -1,0 +1,229 @@
+"""Each kernel alone, with its backward: patches, linear, layer norm, GELU, attention, cross-entropy.
+
+Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on all threads; no graph
+and no state: a backward takes what its forward took or gave. A gradient is named d + its array. What each formula means is derived in
+docs/backward.md. A model does not call these: it runs the same kernels fused (cvit/_block.pyx).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import _kernels as _ops
+from ..base.arrays import as_array, as_float, as_labels, common_dtype
+from ..base.numbers import as_int, finite
+from ..base.errors import check
+
+__all__ = [
+    "patches", "patches_backward", "linear", "linear_backward", "layernorm", "layernorm_backward", "gelu", "gelu_backward",
+    "attention", "attention_backward", "cross_entropy", "cross_entropy_backward", "exp", "tanh", "erf",
+]  # fmt: skip
+
+FORMS = ("tanh", "erf")  # of GELU
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """(…, d) as (rows, d)."""
+    return array.reshape(-1, array.shape[-1])
+
+
+def _not_empty(**arrays: np.ndarray) -> None:
+    for name, array in arrays.items():
+        check(array.size > 0, f"{name} must not be empty, got shape {array.shape}")
+
+
+def _any_rows(name: str, value, dtype, last: int | None = None) -> np.ndarray:
+    """An array (…, d) of at least one axis, with d = last if that is given."""
+    array = as_array(name, value)
+    check(array.ndim >= 1, f"{name} must have at least one axis, got a scalar")
+    if last is not None:
+        check(array.shape[-1] == last, f"{name}'s last axis must be {last}, got shape {array.shape}")
+    array = as_float(name, array, array.shape, dtype)
+    _not_empty(**{name: array})
+    return array
+
+
+def patches(x, patch_size: int) -> np.ndarray:
+    """Cut images x (N, C, H, W) into patches (N, patches, C·P·P), row by row over the grid, each flattened as (C, P, P)."""
+    x = as_float("x", x, ("N", "C", "H", "W"))
+    _not_empty(x=x)
+    P = as_int("patch_size", patch_size)
+    N, C, H, W = x.shape
+    check(H % P == 0 and W % P == 0, f"patch_size must divide the image size {H}x{W}, got {P}")
+    out = np.empty((N, (H // P) * (W // P), C * P * P), x.dtype)
+    _ops.patches(x, P, out)
+    return out
+
+
+def patches_backward(dpatches, image_shape: tuple[int, int, int], patch_size: int) -> np.ndarray:
+    """dx (N, C, H, W) from dpatches (N, patches, C·P·P), with image_shape = (C, H, W)."""
+    P = as_int("patch_size", patch_size)
+    if not isinstance(image_shape, (tuple, list)):
+        raise TypeError(f"image_shape must be (channels, height, width), got {image_shape!r}")
+    check(len(image_shape) == 3, f"image_shape must be (channels, height, width), got {image_shape!r}")
+    C, H, W = (as_int("image_shape", length) for length in image_shape)
+    check(H % P == 0 and W % P == 0, f"patch_size must divide the image size {H}x{W}, got {P}")
+    dpatches = as_float("dpatches", dpatches, ("N", (H // P) * (W // P), C * P * P))
+    _not_empty(dpatches=dpatches)
+    dx = np.empty((len(dpatches), C, H, W), dpatches.dtype)
+    _ops.patches_backward(dpatches, P, dx)
+    return dx
+
+
+def linear(x, w, bias=None) -> np.ndarray:
+    """y = x @ w + bias: x (…, K), w (K, M), bias (M,) or None, y (…, M)."""
+    dtype = common_dtype(x=x, w=w)
+    w = as_float("w", w, ("K", "M"), dtype)
+    x = _any_rows("x", x, dtype, w.shape[0])
+    _not_empty(w=w)
+    if bias is not None:
+        bias = as_float("bias", bias, (w.shape[1],), dtype)
+    y = np.empty((*x.shape[:-1], w.shape[1]), dtype)
+    _ops.linear(_rows(x), w, bias, _rows(y))
+    return y
+
+
+def linear_backward(dy, x, w) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dx (…, K), dw (K, M) and the bias's db (M,) from dy (…, M), x (…, K) and w (K, M)."""
+    dtype = common_dtype(dy=dy, x=x, w=w)
+    w = as_float("w", w, ("K", "M"), dtype)
+    _not_empty(w=w)
+    x = _any_rows("x", x, dtype, w.shape[0])
+    dy = as_float("dy", dy, (*x.shape[:-1], w.shape[1]), dtype)
+    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty(w.shape[1], dtype)
+    _ops.linear_backward(_rows(dy), _rows(x), w, _rows(dx), dw, db)
+    return dx, dw, db
+
+
+def layernorm(x, scale=None, shift=None, eps: float = 1e-6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Layer norm over the last axis (Ba et al. 2016): y = (x - mean) / sqrt(var + eps) * scale + shift, var biased.
+
+    x (…, D); scale and shift (D,), both or neither. Returns y (…, D), and mean and rstd (…,), which the backward takes.
+    """
+    x = _any_rows("x", x, None)
+    D = x.shape[-1]
+    check((scale is None) == (shift is None), "scale and shift must be given together or not at all")
+    if scale is not None:
+        scale, shift = as_float("scale", scale, (D,), x.dtype), as_float("shift", shift, (D,), x.dtype)
+    y, mean, rstd = np.empty_like(x), np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
+    _ops.layernorm(_rows(x), scale, shift, finite("eps", eps), _rows(y), mean.reshape(-1), rstd.reshape(-1))
+    return y, mean, rstd
+
+
+def layernorm_backward(dy, x, mean, rstd, scale=None) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """dx (…, D), dscale (D,) and dshift (D,) from dy and x (…, D), mean and rstd (…,); the latter two None without `scale`."""
+    dtype = common_dtype(dy=dy, x=x)
+    x = _any_rows("x", x, dtype)
+    D = x.shape[-1]
+    dy = as_float("dy", dy, x.shape, dtype)
+    mean = as_float("mean", mean, x.shape[:-1], dtype)
+    rstd = as_float("rstd", rstd, x.shape[:-1], dtype)
+    dscale = dshift = None
+    if scale is not None:
+        scale = as_float("scale", scale, (D,), dtype)
+        dscale, dshift = np.empty(D, dtype), np.empty(D, dtype)
+    dx = np.empty_like(x)
+    _ops.layernorm_backward(_rows(dy), _rows(x), mean.reshape(-1), rstd.reshape(-1), scale, _rows(dx), dscale, dshift)
+    return dx, dscale, dshift
+
+
+def _exact(form: str) -> bool:
+    check(form in FORMS, f"form must be one of {FORMS}, got {form!r}")
+    return form == "erf"
+
+
+def gelu(x, form: str = "tanh") -> np.ndarray:
+    """GELU of every element (Hendrycks & Gimpel 2016): "tanh" approximation or exact "erf" form."""
+    x = _any_rows("x", x, None)
+    y = np.empty_like(x)
+    _ops.gelu(_exact(form), x.reshape(-1), y.reshape(-1))
+    return y
+
+
+def gelu_backward(dy, x, form: str = "tanh") -> np.ndarray:
+    """dx = dy * gelu'(x), all of one shape."""
+    dtype = common_dtype(dy=dy, x=x)
+    x = _any_rows("x", x, dtype)
+    dy = as_float("dy", dy, x.shape, dtype)
+    dx = dy.copy()
+    _ops.gelu_backward(_exact(form), x.flatten(), dx.reshape(-1))
+    return dx
+
+
+def _heads(name: str, value, dtype, shape=("N", "H", "T", "dh")) -> np.ndarray:
+    array = as_float(name, value, shape, dtype)
+    _not_empty(**{name: array})
+    return array
+
+
+def _flat_heads(array: np.ndarray) -> np.ndarray:
+    """(N, H, …) as (N·H, …)."""
+    return array.reshape(-1, *array.shape[2:])
+
+
+def attention(q, k, v) -> tuple[np.ndarray, np.ndarray]:
+    """o = softmax(q kᵀ / sqrt(dh)) v in every head (Vaswani et al. 2017): q, k, v, o (N, H, T, dh).
+
+    Returns o, and lse (N, H, T), each row's log-sum-exp of the scores, which the backward takes.
+    """
+    dtype = common_dtype(q=q, k=k, v=v)
+    q = _heads("q", q, dtype)
+    k, v = _heads("k", k, dtype, q.shape), _heads("v", v, dtype, q.shape)
+    o, lse = np.empty_like(q), np.empty(q.shape[:-1], dtype)
+    _ops.attention(*map(_flat_heads, (q, k, v, o, lse)))
+    return o, lse
+
+
+def attention_backward(do, q, k, v, o, lse) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dq, dk, dv (N, H, T, dh) from do (N, H, T, dh), attention's arguments and its results."""
+    dtype = common_dtype(do=do, q=q, k=k, v=v)
+    q = _heads("q", q, dtype)
+    do, k, v, o = (_heads(name, a, dtype, q.shape) for name, a in (("do", do), ("k", k), ("v", v), ("o", o)))
+    lse = as_float("lse", lse, q.shape[:-1], dtype)
+    gradients = np.empty_like(q), np.empty_like(q), np.empty_like(q)
+    _ops.attention_backward(*map(_flat_heads, (do, q, k, v, o, lse, *gradients)))
+    return gradients
+
+
+def _cross_entropy(logits, labels, label_smoothing, wanted: bool):
+    logits = as_float("logits", logits, ("N", "classes"))
+    _not_empty(logits=logits)
+    labels = as_labels("labels", labels, *logits.shape)
+    smoothing = finite("label_smoothing", label_smoothing)
+    check(smoothing < 1, f"label_smoothing must be below 1, got {label_smoothing!r}")
+    losses = np.empty(len(logits), logits.dtype)
+    dlogits = np.empty_like(logits) if wanted else None
+    _ops.cross_entropy(logits, labels, smoothing, losses, dlogits)
+    return losses, dlogits
+
+
+def cross_entropy(logits, labels, label_smoothing: float = 0.0) -> float:
+    """Mean softmax cross-entropy of logits (N, classes) against labels (N,), with the target (1 - s) onehot + s / classes."""
+    return float(_cross_entropy(logits, labels, label_smoothing, False)[0].mean(dtype=np.float64))
+
+
+def cross_entropy_backward(logits, labels, label_smoothing: float = 0.0) -> np.ndarray:
+    """dlogits (N, classes) of that mean: (softmax(logits) - target) / N."""
+    return _cross_entropy(logits, labels, label_smoothing, True)[1]
+
+
+def _elementwise(function: int, x) -> np.ndarray:
+    x = _any_rows("x", x, None)
+    y = np.empty_like(x)
+    _ops.apply(function, x.reshape(-1), y.reshape(-1))
+    return y
+
+
+def exp(x) -> np.ndarray:
+    """e^x of every element; 0 below the smallest normal number, and not above e^88.37 (float32) or e^709.4 (float64)."""
+    return _elementwise(0, x)
+
+
+def tanh(x) -> np.ndarray:
+    """Hyperbolic tangent of every element."""
+    return _elementwise(1, x)
+
+
+def erf(x) -> np.ndarray:
+    """Error function of every element."""
+    return _elementwise(2, x)

@@ -1,0 +1,28 @@
+"""The curves of a training run as a PNG. Needs matplotlib: `pip install "cvit-cpu[demo]"`."""
+
+from __future__ import annotations
+
+from ..base.files import replacing
+from .loop import History
+
+
+def curves(history: History, path) -> None:
+    """Draw loss and accuracy over the epochs, training and test, side by side.
+
+    Augmented images and smoothed labels are harder than plain ones, so training may well look worse than test.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state, rendered by Agg
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [epoch.epoch for epoch in history.epochs]
+    for part in ("train", "test"):
+        left.plot(epochs, [getattr(epoch, f"{part}_loss") for epoch in history.epochs], label=part)
+        right.plot(epochs, [100 * getattr(epoch, f"{part}_accuracy") for epoch in history.epochs], label=part)
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel="accuracy (%)")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
