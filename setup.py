@@ -57,7 +57,9 @@ def openmp_flags():
     return []
 
 
-kernel_files = [str(path) for pattern in ("*.h", "*.inc", "*.c", "isa/*.c") for path in sorted(pathlib.Path("csrc").glob(pattern))]
+kernel_files = [
+    str(path) for pattern in ("*.h", "*.inc", "*.c", "isa/*.c") for path in sorted(pathlib.Path("csrc").glob(pattern))
+]
 
 
 def kernel_library(isa):
@@ -94,8 +96,12 @@ setup(
     ext_modules=cythonize(
         [extension(name) for name in modules],
         compiler_directives={
-            "language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True,
-            "initializedcheck": False, "freethreading_compatible": False,
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "freethreading_compatible": False,
         },
         build_dir="build/cython",
     ),

@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 import cvit
-from cvit.engine import team
+from cvit.base.files import replacing
 from cvit.bench import names
 from cvit.bench.cases import CASES, TASKS, Case
 from cvit.bench.machine import describe, pick_cpus
-from cvit.base.files import replacing
+from cvit.engine import team
 from cvit.model.layout import Layout
 
 # part: what the names of its kernels begin with
@@ -69,12 +69,16 @@ def profile(name, task, seconds):
         samples = f"{folder}/samples"
         own = [sys.executable, __file__, "--run", name, task, str(seconds)]
         done = subprocess.run(
-            ["perf", "record", "-q", "-e", "cpu-clock", "-F", "5000", "-o", samples, *own], capture_output=True, text=True
+            ["perf", "record", "-q", "-e", "cpu-clock", "-F", "5000", "-o", samples, *own],
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             sys.exit(f"perf record failed:\n{done.stderr}")
         entry = json.loads(done.stdout.splitlines()[-1])
-        found = subprocess.run(["perf", "script", "-F", "ip,sym", "-i", samples], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["perf", "script", "-F", "ip,sym", "-i", samples], capture_output=True, text=True, check=True
+        )
     # Of the process's life count the passes alone: the probe of the peak and what NumPy and Python do is no kernel of theirs.
     symbols = Counter(words[1] for line in found.stdout.splitlines() if len(words := line.split()) > 1)
     parts = Counter()
@@ -97,7 +101,13 @@ def profile(name, task, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--cases", type=names(CASES), default=tuple(CASES), metavar="NAMES", help=f"which of {','.join(CASES)} (default: all)")
+    add(
+        "--cases",
+        type=names(CASES),
+        default=tuple(CASES),
+        metavar="NAMES",
+        help=f"which of {','.join(CASES)} (default: all)",
+    )
     add("--tasks", type=names(TASKS), default=TASKS, metavar="NAMES", help="which of train,forward (default: both)")
     add("--seconds", type=float, default=6, help="of passes for each (default: 6)")
     add("--json", type=Path, help="write everything there, too")
@@ -119,7 +129,9 @@ def main():
             entry = profile(name, task, args.seconds)
             entries.append(entry)
             shares = [entry["share"], entry["tiles"], entry["share in tiles"], *entry["parts"].values()]
-            print("| " + " | ".join([f"{name} {task}", *(f"{100 * share:.0f} %" for share in shares)]) + " |", flush=True)
+            print(
+                "| " + " | ".join([f"{name} {task}", *(f"{100 * share:.0f} %" for share in shares)]) + " |", flush=True
+            )
     if args.json:
         command = shlex.join(["python", "bench/cycles.py", *map(os.path.basename, sys.argv[1:])])
         data = {"machine": machine, "date": datetime.date.today().isoformat(), "command": command, "passes": entries}

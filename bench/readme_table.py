@@ -54,7 +54,9 @@ def table(runs):
     versions = {entry["who"]: entry["version"] for entry in entries if entry["who"] != "cvit"}
     peers = ", ".join(f"{NAMES[who]} {version}" for who, version in versions.items())
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in {cells[0]: cells for data in runs for cells in rows(data)}.values()]
+    lines += [
+        "| " + " | ".join(cells) + " |" for cells in {cells[0]: cells for data in runs for cells in rows(data)}.values()
+    ]
     lines += [
         "",
         f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; float32 peak {' and '.join(dict.fromkeys(peaks))} "
@@ -78,7 +80,10 @@ def main():
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--readme", type=Path, default=Path(__file__).resolve().parents[1] / "README.md")
     args = parser.parse_args()
-    text = insert(args.readme.read_text(encoding="utf-8"), table([json.loads(file.read_text(encoding="utf-8")) for file in args.files]))
+    text = insert(
+        args.readme.read_text(encoding="utf-8"),
+        table([json.loads(file.read_text(encoding="utf-8")) for file in args.files]),
+    )
     temporary = args.readme.with_name(f".{args.readme.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, args.readme)

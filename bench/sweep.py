@@ -30,12 +30,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from cvit.engine.plan import allocate
 
 import cvit
-from cvit.engine import team
-from cvit.engine.plan import allocate
-from cvit.bench.machine import describe, pick_cpus
 from cvit.base.files import replacing
+from cvit.bench.machine import describe, pick_cpus
+from cvit.engine import team
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -159,7 +159,9 @@ def tile(text):
     """MRxKCxUNROLL."""
     found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
     if not found or not 1 <= int(found[1]) <= 16 or int(found[2]) % 16 or not int(found[2]) or not int(found[3]):
-        raise argparse.ArgumentTypeError(f"must be MRxKCxUNROLL, MR at most 16, KC a multiple of 16, like 6x256x2, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be MRxKCxUNROLL, MR at most 16, KC a multiple of 16, like 6x256x2, got {text!r}"
+        )
     return tuple(map(int, found.groups()))
 
 
@@ -201,15 +203,24 @@ def measure(variants, rounds, seconds):
             "ratio": [statistics.median(mine / first for mine, first in zip(own, speeds[0])) for own in speeds],
         }  # fmt: skip
         cells = zip(table[product]["share"], table[product]["ratio"])
-        print(f"{product:12} {m:4} x {n:4} x {k:4}", *(f"{share:5.0%} {ratio:5.3f}" for share, ratio in cells), sep="  ", flush=True)
+        print(
+            f"{product:12} {m:4} x {n:4} x {k:4}",
+            *(f"{share:5.0%} {ratio:5.3f}" for share, ratio in cells),
+            sep="  ",
+            flush=True,
+        )
     return table
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--isa", choices=SWEPT, default=cvit.get_isa(), help="instruction set (default: the one in use)")
+    parser.add_argument(
+        "--isa", choices=SWEPT, default=cvit.get_isa(), help="instruction set (default: the one in use)"
+    )
     parser.add_argument("--grid", action="store_true", help="every combination, not one number at a time")
-    parser.add_argument("--tiles", type=tile, nargs="+", metavar="MRxKCxUNROLL", help="these only, and the one in csrc/isa/")
+    parser.add_argument(
+        "--tiles", type=tile, nargs="+", metavar="MRxKCxUNROLL", help="these only, and the one in csrc/isa/"
+    )
     parser.add_argument("--rounds", type=int, default=60, help="rounds, of which the median counts (default: 60)")
     parser.add_argument("--seconds", type=float, default=0.004, help="length of a turn (default: 0.004)")
     parser.add_argument("--json", type=Path, help="write everything there, too")

@@ -8,8 +8,9 @@ tasks that pack weights, memory bandwidth and barriers are left out. Tasks are c
 
 import heapq
 
-import cvit
 from cvit.engine.plan import Engine
+
+import cvit
 from cvit.bench.cases import CASES, Case
 from cvit.model.layout import Layout
 

@@ -46,7 +46,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("folders", type=lambda text: Path(text).resolve(), nargs="+", help="of the builds; ratios are to the first")
-    add("--cases", type=names(CASES), default=("digits", "cifar-s", "ti16", "s16"), metavar="NAMES", help=f"which of {','.join(CASES)}")
+    add(
+        "--cases",
+        type=names(CASES),
+        default=("digits", "cifar-s", "ti16", "s16"),
+        metavar="NAMES",
+        help=f"which of {','.join(CASES)}",
+    )
     add("--tasks", type=names(TASKS), default=TASKS, metavar="NAMES", help="which of train,forward")
     add("--threads", type=int, default=1, help="threads (default: 1)")
     add("--seconds", type=float, default=30, help="for each case and task (default: 30)")
@@ -69,7 +75,9 @@ def main():
                 for speed, new in zip(speeds, more):
                     speed += new
             peak = max(peaks)
-            print(f"{case.name} {task}, {len(peaks)} rounds; peak {peak / 1e9:.0f} GFLOP/s, median {statistics.median(peaks) / 1e9:.0f}")
+            print(
+                f"{case.name} {task}, {len(peaks)} rounds; peak {peak / 1e9:.0f} GFLOP/s, median {statistics.median(peaks) / 1e9:.0f}"
+            )
             for folder, speed in zip(args.folders, speeds):
                 ratios = sorted(own / first for own, first in zip(speed, speeds[0]))
                 quarter = len(ratios) // 4

@@ -46,17 +46,35 @@ def main():
         tables = {
             "EXP": fit(
                 lambda r: (mp.expm1(r) - r) / r**2 if r else mp.mpf(1) / 2,
-                lambda r: r**2 / mp.exp(r), -half_log2, half_log2, degrees["EXP"], lambda r: r,
+                lambda r: r**2 / mp.exp(r),
+                -half_log2,
+                half_log2,
+                degrees["EXP"],
+                lambda r: r,
             ),
             "EXP2": fit(
                 lambda r: (mp.mpf(2) ** r - 1) / r if r else mp.log(2),
-                lambda r: abs(r) / mp.mpf(2) ** r, -mp.mpf(1) / 2, mp.mpf(1) / 2, degrees["EXP2"], lambda r: r,
+                lambda r: abs(r) / mp.mpf(2) ** r,
+                -mp.mpf(1) / 2,
+                mp.mpf(1) / 2,
+                degrees["EXP2"],
+                lambda r: r,
             ),
             "ERF": fit(
-                lambda x: mp.erf(x) / x - 1, lambda x: x / mp.erf(x), mp.mpf("1e-6"), SPLIT, degrees["ERF"], lambda x: x * x
+                lambda x: mp.erf(x) / x - 1,
+                lambda x: x / mp.erf(x),
+                mp.mpf("1e-6"),
+                SPLIT,
+                degrees["ERF"],
+                lambda x: x * x,
             ),
             "ERFC": fit(
-                lambda x: mp.log(mp.erfc(x)) + x * x, mp.erfc, SPLIT, top, degrees["ERFC"], lambda x: (x - middle) / half
+                lambda x: mp.log(mp.erfc(x)) + x * x,
+                mp.erfc,
+                SPLIT,
+                top,
+                degrees["ERFC"],
+                lambda x: (x - middle) / half,
             ),
         }
         mark = "f" if suffix == "f32" else ""

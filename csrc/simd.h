@@ -33,7 +33,8 @@ typedef bits ivec __attribute__((vector_size(VECTOR_BYTES))); /* lane masks are 
 typedef real vec_any __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
-#define NOINLINE static __attribute__((noinline)) /* where inlining into loops would leave the compiler without registers */
+#define NOINLINE \
+    static __attribute__((noinline)) /* where inlining into loops would leave the compiler without registers */
 
 INLINE vec load(const real *p) { return *(const vec_any *)p; }
 INLINE void store(real *p, vec v) { *(vec_any *)p = v; }
@@ -176,7 +177,10 @@ INLINE real max_lanes(vec v)
 #endif
 #if VECTOR_BYTES * 8 / REAL_BITS == 16
 INLINE vec zip_low(vec a, vec b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
-INLINE vec zip_high(vec a, vec b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
+INLINE vec zip_high(vec a, vec b)
+{
+    return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
 #elif VECTOR_BYTES * 8 / REAL_BITS == 8
 INLINE vec zip_low(vec a, vec b) { return SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
 INLINE vec zip_high(vec a, vec b) { return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }

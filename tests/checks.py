@@ -7,6 +7,7 @@ Inputs are rounded to the dtype before the reference sees them, so that both com
 """
 
 import numpy as np
+
 import cvit
 
 FLOAT64_BOUND = 1e-10

@@ -74,13 +74,17 @@ def test_twenty_steps(dtype, name):
     losses = []
     for x, y in batches:
         theirs.zero_grad()
-        loss = torch.nn.functional.cross_entropy(torch_forward(torch, TRAINED, tensors, torch.from_numpy(x))[0], torch.from_numpy(y))
+        loss = torch.nn.functional.cross_entropy(
+            torch_forward(torch, TRAINED, tensors, torch.from_numpy(x))[0], torch.from_numpy(y)
+        )
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(tensors.values(), 5.0).item()
         theirs.step()
         value, grad = model.loss_and_grad(x, y)
         losses.append((value, loss.item()))
-        assert_close(ours.step(model.weights, grad, clip_norm=5.0), norm, 1e-9 if dtype == np.float64 else 1e-3, "gradient norm")
+        assert_close(
+            ours.step(model.weights, grad, clip_norm=5.0), norm, 1e-9 if dtype == np.float64 else 1e-3, "gradient norm"
+        )
     first, last = losses[0][1], losses[-1][1]
     assert last < 0.8 * first
     # what rounds differently drifts apart step by step; eps times 20 steps of a few hundred roundings each

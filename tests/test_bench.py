@@ -20,7 +20,7 @@ from cvit.model.layout import Layout
 
 BENCH = Path(__file__).parent.parent / "bench"
 TINY = {"image_size": (8, 12), "width": 16, "heads": 2, "hidden": 24, "depth": 2, "classes": 5, "batch": 3}
-TINY_FLAGS = "--image 8x12 --width 16 --heads 2 --hidden 24 --depth 2 --classes 5 --batch 3".split()
+TINY_FLAGS = ["--image", "8x12", "--width", "16", "--heads", "2", "--hidden", "24", "--depth", "2", "--classes", "5", "--batch", "3"]
 PACKAGES = {"torch": ["torch"], "jax": ["jax"], "onnxruntime": ["onnx", "onnxruntime"], "openvino": ["openvino"]}
 
 
@@ -444,7 +444,9 @@ def test_sweep_of_tiles(tmp_path):
 
 def test_builds_take_turns(tmp_path):
     here = Path(cli.__file__).parents[1]
-    done = script("turns.py", here, here, "--cases", "digits", "--seconds", 0.01, "--turn", 0.002, "--restarts", 1, "--depth", 1)
+    done = script(
+        "turns.py", here, here, "--cases", "digits", "--seconds", 0.01, "--turn", 0.002, "--restarts", 1, "--depth", 1
+    )
     assert done.returncode == 0, done.stderr
     for task in ("train", "forward"):
         assert f"digits* {task}, 2 rounds" in done.stdout

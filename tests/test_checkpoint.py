@@ -172,7 +172,10 @@ def test_every_truncation_is_an_error(tmp_path):
 
 def test_missing_safetensors_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    for call in (lambda: checkpoint.save(tmp_path / "model", random_model()), lambda: checkpoint.load(tmp_path / "model")):
+    for call in (
+        lambda: checkpoint.save(tmp_path / "model", random_model()),
+        lambda: checkpoint.load(tmp_path / "model"),
+    ):
         with pytest.raises(ModuleNotFoundError, match="model files need safetensors"):
             call()
 

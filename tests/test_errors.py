@@ -22,7 +22,9 @@ IMAGES = np.ones((2, 2, 4, 6), np.float32)
 
 
 def ids(value):
-    return getattr(value, "__name__", None) or (str(value) if isinstance(value, (str, int, float, tuple)) and len(str(value)) < 60 else "")
+    return getattr(value, "__name__", None) or (
+        str(value) if isinstance(value, (str, int, float, tuple)) and len(str(value)) < 60 else ""
+    )
 
 
 def refuses(call, arguments, error, message):
@@ -54,15 +56,27 @@ WRONG_IMAGES = [
     (f("x", lambda x: x.astype(np.float16)), TypeError, "x must be float32 or float64, got float16"),
     (f("x", lambda x: x.astype(complex)), TypeError, "x must be float32 or float64, got complex128"),
     (f("x", lambda x: x.astype(object)), TypeError, "x must be float32 or float64, got object"),
-    (f("x", lambda x: x[:, :, :3]), ValueError, "the patch size 2 (from w_proj's 12 rows) must divide the image size 3x6"),
-    (f("x", lambda x: x[..., :5]), ValueError, "the patch size 2 (from w_proj's 12 rows) must divide the image size 4x5"),
+    (
+        f("x", lambda x: x[:, :, :3]),
+        ValueError,
+        "the patch size 2 (from w_proj's 12 rows) must divide the image size 3x6",
+    ),
+    (
+        f("x", lambda x: x[..., :5]),
+        ValueError,
+        "the patch size 2 (from w_proj's 12 rows) must divide the image size 4x5",
+    ),
     (f("x", lambda x: x[:, :2]), ValueError, "w_proj must have C·P·P rows for 2 channels and a whole P, got 12"),
     (f("w_proj", lambda w: w[:11]), ValueError, "w_proj must have C·P·P rows for 3 channels and a whole P, got 11"),
     (f("w_proj", lambda w: w[:0]), ValueError, "w_proj must have C·P·P rows for 3 channels and a whole P, got 0"),
     (f("w_proj", lambda w: w[:, :0]), ValueError, "w_proj must have at least one column, got shape (12, 0)"),
     (f("w_proj", np.ravel), ValueError, "w_proj must have shape (C·P·P, d), got (144,)"),
     (f("w_proj", lambda w: None), TypeError, "w_proj must be an array, got None"),
-    (f("w_proj", lambda w: w[:3]), ValueError, "pos_embed must have shape (25, 12), got (7, 12)"),  # a patch of one pixel
+    (
+        f("w_proj", lambda w: w[:3]),
+        ValueError,
+        "pos_embed must have shape (25, 12), got (7, 12)",
+    ),  # a patch of one pixel
     (f("cls_token", lambda c: c[:5]), ValueError, "cls_token must have shape (12,), got (5,)"),
     (f("cls_token", lambda c: c[None]), ValueError, "cls_token must have shape (12,), got (1, 12)"),
     (f("cls_token", lambda c: c.astype(int)), TypeError, "cls_token must be float32 or float64, got int64"),
@@ -73,8 +87,16 @@ WRONG_IMAGES = [
 
 WRONG_WEIGHTS = [
     (f("blocks_weights", lambda b: b[0]), ValueError, "blocks_weights must have shape (L, 6, 12, 12), got (6, 12, 12)"),
-    (f("blocks_weights", lambda b: b[:, :5]), ValueError, "blocks_weights must have shape (L, 6, 12, 12), got (2, 5, 12, 12)"),
-    (f("blocks_weights", lambda b: b[..., :3]), ValueError, "blocks_weights must have shape (L, 6, 12, 12), got (2, 6, 12, 3)"),
+    (
+        f("blocks_weights", lambda b: b[:, :5]),
+        ValueError,
+        "blocks_weights must have shape (L, 6, 12, 12), got (2, 5, 12, 12)",
+    ),
+    (
+        f("blocks_weights", lambda b: b[..., :3]),
+        ValueError,
+        "blocks_weights must have shape (L, 6, 12, 12), got (2, 6, 12, 3)",
+    ),
     (f("blocks_weights", lambda b: None), TypeError, "blocks_weights must be an array, got None"),
     (f("w_head", lambda w: w[:3]), ValueError, "w_head must have shape (12, classes), got (3, 5)"),
     (f("w_head", lambda w: w[:, :0]), ValueError, "w_head must have at least one column, got shape (12, 0)"),
@@ -153,7 +175,9 @@ def test_vit_classify(change, error, message):
     refuses(cvit.vit_classify, plain_arguments("vit_classify", change), error, message)
 
 
-@pytest.mark.parametrize("change, error, message", WRONG_IMAGES + WRONG_WEIGHTS + WRONG_HEADS + WRONG_LABELS + WRONG_RATES, ids=ids)
+@pytest.mark.parametrize(
+    "change, error, message", WRONG_IMAGES + WRONG_WEIGHTS + WRONG_HEADS + WRONG_LABELS + WRONG_RATES, ids=ids
+)
 def test_vit_train_step(change, error, message):
     refuses(cvit.vit_train_step, plain_arguments("vit_train_step", change), error, message)
 
@@ -173,7 +197,10 @@ TOKENS = np.ones((2, 7, 12))
         ({"x": TOKENS.astype(int)}, TypeError, "x must be float32 or float64, got int64"),
         ({"x": None}, TypeError, "x must be an array, got None"),
         *[({name: BLOCK[name][:5]}, ValueError, f"{name} must have shape (12, 12), got (5, 12)") for name in BLOCK],
-        *[({name: BLOCK[name].astype("f2")}, TypeError, f"{name} must be float32 or float64, got float16") for name in BLOCK],
+        *[
+            ({name: BLOCK[name].astype("f2")}, TypeError, f"{name} must be float32 or float64, got float16")
+            for name in BLOCK
+        ],
         *WRONG_HEADS,
     ],
     ids=ids,
@@ -238,12 +265,32 @@ NOT_AN_INT = X.astype(int)
         (ops.patches, (PIXELS, 0), ValueError, "patch_size must be at least 1, got 0"),
         (ops.patches, (PIXELS, 1.5), ValueError, "patch_size must be a whole number, got 1.5"),
         (ops.patches, (PIXELS, None), TypeError, "patch_size must be an integer, got None"),
-        (ops.patches_backward, (PATCHES, (3, 4), 2), ValueError, "image_shape must be (channels, height, width), got (3, 4)"),
-        (ops.patches_backward, (PATCHES, None, 2), TypeError, "image_shape must be (channels, height, width), got None"),
+        (
+            ops.patches_backward,
+            (PATCHES, (3, 4), 2),
+            ValueError,
+            "image_shape must be (channels, height, width), got (3, 4)",
+        ),
+        (
+            ops.patches_backward,
+            (PATCHES, None, 2),
+            TypeError,
+            "image_shape must be (channels, height, width), got None",
+        ),
         (ops.patches_backward, (PATCHES, (3, 0, 6), 2), ValueError, "image_shape must be at least 1, got 0"),
         (ops.patches_backward, (PATCHES, (3, 4, 6), 4), ValueError, "patch_size must divide the image size 4x6, got 4"),
-        (ops.patches_backward, (PATCHES[:, :5], (3, 4, 6), 2), ValueError, "dpatches must have shape (N, 6, 12), got (2, 5, 12)"),
-        (ops.patches_backward, (PATCHES[:0], (3, 4, 6), 2), ValueError, "dpatches must not be empty, got shape (0, 6, 12)"),
+        (
+            ops.patches_backward,
+            (PATCHES[:, :5], (3, 4, 6), 2),
+            ValueError,
+            "dpatches must have shape (N, 6, 12), got (2, 5, 12)",
+        ),
+        (
+            ops.patches_backward,
+            (PATCHES[:0], (3, 4, 6), 2),
+            ValueError,
+            "dpatches must not be empty, got shape (0, 6, 12)",
+        ),
         (ops.linear, (X, W[:3]), ValueError, "x's last axis must be 3, got shape (3, 4)"),
         (ops.linear, (X, W[0]), ValueError, "w must have shape (K, M), got (5,)"),
         (ops.linear, (X, W, B[:4]), ValueError, "bias must have shape (5,), got (4,)"),
@@ -278,9 +325,19 @@ NOT_AN_INT = X.astype(int)
         (ops.attention, (Q[0], Q[0], Q[0]), ValueError, "q must have shape (N, H, T, dh), got (2, 3, 4)"),
         (ops.attention, (Q[:0], Q[:0], Q[:0]), ValueError, "q must not be empty, got shape (0, 2, 3, 4)"),
         (ops.attention, (Q, Q.astype(int), Q), TypeError, "k must be float32 or float64, got int64"),
-        (ops.attention_backward, (Q[:, :1], Q, Q, Q, Q, LSE), ValueError, "do must have shape (1, 2, 3, 4), got (1, 1, 3, 4)"),
+        (
+            ops.attention_backward,
+            (Q[:, :1], Q, Q, Q, Q, LSE),
+            ValueError,
+            "do must have shape (1, 2, 3, 4), got (1, 1, 3, 4)",
+        ),
         (ops.attention_backward, (Q, Q, Q, Q, Q[0], LSE), ValueError, "o must have shape (1, 2, 3, 4), got (2, 3, 4)"),
-        (ops.attention_backward, (Q, Q, Q, Q, Q, LSE[..., None]), ValueError, "lse must have shape (1, 2, 3), got (1, 2, 3, 1)"),
+        (
+            ops.attention_backward,
+            (Q, Q, Q, Q, Q, LSE[..., None]),
+            ValueError,
+            "lse must have shape (1, 2, 3), got (1, 2, 3, 1)",
+        ),
         (ops.attention_backward, (Q, Q, Q, Q, Q, None), TypeError, "lse must be an array, got None"),
         *[
             (op, arguments, error, message)
@@ -323,7 +380,11 @@ def test_ops(op, arguments, error, message):
     [
         (dict(config={}), TypeError, "config must be a ViTConfig, got dict"),
         (dict(weights=np.zeros(5)), ValueError, f"weights must have shape ({SIZE},) for this configuration, got (5,)"),
-        (dict(weights=np.zeros((1, SIZE))), ValueError, f"weights must have shape ({SIZE},) for this configuration, got (1, {SIZE})"),
+        (
+            dict(weights=np.zeros((1, SIZE))),
+            ValueError,
+            f"weights must have shape ({SIZE},) for this configuration, got (1, {SIZE})",
+        ),
         (dict(weights=np.zeros(SIZE, int)), TypeError, "weights must be float32 or float64, got int64"),
         (dict(weights=np.zeros(SIZE, np.float16)), TypeError, "weights must be float32 or float64, got float16"),
         (dict(dtype=np.float16), ValueError, "dtype must be float32 or float64, got float16"),
@@ -380,8 +441,16 @@ def test_images(model, call, x, error, message):
         ({"out": np.ones(SIZE, ">f4")}, TypeError, "out must be a NumPy array of float32, got >f4 array"),
         ({"out": [0.0] * SIZE}, TypeError, "out must be a NumPy array of float32, got list"),
         ({"out": np.ones(2 * SIZE, np.float32)[::2]}, ValueError, "out must be contiguous and aligned"),
-        ({"out": np.ones(4 * SIZE + 1, np.uint8)[1:].view(np.float32)}, ValueError, "out must be contiguous and aligned"),
-        ({"out": np.broadcast_to(np.float32(1), SIZE).copy()}, ValueError, "out must be writable, got a read-only array"),
+        (
+            {"out": np.ones(4 * SIZE + 1, np.uint8)[1:].view(np.float32)},
+            ValueError,
+            "out must be contiguous and aligned",
+        ),
+        (
+            {"out": np.broadcast_to(np.float32(1), SIZE).copy()},
+            ValueError,
+            "out must be writable, got a read-only array",
+        ),
     ],
     ids=ids,
 )
@@ -394,7 +463,12 @@ def test_loss_and_grad(model, options, error, message):
     logits, gradient, before = model.logits.copy(), model._grad.copy(), model.weights.copy()
     y, *rest = given.values()
     keywords = [name for name in given if name != "y"]
-    refuses(lambda x, y, *values: model.loss_and_grad(x, y, **dict(zip(keywords, values))), [IMAGES, y, *rest], error, message)
+    refuses(
+        lambda x, y, *values: model.loss_and_grad(x, y, **dict(zip(keywords, values))),
+        [IMAGES, y, *rest],
+        error,
+        message,
+    )
     assert same_bits((model.logits, model._grad, model.weights), (logits, gradient, before))
 
 
@@ -454,7 +528,10 @@ def test_plan(model, arguments, error, message):
         (dict(hidden=-1), ValueError, "hidden must be at least 0, got -1"),
         (dict(pool="max"), ValueError, "pool must be one of ('cls', 'mean'), got 'max'"),
         (dict(gelu="relu"), ValueError, "gelu must be one of ('tanh', 'erf'), got 'relu'"),
-        *[({name: 1}, TypeError, f"{name} must be True or False, got 1") for name in ("bias", "norm_affine", "final_norm")],
+        *[
+            ({name: 1}, TypeError, f"{name} must be True or False, got 1")
+            for name in ("bias", "norm_affine", "final_norm")
+        ],
         (dict(eps=0), ValueError, "eps must lie between 0 and 1, got 0.0"),
         (dict(eps=1), ValueError, "eps must lie between 0 and 1, got 1.0"),
         (dict(eps=np.nan), ValueError, "eps must be finite and at least 0, got nan"),
@@ -469,7 +546,9 @@ def test_config(change, error, message):
 
 @pytest.mark.parametrize("name", ["X/16", "S", "S/", "S/x", "S/-1", "s/16", "S/16/2", "", None, 16])
 def test_variant(name):
-    with pytest.raises(ValueError, match=re.escape(f"name must be one of Ti, S, B, L with a patch size, like 'S/16', got {name!r}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"name must be one of Ti, S, B, L with a patch size, like 'S/16', got {name!r}")
+    ):
         ViTConfig.variant(name)
 
 

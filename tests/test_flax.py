@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax_cases import CASES, flatten, name
 
-from cvit.model.config import ViTConfig
 from cvit.formats.flax import from_flax, to_flax
+from cvit.model.config import ViTConfig
 from cvit.model.layout import Layout
 
 CONFIG = ViTConfig(

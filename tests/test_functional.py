@@ -16,7 +16,9 @@ def arrays(N=2, C=3, rows=2, columns=3, P=2, D=12, L=2, classes=5, dtype=np.floa
     """Random arguments of `vit_train_step` by name: x, y and the weights."""
     rng = np.random.default_rng(seed)
     T = rows * columns + 1
-    shapes = dict(w_proj=(C * P * P, D), cls_token=(D,), pos_embed=(T, D), blocks_weights=(L, 6, D, D), w_head=(D, classes))
+    shapes = dict(
+        w_proj=(C * P * P, D), cls_token=(D,), pos_embed=(T, D), blocks_weights=(L, 6, D, D), w_head=(D, classes)
+    )
     made = dict(x=normal(rng, N, C, rows * P, columns * P, dtype=dtype), y=rng.integers(classes, size=N))
     for name, shape in shapes.items():
         made[name] = normal(rng, *shape, dtype=dtype) * dtype(1 / np.sqrt(shape[-2] if len(shape) > 1 else 1))
@@ -48,8 +50,12 @@ def check(a, heads):
     for name, call in calls(a, heads).items():
         result = on_all_threads(lambda: call(cvit))
         # in float32: as many roundings as the stages have terms to sum, see test_model.py
-        bound = 1e-10 if dtype == np.float64 else (len(a["blocks_weights"]) + 2) * longest * np.finfo(np.float32).eps / 2
-        assert_close(result, call(ref), bound, name, floor=0.0 if dtype == np.float64 else 1.0)  # 1: the size of what is summed
+        bound = (
+            1e-10 if dtype == np.float64 else (len(a["blocks_weights"]) + 2) * longest * np.finfo(np.float32).eps / 2
+        )
+        assert_close(
+            result, call(ref), bound, name, floor=0.0 if dtype == np.float64 else 1.0
+        )  # 1: the size of what is summed
         assert result.dtype == dtype and result.flags.c_contiguous
     assert all(same_bits(a[name], before[name]) for name in a)
 
@@ -176,16 +182,23 @@ def test_any_form_of_array_gives_the_same_bits(form, dtype, tmp_path):
     embed = lambda d: cvit.patch_embed_with_cls(d["x"], d["w_proj"], d["cls_token"], d["pos_embed"])
     assert same_bits(embed(changed), embed(a))
     tokens = arrays(dtype=dtype)["pos_embed"][None]
-    assert same_bits(cvit.vit_block(change(tokens), *map(change, a["blocks_weights"][0]), heads), cvit.vit_block(tokens, *a["blocks_weights"][0], heads))
+    assert same_bits(
+        cvit.vit_block(change(tokens), *map(change, a["blocks_weights"][0]), heads),
+        cvit.vit_block(tokens, *a["blocks_weights"][0], heads),
+    )
     for name, array in changed.items():
         assert same_bits(np.asarray(getattr(array, "array", array)), before[name])
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">i2", list, tuple])
+@pytest.mark.parametrize(
+    "kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">i2", list, tuple]
+)
 def test_labels_of_any_integer_dtype(kind):
     a = arrays()
     y = kind(a["y"].tolist()) if kind in (list, tuple) else a["y"].astype(kind)
-    assert same_bits(cvit.vit_train_step(a["x"], y, *weights(a), 3, 0.1), cvit.vit_train_step(a["x"], a["y"], *weights(a), 3, 0.1))
+    assert same_bits(
+        cvit.vit_train_step(a["x"], y, *weights(a), 3, 0.1), cvit.vit_train_step(a["x"], a["y"], *weights(a), 3, 0.1)
+    )
 
 
 @pytest.mark.parametrize("single", ["x", *NAMES])
@@ -194,7 +207,10 @@ def test_mixed_dtypes_are_computed_in_float64(single):
     a = arrays(dtype=np.float32)
     widened = {name: array.astype(np.float64) if name != "y" else array for name, array in a.items()}
     mixed = {**a, single: widened[single]}
-    for f in (lambda d: cvit.vit_classify(d["x"], *weights(d), 3), lambda d: cvit.vit_train_step(d["x"], d["y"], *weights(d), 3, 0.1)):
+    for f in (
+        lambda d: cvit.vit_classify(d["x"], *weights(d), 3),
+        lambda d: cvit.vit_train_step(d["x"], d["y"], *weights(d), 3, 0.1),
+    ):
         result = f(mixed)
         assert result.dtype == np.float64 and same_bits(result, f(widened))
 
@@ -208,7 +224,9 @@ def test_torch_tensors():
             tensors[name].requires_grad_()
         result = cvit.vit_train_step(tensors["x"], tensors["y"], *weights(tensors), 3, 0.1)
         assert same_bits(result, cvit.vit_train_step(a["x"], a["y"], *weights(a), 3, 0.1))
-        assert same_bits(cvit.vit_classify(tensors["x"], *weights(tensors), 3), cvit.vit_classify(a["x"], *weights(a), 3))
+        assert same_bits(
+            cvit.vit_classify(tensors["x"], *weights(tensors), 3), cvit.vit_classify(a["x"], *weights(a), 3)
+        )
         assert all(same_bits(tensors[name].detach().numpy(), a[name]) for name in a)
 
 

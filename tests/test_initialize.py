@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax_cases import CASES, SEEDS, case, name, samples
 
-from cvit.model.config import ViTConfig
 from cvit.formats.flax import from_flax, to_flax
+from cvit.model.config import ViTConfig
 from cvit.model.initialize import init_weights
 from cvit.model.layout import Layout
 

@@ -41,7 +41,9 @@ def test_choosing():
         assert cvit.get_isa() == name
 
 
-@pytest.mark.parametrize("name", ["nonsense", "", "AVX2", None, 3, *({"neon", "avx2", "avx512"} - set(cvit.available_isas()))])
+@pytest.mark.parametrize(
+    "name", ["nonsense", "", "AVX2", None, 3, *({"neon", "avx2", "avx512"} - set(cvit.available_isas()))]
+)
 def test_a_wrong_name_changes_nothing(name):
     before = cvit.get_isa()
     with pytest.raises(ValueError, match="isa must be one of .*portable.*, got"):
@@ -69,7 +71,11 @@ def test_the_environment_is_checked():
     failed = python("import cvit", CVIT_ISA="nonsense")
     assert failed.returncode != 0
     *_, message = failed.stderr.splitlines()
-    assert message.startswith("ValueError: CVIT_ISA") and "must be one of ['portable'" in message and "got 'nonsense'" in message
+    assert (
+        message.startswith("ValueError: CVIT_ISA")
+        and "must be one of ['portable'" in message
+        and "got 'nonsense'" in message
+    )
 
 
 def test_tiles_fit_their_registers():

@@ -15,8 +15,11 @@ from cvit import ops
 
 EXTENDED = np.finfo(np.longdouble).eps < 1e-18
 FUNCTIONS = {
-    "exp": ops.exp, "tanh": ops.tanh, "erf": ops.erf,
-    "exp2": lambda x: ops._elementwise(3, x), "log": lambda x: ops._elementwise(4, x),
+    "exp": ops.exp,
+    "tanh": ops.tanh,
+    "erf": ops.erf,
+    "exp2": lambda x: ops._elementwise(3, x),
+    "log": lambda x: ops._elementwise(4, x),
 }
 
 # The largest error in ULP, the worst instruction set's: the bound, and in the comment what 16 million float32 and 1.6 million float64
@@ -82,7 +85,9 @@ def test_worst_error(name, dtype):
     x = floats(np.finfo(dtype).tiny, max(-low, high), 400_000 if dtype == np.float32 else 60_000, dtype)
     x = x[(low <= x) & (x <= high)]
     erf = np.vectorize(math.erf) if dtype == np.float32 else erf_extended
-    exact = (erf if name == "erf" else getattr(np, name))(x.astype(np.float64 if dtype == np.float32 else np.longdouble))
+    exact = (erf if name == "erf" else getattr(np, name))(
+        x.astype(np.float64 if dtype == np.float32 else np.longdouble)
+    )
     for isa in cvit.available_isas():
         cvit.set_isa(isa)
         worst = ulps(FUNCTIONS[name](x), exact).max()
@@ -122,7 +127,10 @@ def test_nan_stays_nan(isa, dtype, name):
     """Whatever its sign and its payload."""
     kind, patterns = {
         np.float32: (np.uint32, [0x7FC00000, 0xFFC00000, 0x7FC00001, 0x7F800001, 0xFFC12345, 0x7FFFFFFF, 0xFFFFFFFF]),
-        np.float64: (np.uint64, [0x7FF8 << 48, 0xFFF8 << 48, (0x7FF8 << 48) + 1, (0x7FF0 << 48) + 1, 0xFFF8123456789ABC, 2**64 - 1]),
+        np.float64: (
+            np.uint64,
+            [0x7FF8 << 48, 0xFFF8 << 48, (0x7FF8 << 48) + 1, (0x7FF0 << 48) + 1, 0xFFF8123456789ABC, 2**64 - 1],
+        ),
     }[dtype]
     assert np.isnan(FUNCTIONS[name](np.array(patterns, kind).view(dtype))).all()
 
@@ -132,7 +140,9 @@ def test_denormals(isa, dtype, name):
     """Proportional to x near zero, to within the spacing of what is that small."""
     x = np.finfo(dtype).smallest_subnormal * np.array([1, 2, 100, 12345], dtype)
     factor = {"tanh": 1, "erf": 2 / math.sqrt(math.pi)}[name]
-    np.testing.assert_allclose(FUNCTIONS[name](x), x.astype(np.float64) * factor, rtol=0, atol=2.5 * np.finfo(dtype).smallest_subnormal)
+    np.testing.assert_allclose(
+        FUNCTIONS[name](x), x.astype(np.float64) * factor, rtol=0, atol=2.5 * np.finfo(dtype).smallest_subnormal
+    )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

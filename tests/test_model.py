@@ -41,7 +41,9 @@ CASES = {
     "130 images, mean": (130, dataclasses.replace(TINY, depth=1, pool="mean", gelu="erf")),
 }  # fmt: skip
 
-FLAGS = dict(pool=["cls", "mean"], bias=[True, False], norm_affine=[True, False], final_norm=[True, False], gelu=["tanh", "erf"])
+FLAGS = dict(
+    pool=["cls", "mean"], bias=[True, False], norm_affine=[True, False], final_norm=[True, False], gelu=["tanh", "erf"]
+)
 COMBINATIONS = [dict(zip(FLAGS, values)) for values in itertools.product(*FLAGS.values())]
 
 
@@ -146,7 +148,9 @@ def test_gradient_of_every_part_by_finite_differences(isa, changes):
     assert_close(grad, ref.numerical_gradient(loss, flat), 1e-9)
 
 
-@pytest.mark.parametrize("case", ["digits", "odd widths", "290 tokens", "width 261, hidden 515", "patch of 300 values", "1000 classes"])
+@pytest.mark.parametrize(
+    "case", ["digits", "odd widths", "290 tokens", "width 261, hidden 515", "patch of 300 values", "1000 classes"]
+)
 def test_gradient_at_size_by_finite_differences(case, rng):
     """Larger models: thirty weights picked at random."""
     N, config = CASES[case]
@@ -237,7 +241,9 @@ def test_batch_sizes_and_modes_do_not_mix():
         assert same_bits(model.loss_and_grad(x[:N], y[:N]), fresh.loss_and_grad(x[:N], y[:N]))
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">i4", list])
+@pytest.mark.parametrize(
+    "kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">i4", list]
+)
 def test_labels_of_any_integer_dtype(kind):
     flat, x, y = rounded_problem(TINY, 4, np.float32)
     labels = y.tolist() if kind is list else y.astype(kind)

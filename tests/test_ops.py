@@ -93,7 +93,9 @@ def check_layernorm(rng, dtype, M, D, affine, eps=1e-6):
 
     # the backward of the very mean and rstd that it was given
     n, g = (x - mean64) * rstd64, dy * gain
-    size = rstd64 * (np.abs(g) + np.abs(g).mean(axis=1, keepdims=True) + np.abs(n) * np.abs(g * n).mean(axis=1, keepdims=True))
+    size = rstd64 * (
+        np.abs(g) + np.abs(g).mean(axis=1, keepdims=True) + np.abs(n) * np.abs(g * n).mean(axis=1, keepdims=True)
+    )
     expected = ref.layernorm_backward(dy, x, mean64, rstd64, gain)
     assert_rounded(dx, expected[0], size, D + 12, "dx")
     if affine:
@@ -173,7 +175,9 @@ def check_attention(rng, dtype, N, H, T, dh, spread=1.0):
 
     expected, expected_lse = ref.attention_forward(q, k, v)
     p = np.exp(q @ t(k) * scale - expected_lse)
-    score = (np.abs(q) @ np.abs(t(k))).max() * scale  # in magnitude; its error, (dh + 4) / 2 eps, is e^score's relative one
+    score = (
+        np.abs(q) @ np.abs(t(k))
+    ).max() * scale  # in magnitude; its error, (dh + 4) / 2 eps, is e^score's relative one
     assert_rounded(o, expected, p @ np.abs(v), 2 * (dh + 4) * score + 2 * T + 24, "o")
     assert_rounded(lse, expected_lse[..., 0], score + np.abs(expected_lse[..., 0]) + 1, dh + T + 16, "lse")
 
@@ -202,7 +206,13 @@ def test_attention(isa, rng, dtype, N, H, T, dh):
     check_attention(rng, dtype, N, H, T, dh)
 
 
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 300), st.integers(1, 70), st.sampled_from([np.float32, np.float64]))
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 300),
+    st.integers(1, 70),
+    st.sampled_from([np.float32, np.float64]),
+)
 def test_attention_of_any_shape(N, H, T, dh, dtype):
     check_attention(np.random.default_rng(T), dtype, N, H, T, dh)
 
@@ -236,7 +246,9 @@ def check_cross_entropy(rng, dtype, N, classes, smoothing):
     top = np.abs(logits).max() + abs(expected) + 1
     assert_rounded(dtype(loss), expected, top, classes + 16, "loss")
     size = (np.exp(logp) + ref.smooth_targets(labels, classes, smoothing)) / N
-    assert_rounded(dlogits, ref.cross_entropy_backward(logp, labels, smoothing), size, classes + 2 * top + 16, "dlogits")
+    assert_rounded(
+        dlogits, ref.cross_entropy_backward(logp, labels, smoothing), size, classes + 2 * top + 16, "dlogits"
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -323,4 +335,6 @@ def test_any_memory_layout(rng, order):
     assert same_bits(ops.linear(change(x), change(w)), ops.linear(x, w))
     assert same_bits(ops.gelu(change(x)), ops.gelu(x))
     assert same_bits(ops.layernorm(change(x)), ops.layernorm(x))
-    assert same_bits(ops.cross_entropy_backward(change(x), np.arange(6, dtype=">u2")), ops.cross_entropy_backward(x, range(6)))
+    assert same_bits(
+        ops.cross_entropy_backward(change(x), np.arange(6, dtype=">u2")), ops.cross_entropy_backward(x, range(6))
+    )

@@ -29,7 +29,9 @@ CONFIGS = {
 
 def batch(config, N, dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((N, config.channels, *config.image_size)).astype(dtype), rng.integers(config.classes, size=N)
+    return rng.standard_normal((N, config.channels, *config.image_size)).astype(dtype), rng.integers(
+        config.classes, size=N
+    )
 
 
 def model(config, dtype=np.float32):
@@ -117,7 +119,9 @@ def test_a_batch_equals_one_by_one(isa, dtype, name, rng):
     net = model(config, dtype)
     sizes = (1, 2, 3, 8, 33, 57, 65, 71) if config.tokens < 200 else (1, 2, 3, 5, 9, 17)
     x, _ = batch(config, max(sizes), dtype)
-    logits, features = (np.concatenate([call(x[n : n + 1]) for n in range(len(x))]) for call in (net.forward, net.features))
+    logits, features = (
+        np.concatenate([call(x[n : n + 1]) for n in range(len(x))]) for call in (net.forward, net.features)
+    )
     for N in sizes:
         cvit.set_num_threads(int(rng.integers(1, 6)))
         chosen = rng.choice(len(x), size=N, replace=False)
@@ -131,7 +135,9 @@ def test_frozen_gives_the_same_bits(isa, dtype, name):
     net, frozen = model(config, dtype), model(config, dtype).freeze()
     for N in (1, 3, 20):
         x, _ = batch(config, N, dtype)
-        assert same_bits(on_all_threads(lambda: (frozen.forward(x), frozen.features(x))), (net.forward(x), net.features(x)))
+        assert same_bits(
+            on_all_threads(lambda: (frozen.forward(x), frozen.features(x))), (net.forward(x), net.features(x))
+        )
 
 
 def test_a_neighbour_of_nan_does_no_harm(isa):
@@ -291,7 +297,9 @@ def test_activations_may_lie_in_the_gradient():
     config = dataclasses.replace(TRAINED, depth=5)
     net = model(config)
     plan = net.plan(2)
-    assert plan.lent > 4 * (plan.buffers["block inputs"] + plan.buffers["q, k, v"]) and "in the gradient's room" in str(plan)
+    assert plan.lent > 4 * (plan.buffers["block inputs"] + plan.buffers["q, k, v"]) and "in the gradient's room" in str(
+        plan
+    )
     x, y = batch(config, 2)
     loss, grad = net.loss_and_grad(x, y)
     expected, logits = grad.copy(), net.logits.copy()
@@ -310,5 +318,9 @@ def test_a_plan_can_be_printed():
 
 def test_memory_grows_linearly_in_tokens():
     """Nothing of size T x T: four times the tokens, four times the memory."""
-    size = lambda side: ViT(ViTConfig(image_size=side, patch_size=1, channels=1, width=32, depth=2, heads=2, hidden=64, classes=2)).plan(1).bytes
+    size = lambda side: (
+        ViT(ViTConfig(image_size=side, patch_size=1, channels=1, width=32, depth=2, heads=2, hidden=64, classes=2))
+        .plan(1)
+        .bytes
+    )
     assert size(64) < 4.2 * size(32)

@@ -45,7 +45,9 @@ def test_set_and_get():
     assert cvit.get_num_threads() == default
 
 
-@pytest.mark.parametrize("count, error", [(0, ValueError), (-1, ValueError), (2.5, ValueError), ("2", TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    "count, error", [(0, ValueError), (-1, ValueError), (2.5, ValueError), ("2", TypeError), (True, TypeError)]
+)
 def test_a_wrong_number_changes_nothing(count, error):
     cvit.set_num_threads(2)
     before = cvit.get_num_threads()
@@ -223,7 +225,9 @@ def test_one_model_in_two_python_threads():
 def test_ops_in_two_python_threads(rng):
     x, w = rng.standard_normal((2, 300, 60))
     expected = cvit.ops.linear(x, w.T.copy()), cvit.ops.gelu(x)
-    together = run_together([lambda: [cvit.ops.linear(x, w.T.copy()) for _ in range(30)], lambda: [cvit.ops.gelu(x) for _ in range(30)]])
+    together = run_together(
+        [lambda: [cvit.ops.linear(x, w.T.copy()) for _ in range(30)], lambda: [cvit.ops.gelu(x) for _ in range(30)]]
+    )
     for results, wanted in zip(together, expected):
         assert all(same_bits(one, wanted) for one in results)
 

@@ -8,12 +8,12 @@ import os
 import numpy as np
 import pytest
 
-from cvit.model.config import ViTConfig
 from cvit.data import Dataset
+from cvit.model.config import ViTConfig
 from cvit.model.vit import ViT
+from cvit.train import Epoch, History, confusion_matrix, evaluate, fit
 from cvit.train.optim import SGD, AdamW, warmup_cosine
 from cvit.train.plots import curves
-from cvit.train import Epoch, History, confusion_matrix, evaluate, fit
 
 CONFIG = ViTConfig(image_size=4, patch_size=2, channels=1, width=8, depth=1, heads=2, hidden=16, classes=3)
 

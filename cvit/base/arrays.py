@@ -94,5 +94,8 @@ def float_dtype(name: str, value) -> np.dtype:
         dtype = None if value is None else np.dtype(value)
     except TypeError:
         dtype = None
-    check(dtype is not None and dtype in FLOATS, f"{name} must be float32 or float64, got {value if dtype is None else dtype}")
+    check(
+        dtype is not None and dtype in FLOATS,
+        f"{name} must be float32 or float64, got {value if dtype is None else dtype}",
+    )
     return dtype

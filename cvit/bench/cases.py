@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..model.config import ViTConfig
 from ..base.errors import check
+from ..model.config import ViTConfig
 from ..model.layout import Layout
 
 TASKS = ("train", "forward")
@@ -40,7 +40,7 @@ class Case:
     batch: int
 
     @classmethod
-    def named(cls, name: str, **changes) -> "Case":
+    def named(cls, name: str, **changes) -> Case:
         """One of `CASES`, with fields of its configuration or its `batch` changed, which a star at its name tells."""
         check(name in CASES, f"case must be one of {', '.join(CASES)}, got {name!r}")
         fields, batch = CASES[name]

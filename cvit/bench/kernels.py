@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..ops import _kernels as _ops
 from ..engine import update as _update
-from ..model.layout import Layout
 from ..engine.runtime import get_num_threads, set_num_threads
+from ..model.layout import Layout
+from ..ops import _kernels as _ops
 from .cases import Case
 from .machine import caches
 from .report import milliseconds, percent
@@ -105,9 +105,7 @@ def kernels_of(case: Case, least_bytes: float = 0) -> Iterator[Kernel]:
 
     m = rows_for(N * T, 2 * F)
     x, y = draw(m * F), empty(m * F)
-    yield Kernel(
-        "gelu", f"{m}x{F}", lambda: _ops.gelu(False, x, y), (y,), lambda: (_gelu(x),), GELU * m * F, 2 * m * F
-    )
+    yield Kernel("gelu", f"{m}x{F}", lambda: _ops.gelu(False, x, y), (y,), lambda: (_gelu(x),), GELU * m * F, 2 * m * F)
     before, dy = x.copy(), draw(m * F)
 
     def restore():

@@ -182,13 +182,13 @@ class Timing:
     rounds: tuple[float, ...]
 
     @classmethod
-    def of(cls, rounds: list[list[float]]) -> "Timing":
+    def of(cls, rounds: list[list[float]]) -> Timing:
         return cls(tuple(statistics.fmean(times) for times in rounds))
 
     @property
     def median(self) -> float:
         return statistics.median(self.rounds)
 
-    def ratio(self, other: "Timing") -> float:
+    def ratio(self, other: Timing) -> float:
         """How many times as long as `other` this took: the median of the rounds' ratios, each of one moment."""
         return statistics.median(mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True))

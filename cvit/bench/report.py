@@ -50,7 +50,7 @@ class Report:
         """Keep an entry for the JSON file."""
         self.data.setdefault(section, []).append(entry)
 
-    def table(self, title: str, *columns: tuple[str, int]) -> "Table":
+    def table(self, title: str, *columns: tuple[str, int]) -> Table:
         """Begin a table: (heading, width) of each column, a negative width for text flush left."""
         return Table(self, title, columns)
 

@@ -315,7 +315,9 @@ def memory(bench: Bench, chosen: list[Case]) -> None:
                 continue
             config = case.config
             fixed = 4 * 4 * Layout.of(config).size  # weights, gradients and AdamW's two moments, float32
-            fixed += case.batch * (4 * config.channels * config.image_size[0] * config.image_size[1] + 8)  # images and labels
+            fixed += case.batch * (
+                4 * config.channels * config.image_size[0] * config.image_size[1] + 8
+            )  # images and labels
             activations = found["peak"] - found["imported"] - fixed
             own = activations if name == "cvit" else own
             ratio = activations / own if own and name != "cvit" else None
@@ -349,4 +351,6 @@ def overhead(bench: Bench, chosen: list[Case]) -> None:
                     continue
                 ranks = {f"p{rank}": float(np.percentile(seconds, rank)) for rank in (10, 50, 90)}
                 table.row(case.name, count, *(f"{1e6 * value:.1f}" for value in ranks.values()))
-                bench.report.add("overhead", case=case.name, batch=case.batch, threads=count, steps=len(seconds), **ranks)
+                bench.report.add(
+                    "overhead", case=case.name, batch=case.batch, threads=count, steps=len(seconds), **ranks
+                )

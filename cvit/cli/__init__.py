@@ -151,13 +151,13 @@ def _train(args) -> int:
     _use_threads(args.threads)
 
     from .. import data
-    from ..formats import checkpoint
-    from ..train import plots
     from ..base.numbers import as_int
+    from ..formats import checkpoint
     from ..model.config import ViTConfig
     from ..model.vit import ViT
-    from ..train.optim import AdamW, warmup_cosine
+    from ..train import plots
     from ..train.loop import evaluate, fit
+    from ..train.optim import AdamW, warmup_cosine
 
     train, test = data.digits()
     config = ViTConfig(

@@ -73,9 +73,9 @@ static inline void cvit_team_join(cvit_team *team)
 typedef struct {
     cvit_team *team;
     int kinds;
-    ptrdiff_t lanes, lane, left;                       /* runs, the one at hand, those not yet looked at beside it */
-    ptrdiff_t tasks[CVIT_KINDS], first[CVIT_KINDS];    /* of each kind: in the stage; where the run at hand begins */
-    ptrdiff_t until[CVIT_KINDS];                       /* tasks of this and earlier kinds in that run */
+    ptrdiff_t lanes, lane, left;                    /* runs, the one at hand, those not yet looked at beside it */
+    ptrdiff_t tasks[CVIT_KINDS], first[CVIT_KINDS]; /* of each kind: in the stage; where the run at hand begins */
+    ptrdiff_t until[CVIT_KINDS];                    /* tasks of this and earlier kinds in that run */
 } cvit_turn;
 
 static inline void cvit_turn_enter(cvit_turn *turn)

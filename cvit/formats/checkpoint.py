@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..model.config import ViTConfig
 from ..base.errors import check
 from ..base.files import replacing
+from ..model.config import ViTConfig
 from ..model.layout import Layout
 from ..model.vit import ViT
 

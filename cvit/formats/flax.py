@@ -19,8 +19,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..base.arrays import as_array
-from ..model.config import ViTConfig
 from ..base.errors import check
+from ..model.config import ViTConfig
 from ..model.layout import Layout
 
 APIS = ("nnx", "linen")

@@ -128,7 +128,7 @@ class ViTConfig:
         return 2 * macs * batch
 
     @classmethod
-    def variant(cls, name: str, **changes) -> "ViTConfig":
+    def variant(cls, name: str, **changes) -> ViTConfig:
         """A named variant, `"Ti/16"`, `"S/16"`, `"B/32"`, …: a row of `VARIANTS` and a patch size.
 
         Any field can be changed: `ViTConfig.variant("B/16", classes=10, image_size=384)`.
@@ -143,7 +143,7 @@ class ViTConfig:
         return cls(**{**fields, **changes})
 
     @classmethod
-    def plain(cls, *, eps: float = 1e-5, **fields) -> "ViTConfig":
+    def plain(cls, *, eps: float = 1e-5, **fields) -> ViTConfig:
         """The plain architecture of `vit_classify`: class token, no biases, no norm scales, no final norm, F = D."""
         fields.setdefault("hidden", fields["width"])
         return cls(pool="cls", bias=False, norm_affine=False, final_norm=False, gelu="tanh", eps=eps, **fields)
@@ -153,14 +153,17 @@ class ViTConfig:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "ViTConfig":
+    def from_json(cls, text: str) -> ViTConfig:
         """The configuration that `to_json` wrote. Unknown or missing keys and wrong values are a `ValueError`."""
         try:
             fields = json.loads(text)
         except (json.JSONDecodeError, TypeError, RecursionError) as error:
             raise ValueError(f"config is not valid JSON: {error}") from None
         known = {field.name for field in dataclasses.fields(cls)}
-        check(isinstance(fields, dict) and set(fields) == known, f"config must be a JSON object with the keys {sorted(known)}")
+        check(
+            isinstance(fields, dict) and set(fields) == known,
+            f"config must be a JSON object with the keys {sorted(known)}",
+        )
         try:
             return cls(**fields)
         except TypeError as error:

@@ -13,19 +13,24 @@ import math
 
 import numpy as np
 
+from ..base.arrays import as_array, as_float, as_labels, common_dtype
+from ..base.errors import check
+from ..base.numbers import as_int, finite
 from ..engine import update
 from ..engine.plan import Engine
-from ..base.arrays import as_array, as_float, as_labels, common_dtype
-from ..base.numbers import finite
-from ..base.numbers import as_int
 from .config import ViTConfig
-from ..base.errors import check
 from .layout import Layout
 from .vit import ViT
 from .vit_forward import vit_forward
 
 __all__ = [
-    "patch_embed_with_cls", "vit_block", "vit_classify", "vit_train_step", "vit_forward", "pack_weights", "unpack_weights",
+    "pack_weights",
+    "patch_embed_with_cls",
+    "unpack_weights",
+    "vit_block",
+    "vit_classify",
+    "vit_forward",
+    "vit_train_step",
 ]  # fmt: skip
 
 PARTS = ("w_q", "w_k", "w_v", "w_o", "w_mlp1", "w_mlp2")  # of blocks_weights[i], in order
@@ -39,14 +44,22 @@ def _embedding(x, w_proj, cls_token, pos_embed, dtype):
     features, D = w_proj.shape
     C, height, width = x.shape[1:]
     P = math.isqrt(features // C)
-    check(P > 0 and C * P * P == features, f"w_proj must have C·P·P rows for {C} channels and a whole P, got {features}")
+    check(
+        P > 0 and features == C * P * P, f"w_proj must have C·P·P rows for {C} channels and a whole P, got {features}"
+    )
     check(D > 0, f"w_proj must have at least one column, got shape {w_proj.shape}")
     check(
         height % P == 0 and width % P == 0,
         f"the patch size {P} (from w_proj's {features} rows) must divide the image size {height}x{width}",
     )
     tokens = (height // P) * (width // P) + 1
-    return x, w_proj, as_float("cls_token", cls_token, (D,), dtype), as_float("pos_embed", pos_embed, (tokens, D), dtype), P
+    return (
+        x,
+        w_proj,
+        as_float("cls_token", cls_token, (D,), dtype),
+        as_float("pos_embed", pos_embed, (tokens, D), dtype),
+        P,
+    )
 
 
 def _heads(D: int, num_heads) -> int:

@@ -7,12 +7,12 @@ import math
 
 import numpy as np
 
-from . import threefry
 from ..base.arrays import FLOATS
-from ..base.numbers import as_int
-from .config import ViTConfig
 from ..base.errors import check
+from ..base.numbers import as_int
 from ..formats.flax import flax_path, patch_matrix
+from . import threefry
+from .config import ViTConfig
 from .layout import Layout
 
 # Standard deviation of a standard normal confined to (-2, 2): divided by, it makes the truncated draws' variance one.

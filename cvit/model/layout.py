@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .config import ViTConfig
 from ..base.errors import check
+from .config import ViTConfig
 
 
 class Entry(NamedTuple):
@@ -86,7 +86,7 @@ class Layout:
 
     @classmethod
     @functools.lru_cache(maxsize=64)
-    def of(cls, config: ViTConfig) -> "Layout":
+    def of(cls, config: ViTConfig) -> Layout:
         """The layout of `config`, made once."""
         return cls(config)
 
@@ -99,7 +99,10 @@ class Layout:
         """Raise unless `flat` is a vector of this layout's size."""
         if not isinstance(flat, np.ndarray):
             raise TypeError(f"{name} must be a NumPy array, got {type(flat).__name__}")
-        check(flat.shape == (self.size,), f"{name} must have shape ({self.size},) for this configuration, got {flat.shape}")
+        check(
+            flat.shape == (self.size,),
+            f"{name} must have shape ({self.size},) for this configuration, got {flat.shape}",
+        )
 
     def views(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Every tensor by name, as zero-copy views of `flat` (size,)."""

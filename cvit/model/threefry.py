@@ -16,8 +16,8 @@ import math
 
 import numpy as np
 
-from ..base.numbers import as_int
 from ..base.errors import check
+from ..base.numbers import as_int
 
 _PARITY = 0x1BD11BDA  # xored with both halves of the key it makes a third key word (Salmon et al., section 3.3)
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

@@ -13,13 +13,12 @@ import threading
 
 import numpy as np
 
+from ..base.arrays import as_array, as_float, as_labels, check_vector, float_dtype
+from ..base.errors import check
+from ..base.numbers import as_int, finite
 from ..engine import runtime
 from ..engine.plan import Engine, allocate
-from ..base.arrays import as_array, as_float, as_labels, check_vector, float_dtype
-from ..base.numbers import finite
-from ..base.numbers import as_int
 from .config import ViTConfig
-from ..base.errors import check
 from .initialize import init_weights
 from .layout import Layout
 
@@ -148,7 +147,7 @@ class ViT:
             self.logits = engine.logits()
         return loss, out
 
-    def freeze(self) -> "ViT":
+    def freeze(self) -> ViT:
         """Make the weights read-only and pack them once, so that every forward starts at once. Returns the model."""
         with self._lock:
             self.weights = self.weights.view()
@@ -158,12 +157,16 @@ class ViT:
             self._frozen = self._pack_all()
         return self
 
-    def unfreeze(self) -> "ViT":
+    def unfreeze(self) -> ViT:
         """Take `freeze` back. Returns the model."""
         with self._lock:
             if self._frozen is not None:
                 base = self.weights.base
-                self.weights = base if base is not None and base.flags.writeable and base.shape == self.weights.shape else self.weights.copy()
+                self.weights = (
+                    base
+                    if base is not None and base.flags.writeable and base.shape == self.weights.shape
+                    else self.weights.copy()
+                )
                 self._frozen = None
                 self._engines.clear()
         return self

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..base.arrays import as_array
+from ..base.errors import check
 from ..base.numbers import as_int
 from .config import ViTConfig
-from ..base.errors import check
 from .initialize import init_weights
 from .vit import ViT
 

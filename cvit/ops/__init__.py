@@ -9,14 +9,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import _kernels as _ops
 from ..base.arrays import as_array, as_float, as_labels, common_dtype
-from ..base.numbers import as_int, finite
 from ..base.errors import check
+from ..base.numbers import as_int, finite
+from . import _kernels as _ops
 
 __all__ = [
-    "patches", "patches_backward", "linear", "linear_backward", "layernorm", "layernorm_backward", "gelu", "gelu_backward",
-    "attention", "attention_backward", "cross_entropy", "cross_entropy_backward", "exp", "tanh", "erf",
+    "attention",
+    "attention_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "erf",
+    "exp",
+    "gelu",
+    "gelu_backward",
+    "layernorm",
+    "layernorm_backward",
+    "linear",
+    "linear_backward",
+    "patches",
+    "patches_backward",
+    "tanh",
 ]  # fmt: skip
 
 FORMS = ("tanh", "erf")  # of GELU

@@ -1,6 +1,6 @@
 """The training loop and the evaluation, for any model with `loss_and_grad` and `forward` and any labelled images.
 
-    history = fit(model, train, test, epochs=20, optimizer=AdamW(model, lr=1e-3))
+history = fit(model, train, test, epochs=20, optimizer=AdamW(model, lr=1e-3))
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import csv
 import dataclasses
 import math
 import time
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from ..base.arrays import as_float, as_labels
-from ..base.numbers import finite
-from ..base.numbers import as_int
-from ..data import Dataset, batches
 from ..base.errors import check
 from ..base.files import replacing
+from ..base.numbers import as_int, finite
+from ..data import Dataset, batches
 from .optim import AdamW
 
 

@@ -13,10 +13,10 @@ import math
 
 import numpy as np
 
-from ..engine import update
 from ..base.arrays import FLOATS, check_vector
-from ..base.numbers import finite
 from ..base.errors import check
+from ..base.numbers import finite
+from ..engine import update
 from ..model.layout import Layout
 
 

@@ -13,7 +13,21 @@ from cvit import SGD, AdamW, ViT, ViTConfig, ops
 
 CONFIGS = [
     (9, ViTConfig(image_size=8, patch_size=2, channels=1, width=32, depth=2, heads=4, hidden=64, classes=10)),
-    (70, ViTConfig(image_size=4, patch_size=2, channels=2, width=21, depth=1, heads=3, hidden=35, classes=150, pool="mean", gelu="erf")),
+    (
+        70,
+        ViTConfig(
+            image_size=4,
+            patch_size=2,
+            channels=2,
+            width=21,
+            depth=1,
+            heads=3,
+            hidden=35,
+            classes=150,
+            pool="mean",
+            gelu="erf",
+        ),
+    ),
     (1, ViTConfig(image_size=17, patch_size=1, channels=1, width=16, depth=1, heads=2, hidden=24, classes=3)),
     (3, ViTConfig(image_size=6, patch_size=3, channels=3, width=130, depth=1, heads=2, hidden=300, classes=4)),
     (2, ViTConfig.plain(image_size=8, patch_size=4, channels=1, width=24, depth=0, heads=2, classes=5)),
@@ -58,7 +72,9 @@ for isa in cvit.available_isas():
         cvit.set_num_threads(threads)
         model_passes(threads)
         kernels(threads)
-together = [threading.Thread(target=target, args=(seed,)) for seed, target in enumerate((model_passes, model_passes, kernels))]
+together = [
+    threading.Thread(target=target, args=(seed,)) for seed, target in enumerate((model_passes, model_passes, kernels))
+]
 for thread in together:
     thread.start()
 for thread in together:

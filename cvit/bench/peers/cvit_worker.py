@@ -59,7 +59,9 @@ class CvitWorker(Worker):
         cvit = self.cvit
         self.gradients()
         (engine,) = self.model._engines.values()
-        tiny = cvit.ViT(cvit.ViTConfig(image_size=2, patch_size=2, channels=1, width=1, depth=0, heads=1, hidden=1, classes=2))
+        tiny = cvit.ViT(
+            cvit.ViTConfig(image_size=2, patch_size=2, channels=1, width=1, depth=0, heads=1, hidden=1, classes=2)
+        )
         optimizer, gradient = cvit.SGD(tiny), np.zeros_like(tiny.weights)
 
         def step():
