@@ -1,33 +1,44 @@
-from .state cimport Pass
+from .task cimport Block, Linear, Pass, Section, Task
 from .team cimport Team
 
-cdef enum Task:
-    EMBED, QKV_ROWS, HEADS, MLP_ROWS, MLP_AGAIN, BLOCK, POOL, LOGITS, LOSS
-    LOGITS_BACKWARD, POOL_BACKWARD, MLP_BACKWARD, HEADS_BACKWARD, QKV_BACKWARD, BLOCK_BACKWARD, POSITIONS_BACKWARD
-    GRADIENTS, PACK, PACK_TRANSPOSED
+cdef enum:
+    BATCHES = 4   # kinds of tasks in a stage, at most
 
+ctypedef struct Batch:     # the tasks of one kind within a stage
+    void (*run)(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil
+    Py_ssize_t count
+    const char* name
+    int layer              # -1 outside the blocks
+    const Block* block
+    const Section* section
+    const Linear* linears  # of what is packed, or whose gradients are computed
+    int linear_count
+    int transposed
 
-ctypedef struct Part:  # the tasks of one kind within a stage
-    Task kind
-    Py_ssize_t layer
-    int group
+ctypedef struct Stage:
+    int count
+    Batch[4] batches
 
-
-cdef inline Part of(Task kind, Py_ssize_t layer=0, int group=0) noexcept nogil:
-    return Part(kind, layer, group)
-
-
-cdef Py_ssize_t tasks_of(Pass* p, Part part) noexcept nogil
-
-
-# What a call runs: parts of the forward, or all of it with the backward.
-cdef enum Program:
-    RUN_EMBED, RUN_BLOCKS, RUN_FORWARD, RUN_TRAINING, RUN_FREEZE
-
-cdef struct Job:
+ctypedef struct Job:       # a list of stages for a team
     Pass* p
-    Program program
-    int is_double
-
+    const Stage* stages
+    Py_ssize_t count
 
 cdef void work(void* job, Team* team, int thread) noexcept nogil
+
+cdef class Schedule:
+    cdef Pass* p
+    cdef object memory
+    cdef Stage* stages
+    cdef Py_ssize_t count, capacity
+    cdef Batch of_heads(self, const char* name, int layer, Py_ssize_t count,
+                        void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept
+    cdef void stage(self, Batch batch) except *
+    cdef void beside(self, Batch batch) except *
+    cdef void embed(self) except *
+    cdef void blocks(self) except *
+    cdef void forward(self) except *
+    cdef void backward(self) except *
+    cdef void block_again(self, int layer) except *
+    cdef void freeze(self) except *
+    cdef void pack_first_block(self) except *

@@ -1,190 +1,338 @@
 """A pass over the model as a list of stages: forward, and forward with backward, each on one screen.
 
-A stage is some kinds of tasks, which the threads of the team share out, and a barrier. What the tasks do is in _embed.pyx, _block.pyx,
-_head.pyx and _weights.pyx; what is where in memory, and how the work is cut, in _engine.pyx.
+A stage is some kinds of tasks, which the threads of the team share out, and a barrier. `Schedule` makes the list once for a plan and a
+number of threads; `work` is what each thread of the team does with it. What a task does is in steps/, what is where in memory and how the
+work is cut in plan.pyx.
 """
 
-from .block cimport (
-    block_backward_task, block_task, heads_backward_task, heads_task, mlp_backward_task, mlp_task, qkv_backward_task, qkv_task,
-)
-from .embed cimport embed_task, positions_backward_task
-from .head cimport (
-    final_norm_gradients, head_tasks, logits_backward_task, logits_task, loss_task, pool_backward_task, pool_task,
-)
-from .kernels cimport real
-from .state cimport Pass
+import numpy as np
+
+from .kernels cimport Kernels
+from .steps.attention cimport heads_backward_task, heads_of_rows, heads_of_rows_backward, heads_task
+from .steps.embed cimport embed_task, tokens_backward_task
+from .steps.loss cimport head_tasks, logits_backward_task, logits_task, loss_task
+from .steps.norm cimport norm_sums
+from .steps.pool cimport final_norm_sums, pool_backward_task, pool_task
+from .steps.weights cimport gradient_count, gradient_task, pack_count, pack_task
+from .task cimport Block, Linear, Pass, Section, Task, block_start
 from .team cimport Team, Turn, sync, take, turn_of
-from .weights cimport HEAD, MLP, PATCH, QKV, Group, gradient_task, gradient_tasks, pack_task, pack_tasks
 
 
-cdef Py_ssize_t tasks_of(Pass* p, Part part) noexcept nogil:
-    """How many; none for a block before the first or after the last."""
-    if part.kind in (QKV_ROWS, MLP_ROWS, MLP_AGAIN, BLOCK, MLP_BACKWARD, QKV_BACKWARD, BLOCK_BACKWARD):
-        return p.row_blocks
-    if part.kind == EMBED:
-        return p.image_groups * p.bands
-    if part.kind == HEADS:
-        return p.head_tasks
-    if part.kind == HEADS_BACKWARD:
-        return p.head_backward_tasks
-    if part.kind == LOGITS:
-        return head_tasks(p, p.classes)
-    if part.kind == LOGITS_BACKWARD:
-        return head_tasks(p, p.D)
-    if part.kind == POSITIONS_BACKWARD:
-        return p.T + 1  # and the final norm's parameters
-    if part.kind in (GRADIENTS, PACK, PACK_TRANSPOSED):
-        if part.group in (QKV, MLP) and not 0 <= part.layer < p.L:
-            return 0
-        return gradient_tasks(p, <Group> part.group) if part.kind == GRADIENTS else pack_tasks(p, <Group> part.group)
-    return p.image_groups
+# ------------------------------------------------------------------------------------------------ tasks over blocks of rows
+cdef inline Task rows_task(const Task* t, Py_ssize_t block) noexcept nogil:
+    cdef Task rows = t[0]
+    rows.block, rows.first = block, block_start(t.p, block)
+    rows.rows = block_start(t.p, block + 1) - rows.first
+    return rows
 
 
-cdef void perform(real* s, Pass* p, Part part, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t layer = part.layer
-    if p.idle:
-        return
-    if part.kind == EMBED:
-        embed_task(s, p, task)
-    elif part.kind == QKV_ROWS:
-        qkv_task(s, p, layer, task)
-    elif part.kind == HEADS:
-        heads_task(s, p, layer, task)
-    elif part.kind in (MLP_ROWS, MLP_AGAIN):
-        mlp_task(s, p, layer, task, part.kind == MLP_ROWS)
-    elif part.kind == BLOCK:
-        block_task(s, p, layer, task)
-    elif part.kind == POOL:
-        pool_task(s, p, task)
-    elif part.kind == LOGITS:
-        logits_task(s, p, task)
-    elif part.kind == LOSS:
-        loss_task(s, p, task)
-    elif part.kind == LOGITS_BACKWARD:
-        logits_backward_task(s, p, task)
-    elif part.kind == POOL_BACKWARD:
-        pool_backward_task(s, p, task)
-    elif part.kind == MLP_BACKWARD:
-        mlp_backward_task(s, p, layer, task)
-    elif part.kind == HEADS_BACKWARD:
-        heads_backward_task(s, p, layer, task)
-    elif part.kind == QKV_BACKWARD:
-        qkv_backward_task(s, p, layer, task)
-    elif part.kind == BLOCK_BACKWARD:
-        block_backward_task(s, p, layer, task)
-    elif part.kind == POSITIONS_BACKWARD:
-        if task < p.T:
-            positions_backward_task(s, p, task)
-        else:
-            final_norm_gradients(s, p)
-    elif part.kind == GRADIENTS:
-        gradient_task(s, p, <Group> part.group, layer, task)
+cdef inline void steps_forward(const Task* t, const Section* section) noexcept nogil:
+    cdef int i
+    for i in range(section.count):
+        if section.steps[i].forward != NULL:
+            section.steps[i].forward(t, &section.steps[i])
+
+
+cdef inline void steps_backward(const Task* t, const Section* section) noexcept nogil:
+    cdef int i
+    for i in range(section.count - 1, -1, -1):
+        if section.steps[i].backward != NULL:
+            section.steps[i].backward(t, &section.steps[i])
+
+
+cdef void run_rows(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    cdef Task rows = rows_task(t, task)
+    steps_forward(&rows, batch.section)
+
+
+cdef void run_rows_again(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    """What a checkpointed block did not keep of its rows."""
+    cdef Task rows = rows_task(t, task)
+    cdef int i
+    for i in range(batch.section.count):
+        if batch.section.steps[i].recompute != NULL:
+            batch.section.steps[i].recompute(&rows, &batch.section.steps[i])
+
+
+cdef void run_rows_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    cdef Task rows = rows_task(t, task)
+    steps_backward(&rows, batch.section)
+
+
+cdef void run_block(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    """Short images: all of a block for the images of these rows."""
+    cdef Task rows = rows_task(t, task)
+    steps_forward(&rows, &batch.block.before)
+    heads_of_rows(&rows, batch.block)
+    steps_forward(&rows, &batch.block.after)
+
+
+cdef void run_block_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    cdef Task rows = rows_task(t, task)
+    steps_backward(&rows, &batch.block.after)
+    heads_of_rows_backward(&rows, batch.block)
+    steps_backward(&rows, &batch.block.before)
+
+
+# ------------------------------------------------------------------------------------------------------------- other tasks
+cdef void run_embed(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    embed_task(t, task)
+
+
+cdef void run_heads(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    heads_task(t, batch.block, task)
+
+
+cdef void run_heads_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    heads_backward_task(t, batch.block, task)
+
+
+cdef void run_pool(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    pool_task(t, task)
+
+
+cdef void run_pool_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    pool_backward_task(t, task)
+
+
+cdef void run_logits(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    logits_task(t, task)
+
+
+cdef void run_logits_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    logits_backward_task(t, task)
+
+
+cdef void run_loss(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    loss_task(t, task)
+
+
+cdef void run_tokens_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    if task < t.p.T:
+        tokens_backward_task(t, task)
     else:
-        pack_task(s, p, <Group> part.group, part.kind == PACK_TRANSPOSED, layer, task)
+        final_norm_sums(t)
 
 
-ctypedef struct Run:  # one thread's part in a pass
-    Pass* p
-    int is_double
-    Team* team
-    int thread
-    void* scratch
+cdef void run_pack(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    pack_task(t, batch.linears, batch.linear_count, batch.transposed, task)
 
 
-cdef void stage(Run* r, int kinds, const Part* parts) noexcept nogil:
-    """The tasks of these parts, shared out over the team, and a barrier."""
-    cdef Py_ssize_t[3] tasks
-    cdef Py_ssize_t task
+cdef void run_gradients(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    cdef Py_ssize_t tiles = batch.count - (batch.section.norm_count if batch.section != NULL else 0)
+    if task < tiles:
+        gradient_task(t, batch.linears, batch.linear_count, task)
+    else:
+        norm_sums(t.p, &batch.section.norms[task - tiles])
+
+
+# ---------------------------------------------------------------------------------------------------- batches of tasks
+cdef Batch batch(const char* name, Py_ssize_t count, void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
+    cdef Batch b
+    b.name, b.count, b.run = name, count, run
+    b.layer, b.block, b.section, b.linears, b.linear_count, b.transposed = -1, NULL, NULL, NULL, 0, 0
+    return b
+
+
+cdef Batch of_rows(Pass* p, const char* name, int layer, const Section* section,
+                   void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
+    cdef Batch b = batch(name, p.row_blocks, run)
+    b.layer, b.block, b.section = layer, &p.blocks[layer], section
+    return b
+
+
+cdef Batch pack(Pass* p, int layer, const Linear* linears, int count, bint transposed) noexcept:
+    cdef Batch b = batch("pack transposed" if transposed else "pack", pack_count(p, linears, count), run_pack)
+    b.layer, b.linears, b.linear_count, b.transposed = layer, linears, count, transposed
+    return b
+
+
+cdef Batch pack_section(Pass* p, int layer, bint after, bint transposed) noexcept:
+    """The matrices of one half of a block; nothing for a block that is not there."""
+    cdef const Section* section
+    if not 0 <= layer < p.L:
+        return pack(p, layer, NULL, 0, transposed)
+    section = &p.blocks[layer].after if after else &p.blocks[layer].before
+    return pack(p, layer, section.linears, section.linear_count, transposed)
+
+
+cdef Batch gradients(Pass* p, int layer, bint after) noexcept:
+    """Tiles of the weight gradients of one half of a block, and a task for each norm's sums."""
+    cdef const Section* section = &p.blocks[layer].after if after else &p.blocks[layer].before
+    cdef Batch b = batch("weight gradients", gradient_count(p, section.linears, section.linear_count) + section.norm_count, run_gradients)
+    b.layer, b.block, b.section, b.linears, b.linear_count = layer, &p.blocks[layer], section, section.linears, section.linear_count
+    return b
+
+
+cdef Batch gradients_of(Pass* p, const Linear* linear) noexcept:
+    cdef Batch b = batch("weight gradients", gradient_count(p, linear, 1), run_gradients)
+    b.linears, b.linear_count = linear, 1
+    return b
+
+
+cdef class Schedule:
+    """The stages of one kind of pass."""
+
+    def __cinit__(self):
+        self.count = self.capacity = 0
+
+    cdef void stage(self, Batch batch) except *:
+        """Begin a stage with these tasks."""
+        if self.count == self.capacity:
+            self.capacity = 2 * self.capacity + 16
+            grown = np.zeros(self.capacity * sizeof(Stage), np.uint8)
+            if self.count:
+                grown[: self.memory.size] = self.memory
+            self.memory = grown
+            self.stages = <Stage*> <size_t> grown.ctypes.data
+        self.stages[self.count].count = 0
+        self.count += 1
+        self.beside(batch)
+
+    cdef void beside(self, Batch batch) except *:
+        """More tasks for the stage begun last."""
+        cdef Stage* stage = &self.stages[self.count - 1]
+        if batch.count > 0:
+            assert stage.count < BATCHES
+            stage.batches[stage.count] = batch
+            stage.count += 1
+
+    # ----------------------------------------------------------------------------------------------------------- forward
+    cdef void forward(self) except *:
+        self.embed()
+        self.blocks()
+        self.stage(batch("pool", self.p.image_groups, run_pool))
+        self.stage(batch("logits", head_tasks(self.p, self.p.classes), run_logits))
+
+    cdef void embed(self) except *:
+        cdef Pass* p = self.p
+        self.stage(pack(p, -1, &p.embed, 1, False))
+        self.beside(pack_section(p, 0, False, False) if p.L else pack(p, -1, &p.head, 1, False))
+        self.stage(batch("embed", p.image_groups * p.bands, run_embed))
+        if p.whole_blocks:
+            self.beside(pack_section(p, 0, True, False))
+
+    cdef void blocks(self) except *:
+        """Each stage also packs the weights that the next one needs."""
+        cdef Pass* p = self.p
+        cdef Block* block
+        cdef Batch ahead
+        cdef int i
+        for i in range(<int> p.L):
+            block = &p.blocks[i]
+            ahead = pack_section(p, i + 1, False, False) if i + 1 < p.L else pack(p, -1, &p.head, 1, False)
+            if p.whole_blocks:
+                self.stage(of_rows(p, "block", i, NULL, run_block))
+                self.beside(ahead)
+                self.beside(pack_section(p, i + 1, True, False))
+                continue
+            self.stage(of_rows(p, "rows before attention", i, &block.before, run_rows))
+            self.stage(self.of_heads("heads", i, p.head_tasks, run_heads))
+            self.beside(pack_section(p, i, True, False))
+            self.stage(of_rows(p, "rows after attention", i, &block.after, run_rows))
+            self.beside(ahead)
+
+    cdef Batch of_heads(self, const char* name, int layer, Py_ssize_t count,
+                        void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
+        cdef Batch b = batch(name, count, run)
+        b.layer, b.block = layer, &self.p.blocks[layer]
+        return b
+
+    # ---------------------------------------------------------------------------------------------------------- backward
+    cdef void backward(self) except *:
+        """Weight gradients run right after the rows stage that wrote their packed dy, while those are in the cache."""
+        cdef Pass* p = self.p
+        cdef Block* block
+        cdef int i, last = <int> p.L - 1
+        self.stage(batch("loss", p.image_groups, run_loss))
+        self.beside(pack(p, -1, &p.head, 1, True))
+        self.stage(batch("logits backward", head_tasks(p, p.D), run_logits_backward))
+        self.beside(gradients_of(p, &p.head))
+        self.stage(batch("pool backward", p.image_groups, run_pool_backward))
+        self.beside(pack_section(p, last, True, True))
+        if p.whole_blocks:
+            self.beside(pack_section(p, last, False, True))
+        for i in range(last, -1, -1):
+            block = &p.blocks[i]
+            if p.whole_blocks:
+                self.stage(of_rows(p, "block backward", i, NULL, run_block_backward))
+                self.beside(pack_section(p, i - 1, True, True))
+                self.beside(pack_section(p, i - 1, False, True))
+                self.stage(gradients(p, i, True))
+                self.beside(gradients(p, i, False))
+                continue
+            if p.checkpoint and i < last:
+                self.block_again(i)
+            self.stage(of_rows(p, "rows after attention, backward", i, &block.after, run_rows_backward))
+            self.stage(gradients(p, i, True))
+            self.beside(self.of_heads("heads backward", i, p.head_backward_tasks, run_heads_backward))
+            self.beside(pack_section(p, i, False, True))
+            self.stage(of_rows(p, "rows before attention, backward", i, &block.before, run_rows_backward))
+            self.stage(gradients(p, i, False))
+            self.beside(pack_section(p, i - 1, False, False) if p.checkpoint else pack_section(p, i - 1, True, True))
+        self.stage(gradients_of(p, &p.embed))
+        self.beside(batch("tokens backward", p.T + 1, run_tokens_backward))
+
+    cdef void block_again(self, int layer) except *:
+        """What a checkpointed block did not keep, from its input, bit for bit (Chen et al. 2016, arXiv:1604.06174)."""
+        cdef Pass* p = self.p
+        cdef Block* block = &p.blocks[layer]
+        self.stage(of_rows(p, "rows before attention, again", layer, &block.before, run_rows_again))
+        self.stage(self.of_heads("heads, again", layer, p.head_tasks, run_heads))
+        self.beside(pack_section(p, layer, True, False))
+        self.stage(of_rows(p, "rows after attention, again", layer, &block.after, run_rows_again))
+        self.stage(pack_section(p, layer, True, True))
+
+    # ------------------------------------------------------------------------------------------------------ parts of a pass
+    cdef void pack_first_block(self) except *:
+        self.stage(pack_section(self.p, 0, False, False))
+        self.beside(pack_section(self.p, 0, True, False))
+
+    cdef void freeze(self) except *:
+        """Pack all weights, each block's in a place of its own."""
+        cdef Pass* p = self.p
+        cdef int i
+        self.stage(pack(p, -1, &p.embed, 1, False))
+        self.beside(pack(p, -1, &p.head, 1, False))
+        for i in range(<int> p.L):
+            self.stage(pack_section(p, i, False, False))
+            self.beside(pack_section(p, i, True, False))
+
+    def listing(self):
+        """The stages as a list of lists of (name, block or -1, tasks)."""
+        cdef Stage* stage
+        cdef Py_ssize_t i
+        cdef int k
+        stages = []
+        for i in range(self.count):
+            stage = &self.stages[i]
+            stages.append([(stage.batches[k].name.decode(), stage.batches[k].layer, stage.batches[k].count) for k in range(stage.count)])
+        return stages
+
+
+# -------------------------------------------------------------------------------------------------------- running a pass
+cdef void work(void* argument, Team* team, int thread) noexcept nogil:
+    """One thread's part in a pass."""
+    cdef Job* job = <Job*> argument
+    cdef const Stage* stage
+    cdef Py_ssize_t[BATCHES] tasks
+    cdef Py_ssize_t i, number
     cdef int kind
     cdef Turn turn
-    for kind in range(kinds):
-        tasks[kind] = tasks_of(r.p, parts[kind])
-    turn = turn_of(r.team, r.thread, kinds, tasks)
-    task = take(&turn, &kind)
-    while task >= 0:
-        if r.is_double:
-            perform(<double*> r.scratch, r.p, parts[kind], task)
-        else:
-            perform(<float*> r.scratch, r.p, parts[kind], task)
-        task = take(&turn, &kind)
-    sync(r.team)
-
-
-cdef void forward(Run* r) noexcept nogil:
-    embed(r)
-    blocks(r)
-    stage(r, 1, [of(POOL)])
-    stage(r, 1, [of(LOGITS)])
-
-
-cdef void embed(Run* r) noexcept nogil:
-    stage(r, 2, [of(PACK, 0, PATCH), of(PACK, 0, QKV if r.p.L else HEAD)])
-    stage(r, 2 if r.p.together else 1, [of(EMBED), of(PACK, 0, MLP)])
-
-
-cdef void blocks(Run* r) noexcept nogil:
-    """Each stage also packs the weights that the next one needs."""
-    cdef Py_ssize_t i
-    for i in range(r.p.L):
-        if r.p.together:
-            stage(r, 3, [of(BLOCK, i), of(PACK, i + 1, QKV) if i + 1 < r.p.L else of(PACK, 0, HEAD), of(PACK, i + 1, MLP)])
+    cdef Task t
+    t.p, t.K = job.p, job.p.K
+    t.scratch = job.p.scratch + thread * job.p.scratch_stride
+    t.first = t.rows = t.block = 0
+    for i in range(job.count):
+        stage = &job.stages[i]
+        if stage.count == 0:  # a frozen model packs nothing
             continue
-        stage(r, 1, [of(QKV_ROWS, i)])
-        stage(r, 2, [of(HEADS, i), of(PACK, i, MLP)])
-        stage(r, 2, [of(MLP_ROWS, i), of(PACK, i + 1, QKV) if i + 1 < r.p.L else of(PACK, 0, HEAD)])
-
-
-cdef void block_again(Run* r, Py_ssize_t i) noexcept nogil:
-    """What a checkpointed block did not keep, from its input, bit for bit (Chen et al. 2016, arXiv:1604.06174)."""
-    stage(r, 1, [of(QKV_ROWS, i)])
-    stage(r, 2, [of(HEADS, i), of(PACK, i, MLP)])
-    stage(r, 1, [of(MLP_AGAIN, i)])
-    stage(r, 1, [of(PACK_TRANSPOSED, i, MLP)])
-
-
-cdef void backward(Run* r) noexcept nogil:
-    """The gradients of weights come as soon as the rows have made what they need: that is still near then."""
-    cdef Py_ssize_t i
-    stage(r, 2, [of(LOSS), of(PACK_TRANSPOSED, 0, HEAD)])
-    stage(r, 2, [of(LOGITS_BACKWARD), of(GRADIENTS, 0, HEAD)])
-    stage(r, 3 if r.p.together else 2, [of(POOL_BACKWARD), of(PACK_TRANSPOSED, r.p.L - 1, MLP), of(PACK_TRANSPOSED, r.p.L - 1, QKV)])
-    for i in range(r.p.L - 1, -1, -1):
-        if r.p.together:
-            stage(r, 3, [of(BLOCK_BACKWARD, i), of(PACK_TRANSPOSED, i - 1, MLP), of(PACK_TRANSPOSED, i - 1, QKV)])
-            stage(r, 2, [of(GRADIENTS, i, MLP), of(GRADIENTS, i, QKV)])
-            continue
-        if r.p.checkpoint and i + 1 < r.p.L:
-            block_again(r, i)
-        stage(r, 1, [of(MLP_BACKWARD, i)])
-        stage(r, 3, [of(GRADIENTS, i, MLP), of(HEADS_BACKWARD, i), of(PACK_TRANSPOSED, i, QKV)])
-        stage(r, 1, [of(QKV_BACKWARD, i)])
-        stage(r, 2, [of(GRADIENTS, i, QKV), of(PACK, i - 1, QKV) if r.p.checkpoint else of(PACK_TRANSPOSED, i - 1, MLP)])
-    stage(r, 2, [of(GRADIENTS, 0, PATCH), of(POSITIONS_BACKWARD)])
-
-
-cdef void freeze(Run* r) noexcept nogil:
-    """Pack all weights, each block's in a place of its own."""
-    cdef Py_ssize_t i
-    stage(r, 2, [of(PACK, 0, PATCH), of(PACK, 0, HEAD)])
-    for i in range(r.p.L):
-        stage(r, 2, [of(PACK, i, QKV), of(PACK, i, MLP)])
-
-
-cdef void work(void* argument, Team* team, int thread) noexcept nogil:
-    cdef Job* job = <Job*> argument
-    cdef Run run
-    cdef Run* r = &run
-    r.p, r.is_double, r.team, r.thread = job.p, job.is_double, team, thread
-    r.scratch = <char*> r.p.scratch + thread * r.p.scratch_stride * (sizeof(double) if r.is_double else sizeof(float))
-    if job.program == RUN_EMBED:
-        embed(r)
-    elif job.program == RUN_BLOCKS:
-        if not r.p.frozen:
-            stage(r, 2, [of(PACK, 0, QKV), of(PACK, 0, MLP)])
-        blocks(r)
-    elif job.program == RUN_FREEZE:
-        freeze(r)
-    else:
-        forward(r)
-        if job.program == RUN_TRAINING:
-            backward(r)
+        for kind in range(stage.count):
+            tasks[kind] = stage.batches[kind].count
+        turn = turn_of(team, thread, stage.count, tasks)
+        number = take(&turn, &kind)
+        while number >= 0:
+            if not job.p.idle:
+                stage.batches[kind].run(&t, &stage.batches[kind], number)
+            number = take(&turn, &kind)
+        sync(team)

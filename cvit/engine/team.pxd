@@ -13,6 +13,6 @@ cdef extern from "team.h" nogil:
 # What one thread of a team does: called once by each of them, with its number.
 ctypedef void (*Work)(void* job, Team* team, int thread) noexcept nogil
 
-cdef Kernels selected() noexcept
+cdef const Kernels* kernels_of(Py_ssize_t size) except NULL
 cdef int team_size(Py_ssize_t tasks) noexcept nogil
 cdef void run_team(int size, Work work, void* job) noexcept nogil

@@ -1,0 +1,206 @@
+"""What the steps of a pass share: where rows lie, what a step knows, what a task gets.
+
+Letters as everywhere: N images, T tokens, D width, H heads, F hidden width, C channels, P patch, L blocks; R = N·T rows of tokens.
+Every offset counts bytes, every stride (`ld`) elements; -1 stands for a weight that the model lacks.
+"""
+
+from .kernels cimport Kernels, Matrix, matrix
+
+# ------------------------------------------------------------------------------------------------------------ where rows lie
+cdef enum Place:
+    ARENA        # the plan's own memory
+    LENT         # the gradient vector, which holds activations until gradients are written there
+    STAGE        # between the stages of a block; in the thread's scratch where a task takes its rows through the whole block
+    SCRATCH      # the thread's scratch
+
+ctypedef struct Slot:
+    Place place
+    Py_ssize_t at      # bytes from where the place begins to row 0 (SCRATCH: to the task's first row)
+    Py_ssize_t own     # STAGE: the same in the thread's scratch
+    Py_ssize_t ld
+
+# ---------------------------------------------------------------------------------------------------------------- weights
+cdef enum:
+    MATRICES = 3       # of one Linear, at most
+    HINTS = 3          # products of one step that fetch something, at most
+
+ctypedef struct NormUse:   # the norm between a kept slot and the product that reads it
+    int given
+    Slot mean, rstd        # one value a row
+    Py_ssize_t scale, shift
+
+ctypedef struct Linear:
+    Py_ssize_t k, n
+    int count                       # matrices side by side
+    Py_ssize_t[3] weight, bias      # in the flat weights, and their gradients in the flat gradient
+    Py_ssize_t[3] packed            # of W or Wᵀ in the packed weights,
+    Py_ssize_t[3] packed_in_block   # and relative to the block's panels
+    Py_ssize_t[3] panels            # in the arena: dy, packed for the weight gradient
+    Py_ssize_t layer_scale          # in the flat weights
+    Py_ssize_t scaled_bias          # in the packed weights: the bias times the layer scale
+    Py_ssize_t scale_sums           # in the arena: parts of the layer scale's gradient
+    Slot input                      # the rows that the weight gradient multiplies dy by,
+    NormUse norm                    # through this norm
+    Py_ssize_t rows, segments, input_segment  # of the input, in `segments` runs `input_segment` bytes apart
+    Py_ssize_t dy, dy_ld, dy_segment  # the embedding's and the head's: where dy lies in the arena unpacked; dy is -1 for the others
+
+# ------------------------------------------------------------------------------------------------------------------- steps
+ctypedef struct Hint:          # what a product fetches while it runs: this slot's rows, of this task or of the next one
+    int given, next_task
+    Slot slot
+
+ctypedef struct Step:
+    void (*forward)(const Task*, const Step*) noexcept nogil
+    void (*recompute)(const Task*, const Step*) noexcept nogil   # forward again for a checkpointed block's backward; may be NULL
+    void (*backward)(const Task*, const Step*) noexcept nogil    # may be NULL
+    Slot source, target, add
+    Slot d_source, d_target
+    int source_is_packed       # the norm before left its rows as packed rows in the scratch
+    int accumulate             # d_source already holds a part of its gradient
+    int target_is_cached, d_source_is_cached   # hints: rows that the task has touched
+    Hint[3] forward_hints, backward_hints      # of each product of the step
+    int role                   # what kind of step it is, for the hints
+    Py_ssize_t width
+    # a norm's
+    double eps
+    Py_ssize_t scale, shift, partial           # partial: bytes from a unit's part of the norm gradients
+    Slot mean, rstd
+    # products'
+    Linear* linear
+    Linear* second
+    Slot hidden, d_hidden      # a hidden block's rows before the activation, and in the scratch
+    Slot packed                # packed rows in the scratch
+    int kind, gated            # of an activation
+
+cdef enum Role:
+    NORM
+    LINEAR
+    ACTIVATION
+    HIDDEN
+    QUERY_PARTS
+
+ctypedef struct NormSum:       # a norm whose gradients are sums over the units of rows
+    Py_ssize_t partial, scale, shift, width
+
+ctypedef struct Section:       # the steps of a rows stage, and the weights that they use
+    Step* steps
+    int count
+    Linear* linears
+    int linear_count
+    NormSum* norms
+    int norm_count
+
+ctypedef struct Heads:
+    Py_ssize_t heads, dh
+    Slot qkv, o, lse           # lse: (N, H, T), row = token of all heads' tokens
+    Slot d_qkv, d_o
+    Py_ssize_t dq_parts        # in the arena: (key parts - 1, R, D)
+
+ctypedef struct Block:
+    Section before
+    Heads heads
+    Section after
+
+# ------------------------------------------------------------------------------------------------------------------- a pass
+ctypedef struct Pass:
+    const Kernels* K
+    Py_ssize_t N, T, D, L, R, classes
+    int training, frozen, checkpoint
+    int hints                  # whether products fetch what is read next: no result depends on it
+    int idle                   # tasks are taken and not done: what a pass costs beside its kernels
+    int whole_blocks           # a task takes its rows, which are whole images, through a whole block
+    double smoothing
+    # how the work is cut
+    Py_ssize_t panel           # rows of a register tile
+    Py_ssize_t units, unit_images           # the smallest blocks of token rows: so many short images, or, if 0, a few panels
+    Py_ssize_t row_blocks, block_rows       # blocks for as many threads as there are; the most rows that one may have
+    Py_ssize_t image_groups, bands          # bands of patch rows
+    Py_ssize_t query_parts, key_parts       # of a head, for forward and backward
+    Py_ssize_t head_tasks, head_backward_tasks
+    Py_ssize_t tile_area, tile_rows         # of weight gradients: values of a tile, its fewest rows
+    # the embedding
+    Py_ssize_t channels, height, width, patch, patches, features   # features = C·P·P
+    Py_ssize_t prefix, prefix_tokens, positions, positions_of_prefix
+    Linear embed
+    # the end
+    Py_ssize_t pool_first, pool_count, pooled_rows   # pooled_rows: of the logits, N, or N·T where every token has its own
+    int pool_each, final_norm
+    double final_eps
+    Py_ssize_t final_scale, final_shift
+    Linear head
+    # memory
+    char* images
+    const long long* labels
+    char* weights
+    char* grad
+    char* lent                 # grad's first whole cache line
+    char* arena
+    char* stage_rows
+    char* packed
+    char* scratch              # one piece for each thread
+    Py_ssize_t scratch_stride, private_at   # private_at: where STAGE slots lie in a thread's scratch
+    # buffers in the arena
+    Py_ssize_t patches_at, dx, partial, partial_stride, final_partial
+    Py_ssize_t final_mean, final_rstd, pooled, logits, losses, dlogits, dpooled
+    Slot first_x, last_x       # the first block's input, the last one's output
+    Block* blocks
+
+ctypedef struct Task:
+    Pass* p
+    const Kernels* K
+    char* scratch
+    Py_ssize_t first, rows     # the token rows of the task
+    Py_ssize_t block           # its number among the blocks of rows
+
+
+# ------------------------------------------------------------------------------------------------------------- cutting
+cdef inline Py_ssize_t part_start(Py_ssize_t count, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
+    """Where part i of `parts` equal parts of `count` things begins."""
+    return count * i if parts == 1 else count * i // parts
+
+
+cdef inline Py_ssize_t unit_start(const Pass* p, Py_ssize_t unit) noexcept nogil:
+    """The first row of a unit: whole images, or equal ones of whole panels, so that the products' tiles are full but for the last."""
+    if p.unit_images:
+        return min(p.R, unit * p.unit_images * p.T)
+    return min(p.R, part_start((p.R + p.panel - 1) // p.panel, p.units, unit) * p.panel)
+
+
+cdef inline Py_ssize_t block_start(const Pass* p, Py_ssize_t block) noexcept nogil:
+    """The first row of a block of token rows, which is a few units."""
+    return unit_start(p, part_start(p.units, p.row_blocks, block))
+
+
+# ----------------------------------------------------------------------------------------------------------- addresses
+cdef inline char* offset_of(char* base, Py_ssize_t offset) noexcept nogil:
+    """base + offset; NULL for an offset of -1."""
+    return NULL if offset < 0 else base + offset
+
+
+cdef inline char* row_of(const Task* t, const Slot* slot, Py_ssize_t row) noexcept nogil:
+    """Where a row of tokens lies; of SCRATCH and of a whole block's STAGE the task's own rows alone exist."""
+    cdef Py_ssize_t stride = slot.ld * t.K.size
+    if slot.place == ARENA:
+        return t.p.arena + slot.at + row * stride
+    if slot.place == LENT:
+        return t.p.lent + slot.at + row * stride
+    if slot.place == STAGE and not t.p.whole_blocks:
+        return t.p.stage_rows + slot.at + row * stride
+    return t.scratch + (t.p.private_at + slot.own if slot.place == STAGE else slot.at) + (row - t.first) * stride
+
+
+cdef inline Matrix rows_of(const Task* t, const Slot* slot) noexcept nogil:
+    """The task's rows of a slot."""
+    return matrix(row_of(t, slot, t.first), slot.ld)
+
+
+cdef inline Matrix columns(const Kernels* K, Matrix x, Py_ssize_t first) noexcept nogil:
+    """x from column `first` on."""
+    return matrix(<char*> x.at + first * K.size, x.ld)
+
+
+cdef inline Matrix hinted(const Task* t, const Hint* hint) noexcept nogil:
+    """What a hint stands for in this task."""
+    if not hint.given:
+        return matrix(NULL, 0)
+    return matrix(row_of(t, &hint.slot, t.first + (t.rows if hint.next_task else 0)), hint.slot.ld)
