@@ -1,4 +1,5 @@
 #include "../cvit.h"
+#define ISA "avx2"
 
 #define TABLE cvit_avx2_f32
 #define TABLE_TYPE cvit_f32

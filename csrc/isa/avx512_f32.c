@@ -1,4 +1,5 @@
 #include "../cvit.h"
+#define ISA "avx512"
 
 #define TABLE cvit_avx512_f32
 #define TABLE_TYPE cvit_f32

@@ -1,4 +1,5 @@
 #include "../cvit.h"
+#define ISA "portable"
 
 #define TABLE cvit_portable_f64
 #define TABLE_TYPE cvit_f64

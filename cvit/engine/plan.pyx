@@ -623,7 +623,8 @@ cdef class Plan:
     cpdef int threads(self):
         """Threads that a call uses now: no more than its widest stage has tasks, and no more than its work is worth."""
         cdef Pass* p = &self.p
-        cdef Py_ssize_t worth = 1 + <Py_ssize_t> ((3 if p.training else 1) * self.flops / THREAD_FLOPS)
+        cdef double flops = 3 * self.flops if p.training else self.flops
+        cdef Py_ssize_t worth = 1 + int(flops / THREAD_FLOPS)
         return team_size(min(worth, max(p.units, p.N * self._heads() * self._most_query_parts(), p.image_groups, 4)))
 
     cdef Schedule _schedule(self, kind):

@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from cython.parallel cimport parallel, threadid
-from .kernels cimport Kernels, cvit_table, cvit_tables, probe_flops, probe_stream
+from .kernels cimport Kernels, Table, cvit_tables
 
 cdef extern from "team.h" nogil:
     void cvit_team_init(Team* team, int size)
@@ -19,7 +19,7 @@ cdef extern from "team.h" nogil:
     int cvit_omp_max_threads()
     int cvit_has_openmp()
 
-cdef const cvit_table* tables
+cdef const Table* tables
 cdef int table_count
 cdef int chosen = 0
 tables = cvit_tables(&table_count)
@@ -32,17 +32,17 @@ cdef int after_fork = 0
 
 def isa_names(bint supported_only=True):
     """Instruction sets of this build, from the plainest to the best; with `supported_only`, those this machine runs."""
-    return [tables[i].name.decode() for i in range(table_count) if tables[i].supported or not supported_only]
+    return [tables[i].kernels.isa.decode() for i in range(0, table_count, 2) if tables[i].supported or not supported_only]
 
 
 def get_isa():
-    return tables[chosen].name.decode()
+    return tables[chosen].kernels.isa.decode()
 
 
 def set_isa(name):
     global chosen
-    for i in range(table_count):
-        if tables[i].name.decode() == name and tables[i].supported:
+    for i in range(0, table_count, 2):
+        if tables[i].kernels.isa.decode() == name and tables[i].supported:
             chosen = i
             return
     raise ValueError(f"isa must be one of {isa_names()} on this machine, got {name!r}")
@@ -50,14 +50,15 @@ def set_isa(name):
 
 def tile_sizes():
     """(MR, NR, KC) of the selected float32 table, see csrc/gemm.inc."""
-    return tables[chosen].f32.mr, tables[chosen].f32.nr, tables[chosen].f32.kc
+    return tables[chosen].kernels.mr, tables[chosen].kernels.nr, tables[chosen].kernels.kc
 
 
-cdef Kernels selected() noexcept:
-    cdef Kernels kernels
-    kernels.f32 = tables[chosen].f32
-    kernels.f64 = tables[chosen].f64
-    return kernels
+cdef const Kernels* kernels_of(Py_ssize_t size) except NULL:
+    cdef int i
+    for i in range(chosen, table_count):
+        if tables[i].kernels.size == size:
+            return tables[i].kernels
+    raise ValueError
 
 
 def has_openmp():
@@ -114,68 +115,3 @@ cdef void run_team(int size, Work work, void* job) noexcept nogil:
         sync(&team)  # meet here, where waiting is cheap, and not in OpenMP's own barrier
 
 
-# ------------------------------------------------------------------------------------ what the machine can do at most
-cdef struct Probe:
-    Kernels kernels
-    Py_ssize_t rounds, n
-    void* x
-    void* y
-    int is_double
-
-
-cdef void flops_work(void* job, Team* team, int thread) noexcept nogil:
-    cdef Probe* p = <Probe*> job
-    if p.is_double:
-        probe_flops(&p.kernels, p.rounds, <double*> p.x)
-    else:
-        probe_flops(&p.kernels, p.rounds, <float*> p.x)
-
-
-cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
-    cdef Probe* p = <Probe*> job
-    cdef Py_ssize_t first = p.n // size_of(team) * thread
-    probe_stream(&p.kernels, p.n // size_of(team), <float> 1e-3, <float*> p.x + first, <float*> p.y + first)
-
-
-def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2):
-    """Multiply-adds in registers on `threads` threads (0: as many as a pass would use), in floating-point operations a second.
-
-    The best of several runs that together take about `seconds`.
-    """
-    cdef Probe probe
-    cdef int size = threads or num_threads()
-    cdef Py_ssize_t vector
-    probe.kernels = selected()
-    probe.x = probe.y = NULL
-    probe.n = 0
-    probe.is_double = np.dtype(dtype) == np.float64
-    vector = (probe.kernels.f64.nr if probe.is_double else probe.kernels.f32.nr) // 2
-    probe.rounds = 200_000
-    best = 0.0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        with nogil:
-            run_team(size, flops_work, &probe)
-        took = time.perf_counter() - start
-        best = max(best, 24.0 * vector * probe.rounds * size / took)
-    return best
-
-
-def measure_bandwidth(int threads=0, double seconds=0.5):
-    """y += f x over 256 MiB on `threads` threads: bytes read and written a second, the best of several runs."""
-    cdef Probe probe
-    cdef int size = threads or num_threads()
-    cdef Py_ssize_t n = 32 << 20
-    cdef float[::1] x = np.ones(n, np.float32), y = np.ones(n, np.float32)
-    probe.kernels = selected()
-    probe.x, probe.y, probe.n = &x[0], &y[0], n
-    probe.is_double = 0
-    best = 0.0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        with nogil:
-            run_team(size, stream_work, &probe)
-        best = max(best, 12.0 * n / (time.perf_counter() - start))
-    return best

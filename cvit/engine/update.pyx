@@ -7,14 +7,18 @@ csrc/update.inc; optim.py validates and owns the state.
 
 import numpy as np
 
-from .kernels cimport Kernels, adamw as adamw_kernel, real, sgd as sgd_kernel, sum_of_squares as sum_kernel
-from .team cimport Team, Turn, run_team, selected, take, team_size, turn_of
+ctypedef fused real:
+    float
+    double
+
+from .kernels cimport Kernels, Update as Run
+from .team cimport Team, Turn, kernels_of, run_team, take, team_size, turn_of
 
 cdef enum:
     CHUNK = 1 << 16
 
 ctypedef struct Update:
-    Kernels kernels
+    const Kernels* K
     Py_ssize_t n, runs
     const long long* decay_runs   # start, stop, start, stop, …
     void* w
@@ -23,22 +27,24 @@ ctypedef struct Update:
     void* v
     double* sums     # of each chunk
     double lr, momentum, beta2, eps, decay, c1, c2, scale
-    int nesterov, is_double
+    int nesterov
 
 
-cdef inline void sgd_run(real* kind, Update* job, Py_ssize_t start, Py_ssize_t stop, double decay) noexcept nogil:
-    sgd_kernel(&job.kernels, stop - start, <real*> job.w + start, <real*> job.g + start,
-               <real*> job.u + start if job.u != NULL else <real*> NULL, <real> job.lr, <real> job.momentum, job.nesterov,
-               <real> decay, <real> job.scale)
+cdef inline void run_of(Update* job, Py_ssize_t start, Py_ssize_t stop, double decay) noexcept nogil:
+    cdef Run r
+    cdef Py_ssize_t size = job.K.size
+    r.n, r.w, r.g = stop - start, <char*> job.w + start * size, <char*> job.g + start * size
+    r.m = <char*> job.u + start * size if job.u != NULL else NULL
+    r.v = <char*> job.v + start * size if job.v != NULL else NULL
+    r.lr, r.beta1, r.beta2, r.eps, r.decay, r.scale = job.lr, job.momentum, job.beta2, job.eps, decay, job.scale
+    r.c1, r.c2, r.nesterov = job.c1, job.c2, job.nesterov
+    if job.v != NULL:
+        job.K.adamw(&r)
+    else:
+        job.K.sgd(&r)
 
 
-cdef inline void adamw_run(real* kind, Update* job, Py_ssize_t start, Py_ssize_t stop, double decay) noexcept nogil:
-    adamw_kernel(&job.kernels, stop - start, <real*> job.w + start, <real*> job.g + start, <real*> job.u + start,
-                 <real*> job.v + start, <real> job.lr, <real> job.momentum, <real> (1 - job.momentum), <real> job.beta2,
-                 <real> (1 - job.beta2), <real> job.eps, <real> decay, <real> job.c1, <real> job.c2, <real> job.scale)
-
-
-cdef void update_chunk(real* kind, Update* job, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+cdef void update_chunk(Update* job, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """A chunk, cut where weight decay begins and ends."""
     cdef Py_ssize_t run = 0, end
     cdef double decay
@@ -51,10 +57,7 @@ cdef void update_chunk(real* kind, Update* job, Py_ssize_t start, Py_ssize_t sto
                 end, decay = min(stop, <Py_ssize_t> job.decay_runs[2 * run + 1]), job.decay
             else:
                 end = min(stop, <Py_ssize_t> job.decay_runs[2 * run])
-        if job.v != NULL:
-            adamw_run(kind, job, start, end, decay)
-        else:
-            sgd_run(kind, job, start, end, decay)
+        run_of(job, start, end, decay)
         start = end
 
 
@@ -70,10 +73,7 @@ cdef void update_work(void* argument, Team* team, int thread) noexcept nogil:
     chunk = take(&turn, &kind)
     while chunk >= 0:
         start = chunk * CHUNK
-        if job.is_double:
-            update_chunk(<double*> NULL, job, start, min(start + CHUNK, job.n))
-        else:
-            update_chunk(<float*> NULL, job, start, min(start + CHUNK, job.n))
+        update_chunk(job, start, min(start + CHUNK, job.n))
         chunk = take(&turn, &kind)
 
 
@@ -85,22 +85,18 @@ cdef void sum_work(void* argument, Team* team, int thread) noexcept nogil:
     chunk = take(&turn, &kind)
     while chunk >= 0:
         start = chunk * CHUNK
-        if job.is_double:
-            job.sums[chunk] = sum_kernel(&job.kernels, min(<Py_ssize_t> CHUNK, job.n - start), <double*> job.g + start)
-        else:
-            job.sums[chunk] = sum_kernel(&job.kernels, min(<Py_ssize_t> CHUNK, job.n - start), <float*> job.g + start)
+        job.sums[chunk] = job.K.sum_of_squares(min(<Py_ssize_t> CHUNK, job.n - start), <char*> job.g + start * job.K.size)
         chunk = take(&turn, &kind)
 
 
 cdef void prepare(Update* job, real[::1] w, const real[::1] g, real[::1] u, real[::1] v, const long long[:, ::1] decay_runs):
-    job.kernels = selected()
+    job.K = kernels_of(sizeof(real))
     job.n = w.shape[0]
     job.w, job.g = &w[0], <void*> &g[0]
     job.u = &u[0] if u is not None else NULL
     job.v = &v[0] if v is not None else NULL
     job.runs = decay_runs.shape[0]
     job.decay_runs = &decay_runs[0, 0] if job.runs else NULL
-    job.is_double = real is double
 
 
 def sgd(real[::1] w, const real[::1] g, real[::1] velocity, double lr, double momentum, bint nesterov, double weight_decay,
@@ -133,8 +129,8 @@ def sum_of_squares(const real[::1] g):
     cdef Py_ssize_t count = chunks(g.shape[0]), i
     cdef double[::1] sums = np.empty(count)
     cdef double total = 0
-    job.kernels = selected()
-    job.n, job.g, job.sums, job.is_double = g.shape[0], <void*> &g[0], &sums[0], real is double
+    job.K = kernels_of(sizeof(real))
+    job.n, job.g, job.sums = g.shape[0], <void*> &g[0], &sums[0]
     cdef int size = team_size(count)
     with nogil:
         run_team(size, sum_work, &job)

@@ -18,7 +18,8 @@ from ..base.arrays import as_array, as_float, as_labels, common_dtype
 from ..base.errors import check
 from ..base.numbers import as_int, finite
 from ..engine import update
-from ..engine.plan import Engine
+from ..engine.plan import Plan as Engine
+from .program import program_of
 from .config import ViTConfig
 from .layout import Layout
 from .vit import ViT
@@ -109,7 +110,7 @@ def patch_embed_with_cls(x, w_proj, cls_token, pos_embed) -> np.ndarray:
         image_size=x.shape[2:], patch_size=P, channels=x.shape[1], width=D, depth=0, heads=1, classes=1
     )
     flat = pack_weights(w_proj, cls_token, pos_embed, np.empty((0, 6, D, D), dtype), np.zeros((D, 1), dtype))
-    engine = Engine(config, Layout.of(config), len(x), dtype, "infer")
+    engine = Engine(program_of(config), len(x), dtype, "infer")
     return engine.embed(flat, x).copy()
 
 
@@ -141,7 +142,7 @@ def vit_block(x, w_q, w_k, w_v, w_o, w_mlp1, w_mlp2, num_heads) -> np.ndarray:
     flat = np.zeros(layout.size, dtype)
     start = layout.offset("blocks.0.attn.q.weight")
     flat[start : start + 6 * D * D] = np.concatenate([matrix.ravel() for matrix in matrices.values()])
-    return Engine(config, layout, N, dtype, "infer").blocks(flat, x).copy()
+    return Engine(program_of(config), N, dtype, "infer").blocks(flat, x).copy()
 
 
 def vit_classify(x, w_proj, cls_token, pos_embed, blocks_weights, w_head, num_heads) -> np.ndarray:

@@ -135,12 +135,19 @@ class Kind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """One step of the computation with the tensors that it reads."""
+    """One step of the computation: the tensors that it reads, and how rows of tokens go through it.
+
+    Rows go from slot to slot: "x" is a block's input, "y" its output, any other name stands for what one part leaves to a
+    later one. Parts that have a target in common write side by side.
+    """
 
     name: str
     kind: Kind
     tensors: tuple[Tensor, ...] = ()
     macs: int = 0  # multiply-adds of one image in matrix products
+    source: str = ""
+    target: str = ""
+    add: str = ""  # a linear part's residual
 
 
 # --------------------------------------------------------------------------------------------------------- the builders
@@ -172,6 +179,9 @@ def linear(
     timm: tuple[Place, ...],
     init: Init = XAVIER,
     bias_init: Init = ZERO,
+    source: str = "",
+    target: str = "",
+    add: str = "",
 ) -> Part:
     """x @ W + b for `times` rows of x. `flax` and `timm` are places without the last piece of their names."""
 
@@ -185,10 +195,13 @@ def linear(
     if bias:
         at = Place(f"{flax}.bias")
         tensors.append(where.tensor(f"{name}.bias", (fan_out,), Role.BIAS, bias_init, at, places("bias", None)))
-    return Part(where.prefix + name, Kind.LINEAR, tuple(tensors), times * fan_in * fan_out)
+    macs = times * fan_in * fan_out
+    return Part(where.prefix + name, Kind.LINEAR, tuple(tensors), macs, source, target, add)
 
 
-def norm(where: Where, name: str, width: int, *, affine: bool, flax: str) -> Part:
+def norm(
+    where: Where, name: str, width: int, *, affine: bool, flax: str, source: str = "", target: str = ""
+) -> Part:
     """A layer norm of rows of `width` numbers, with a learned scale and shift or without."""
     tensors = ()
     if affine:
@@ -197,7 +210,7 @@ def norm(where: Where, name: str, width: int, *, affine: bool, flax: str) -> Par
             where.tensor(f"{name}.weight", (width,), Role.SCALE, ONE, scale, (Place(f"{name}.weight"),)),
             where.tensor(f"{name}.bias", (width,), Role.SHIFT, ZERO, shift, (Place(f"{name}.bias"),)),
         )
-    return Part(where.prefix + name, Kind.NORM, tensors)
+    return Part(where.prefix + name, Kind.NORM, tensors, source=source, target=target)
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts
@@ -237,25 +250,28 @@ def block(config: ViTConfig, i: int) -> list[Part]:
     T, D, F = config.tokens, config.width, config.hidden
     affine, bias = config.norm_affine, config.bias
 
-    def qkv(name, index):
-        places = (Place("attn.qkv", index=index, count=3),)
-        return linear(where, f"attn.{name}", D, D, T, bias=bias, flax=f"attn.{name}", timm=places)
+    def matrix(name, fan_in, fan_out, flax, timm, **how):
+        return linear(where, name, fan_in, fan_out, T, bias=bias, flax=flax, timm=(timm,), **how)
 
-    def mlp(name, fan_in, fan_out):
-        places, small = (Place(f"mlp.{name}"),), Init(Law.NORMAL, 1e-6)
-        return linear(where, f"mlp.{name}", fan_in, fan_out, T, bias=bias, flax=name, timm=places, bias_init=small)
+    def qkv(name, index):
+        there = Place("attn.qkv", index=index, count=3)
+        return matrix(f"attn.{name}", D, D, f"attn.{name}", there, source="n1", target="qkv")
+
+    def mlp(name, fan_in, fan_out, **flow):
+        small = Init(Law.NORMAL, 1e-6)
+        return matrix(f"mlp.{name}", fan_in, fan_out, name, Place(f"mlp.{name}"), bias_init=small, **flow)
 
     return [
-        norm(where, "norm1", D, affine=affine, flax="ln1"),
+        norm(where, "norm1", D, affine=affine, flax="ln1", source="x", target="n1"),
         qkv("q", 0),
         qkv("k", 1),
         qkv("v", 2),
-        Part(f"{where.prefix}attn", Kind.ATTENTION, macs=2 * T * T * D),
-        linear(where, "attn.proj", D, D, T, bias=bias, flax="attn.o", timm=(Place("attn.proj"),)),
-        norm(where, "norm2", D, affine=affine, flax="ln2"),
-        mlp("fc1", D, F),
-        Part(f"{where.prefix}mlp.act", Kind.ACTIVATION),
-        mlp("fc2", F, D),
+        Part(f"{where.prefix}attn", Kind.ATTENTION, macs=2 * T * T * D, source="qkv", target="o"),
+        matrix("attn.proj", D, D, "attn.o", Place("attn.proj"), source="o", target="mid", add="x"),
+        norm(where, "norm2", D, affine=affine, flax="ln2", source="mid", target="n2"),
+        mlp("fc1", D, F, source="n2", target="u"),
+        Part(f"{where.prefix}mlp.act", Kind.ACTIVATION, source="u", target="g"),
+        mlp("fc2", F, D, source="g", target="y", add="mid"),
     ]
 
 

@@ -17,7 +17,8 @@ from ..base.arrays import as_array, as_float, as_labels, check_vector, float_dty
 from ..base.errors import check
 from ..base.numbers import as_int, finite
 from ..engine import runtime
-from ..engine.plan import Engine, allocate
+from ..engine.plan import Plan as Engine, allocate
+from .program import program_of
 from .config import ViTConfig
 from .initialize import init_weights
 from .layout import Layout
@@ -143,7 +144,7 @@ class ViT:
                     self._grad = allocate(self.layout.size, self.dtype)[: self.layout.size]
                 out = self._grad
             engine = self._engine(len(x), "train")
-            loss = engine.loss_and_grad(self.weights, x, y, smoothing, out)
+            loss = engine.run_training(self.weights, x, y, smoothing, out)
             self.logits = engine.logits()
         return loss, out
 
@@ -177,7 +178,7 @@ class ViT:
         check(mode in ("train", "infer"), f"mode must be 'train' or 'infer', got {mode!r}")
         engine = self._make_engine(batch, mode, dry=True)
         threads = engine.threads()
-        buffers = {name: count * self.dtype.itemsize for name, count in engine.buffers.items()}
+        buffers = engine.buffers
         buffers[f"scratch of {threads} threads"] = buffers.pop("scratch of a thread") * threads
         return Plan(mode, batch, threads, buffers, engine.lent)
 
@@ -195,14 +196,14 @@ class ViT:
             return logits.copy(), pooled.copy()
 
     def _pack_all(self):
-        engine = Engine(self.config, self.layout, 1, self.dtype, "infer", frozen=True)
+        engine = Engine(program_of(self.config), 1, self.dtype, "infer", frozen=True)
         engine.freeze(self.weights)
         return engine
 
     def _make_engine(self, batch: int, mode: str, dry: bool = False):
         checkpoint = mode == "train" and self.checkpoint == "block"
         return Engine(
-            self.config, self.layout, batch, self.dtype, mode, frozen=self._frozen is not None, owner=self._frozen,
+            program_of(self.config), batch, self.dtype, mode, frozen=self._frozen is not None, owner=self._frozen,
             checkpoint=checkpoint, dry=dry,
         )  # fmt: skip
 

@@ -48,7 +48,9 @@ cdef void pack_task(const Task* t, const Linear* linears, int count, bint transp
         w += 1
         strips = ceil_div(max(w.k, w.n), STRIP)
     i, column = task // strips, task % strips * STRIP
-    k, n = (w.n, w.k) if transposed else (w.k, w.n)
+    k, n = w.k, w.n
+    if transposed:
+        k, n = n, k
     wanted = min(<Py_ssize_t> STRIP, n - column)
     if wanted <= 0:
         return
