@@ -18,6 +18,7 @@ The map of the code, an image's way to its logits and back to the weights:
 
 from .engine.runtime import available_isas, get_isa, get_num_threads, set_isa, set_num_threads  # isort: skip (loads OpenMP)
 
+from . import ops
 from .formats import checkpoint, flax
 from .formats.checkpoint import load, save
 from .formats.flax import from_flax, to_flax

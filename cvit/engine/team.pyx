@@ -115,3 +115,60 @@ cdef void run_team(int size, Work work, void* job) noexcept nogil:
         sync(&team)  # meet here, where waiting is cheap, and not in OpenMP's own barrier
 
 
+# ------------------------------------------------------------------------------------ what the machine can do at most
+cdef struct Probe:
+    const Kernels* K
+    Py_ssize_t rounds, n
+    char* x
+    char* y
+
+
+cdef void flops_work(void* job, Team* team, int thread) noexcept nogil:
+    cdef Probe* p = <Probe*> job
+    p.K.probe_flops(p.rounds)
+
+
+cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
+    cdef Probe* p = <Probe*> job
+    cdef Py_ssize_t count = p.n // size_of(team), first = count * thread * p.K.size
+    p.K.probe_stream(count, 1e-3, p.x + first, p.y + first)
+
+
+def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2):
+    """Multiply-adds in registers on `threads` threads (0: as many as a pass would use), in floating-point operations a second.
+
+    The best of several runs that together take about `seconds`.
+    """
+    cdef Probe probe
+    cdef int size = threads or num_threads()
+    probe.K = kernels_of(np.dtype(dtype).itemsize)
+    probe.x = probe.y = NULL
+    probe.n = 0
+    probe.rounds = 200_000
+    best = 0.0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        with nogil:
+            run_team(size, flops_work, &probe)
+        took = time.perf_counter() - start
+        best = max(best, 24.0 * probe.K.vl * probe.rounds * size / took)
+    return best
+
+
+def measure_bandwidth(int threads=0, double seconds=0.5):
+    """y += f x over 256 MiB on `threads` threads: bytes read and written a second, the best of several runs."""
+    cdef Probe probe
+    cdef int size = threads or num_threads()
+    cdef Py_ssize_t n = 32 << 20
+    cdef float[::1] x = np.ones(n, np.float32), y = np.ones(n, np.float32)
+    probe.K = kernels_of(sizeof(float))
+    probe.x, probe.y, probe.n = <char*> &x[0], <char*> &y[0], n
+    best = 0.0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        with nogil:
+            run_team(size, stream_work, &probe)
+        best = max(best, 12.0 * n / (time.perf_counter() - start))
+    return best
