@@ -8,11 +8,11 @@ tasks that pack weights, memory bandwidth and barriers are left out. Tasks are c
 
 import heapq
 
-from cvit.engine.plan import Engine
+from cvit.engine.plan import Plan
 
 import cvit
 from cvit.bench.cases import CASES, Case
-from cvit.model.layout import Layout
+from cvit.model.program import program_of
 
 CORES = (2, 8, 16, 64)
 
@@ -28,6 +28,23 @@ def stages(config, batch, tasks):
     forward = [[(qkv, rows)], [(2 * attention, tasks["heads"])], [(mlp, rows)]]
     back = [[(mlp, rows)], [gradients[0], (5 * attention, tasks["heads backward"])], [(qkv, rows)], gradients[1:]]
     return forward, back
+
+
+def tasks_of_a_block(config, batch):
+    """How many tasks the first block's stages have, by kind."""
+    plan = Plan(program_of(config), batch, "float32", "train", dry=True)
+    of_block = [(name, count) for stage in plan.stages() for name, layer, count in stage if layer == 0]
+    mlp, qkv = (count - config.norm_affine for name, count in of_block if name == "weight gradients")  # less the norms' sums
+    counts = dict(of_block)
+    whole = counts.get("block", 0)
+    return {
+        "whole blocks": whole,
+        "rows": whole or counts["rows before attention"],
+        "heads": counts.get("heads", 0),
+        "heads backward": counts.get("heads backward", 0),
+        "mlp gradients": mlp,
+        "qkv gradients": qkv,
+    }
 
 
 def time(stage, cores):
@@ -47,9 +64,7 @@ def row(case, batch=None):
     cells, training, forward = [], [], []
     for cores in CORES:
         cvit.set_num_threads(cores)
-        tasks = Engine(config, Layout.of(config), batch, "float32", "train", dry=True).tasks
-        for half in ("qkv gradients", "mlp gradients"):
-            tasks[half] -= config.norm_affine  # the small task that adds up the norms' parts
+        tasks = tasks_of_a_block(config, batch)
         once, back = stages(config, batch, tasks)
         training.append(f"{speed_up(once + back, cores):.1f}")
         forward.append(f"{speed_up(once, cores):.1f}")

@@ -443,7 +443,7 @@ def test_sweep_of_tiles(tmp_path):
 
 
 def test_builds_take_turns(tmp_path):
-    here = Path(cli.__file__).parents[1]
+    here = Path(cli.__file__).parents[2]
     done = script(
         "turns.py", here, here, "--cases", "digits", "--seconds", 0.01, "--turn", 0.002, "--restarts", 1, "--depth", 1
     )

@@ -15,6 +15,7 @@ from checks import on_all_threads, same_bits
 import cvit
 from cvit import SGD, AdamW, Layout, ViT, ViTConfig
 from cvit.engine import plan as _engine
+from cvit.model.program import program_of
 
 SMALL = ViTConfig(image_size=(8, 12), patch_size=2, channels=2, width=30, depth=2, heads=3, hidden=50, classes=7)
 CONFIGS = {
@@ -92,7 +93,7 @@ def test_short_images_go_through_a_block_together_or_not(name, checkpoint):
         net, results = ViT(config, model(config).weights, checkpoint=checkpoint), []
         for threads in (1, 2, 3, 5, 8):
             cvit.set_num_threads(threads)
-            seen.add(net._engine(N, "train").tasks["whole blocks"] > 0)
+            seen.add(net._engine(N, "train").whole_blocks)
             loss, grad = net.loss_and_grad(x, y)
             results.append((loss, grad.copy(), net.forward(x)))
         assert all(same_bits(other, results[0]) for other in results)
@@ -103,10 +104,10 @@ def test_short_images_go_through_a_block_together_or_not(name, checkpoint):
 def test_blocks_of_rows_fit_a_threads_scratch(dtype, name):
     """However they are cut: the plan asserts it."""
     for N in (*range(1, 40), 64, 100, 128):
-        plan = _engine.Engine(CONFIGS[name], Layout.of(CONFIGS[name]), N, dtype, "train", dry=True)
+        plan = _engine.Plan(program_of(CONFIGS[name]), N, dtype, "train", dry=True)
         for threads in (*range(1, 18), 33, 64, 100):
             cvit.set_num_threads(threads)
-            assert plan.tasks["rows"] > 0
+            assert plan.stages()
 
 
 # ------------------------------------------------------------------------------- 2: images do not see each other

@@ -165,11 +165,12 @@ cdef class Plan:
 
     # -------------------------------------------------------------------------------------------------- how work is cut
     def _flops(self):
-        """Of the blocks' forward."""
+        """Of the forward pass, roughly."""
         rows = sum(
             part.flops for block in self.program.blocks for part in (*block.before, *block.after) if isinstance(part, Linear)
         )  # fmt: skip
-        return float(self.p.R) * (rows + 4.0 * self.p.T * self.p.D * self.p.L)
+        ends = 2.0 * self.p.D * (self.p.features + self.p.classes)
+        return float(self.p.R) * (rows + ends + 4.0 * self.p.T * self.p.D * self.p.L)
 
     cdef _cut_tasks(self):
         """How the work is cut: by shapes alone, all that results depend on."""
