@@ -64,7 +64,7 @@ THREAD_FLOPS = 4e6  # of a pass for each of its threads: with less to do, waitin
 def allocate(Py_ssize_t count, dtype):
     """A vector of `count` elements, aligned to 64 bytes; large ones on huge pages where the system has them.
 
-    Its pages are mapped at their first use.
+    Its pages are mapped at their first use. `MemoryError` where the system has no room for it.
     """
     dtype = np.dtype(dtype)
     size = max(count, 1) * dtype.itemsize
@@ -74,8 +74,8 @@ def allocate(Py_ssize_t count, dtype):
         return raw[start : start + size].view(dtype)
     try:
         region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:
-        raise MemoryError(f"cannot allocate {size:,} bytes") from None
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"no room for {size:,} bytes: {error}") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             region.madvise(mmap.MADV_HUGEPAGE)

@@ -148,6 +148,51 @@ class Program:
     pool: Pool
     head: Matrix
 
+    def __str__(self) -> str:
+        """One line a step; equal blocks are shown once."""
+        embed, pool = self.embed, self.pool
+        lines = [
+            f"embed    images ({embed.channels}, {embed.image_size[0]}, {embed.image_size[1]}) -> x ({self.tokens}, {self.width})",
+        ]
+        i = 0
+        while i < len(self.blocks):
+            text, first = _lines_of(self.blocks[i]), i
+            while i < len(self.blocks) and _lines_of(self.blocks[i]) == text:
+                i += 1
+            lines += ["", f"block {first}" if i == first + 1 else f"blocks {first} to {i - 1}", *text]
+        norm = "norm, " if pool.norm else ""
+        rows = "each token" if pool.each else f"mean of {pool.count} tokens" if pool.count > 1 else f"token {pool.first}"
+        lines += ["", f"pool     x -> {norm}{rows}", f"head     {self.width} -> {self.classes} logits"]
+        return "\n".join(lines)
+
+
+def _lines_of(block: Block) -> list[str]:
+    """The steps of a block as a pass runs them, one line each."""
+    lines = []
+    for title, steps in (("rows", fuse(block.before)), ("heads", (block.heads,)), ("rows", fuse(block.after))):
+        lines += [f"  {title if i == 0 else '':<6} {_line_of(step)}" for i, step in enumerate(steps)]
+    return lines
+
+
+def _line_of(step) -> str:
+    match step:
+        case Norm():
+            return f"norm        {step.source} -> {step.target} ({step.width})   {step.name}"
+        case Heads():
+            return f"attention   {step.source} -> {step.target}, {step.heads} heads of {step.width // step.heads}"
+        case Linear():
+            add = f" + {step.add}" if step.add else ""
+            shape = f"({step.k}, {len(step.matrices)} x {step.n})" if len(step.matrices) > 1 else f"({step.k}, {step.n})"
+            return f"linear      {step.source} @ {shape}{add} -> {step.target}   {step.name}"
+        case Activation():
+            return f"activation  {step.kind}({step.source}) -> {step.target} ({step.n})"
+    first, second = step.first, step.second
+    add = f" + {second.add}" if second.add else ""
+    return (
+        f"hidden      {step.activation.kind}({first.source} @ ({first.k}, {first.n})) @ ({second.k}, {second.n}){add} "
+        f"-> {second.target}   {step.name}"
+    )
+
 
 def fuse(steps: tuple) -> tuple:
     """The steps of a section with its two rewritings: see the head of this file."""
