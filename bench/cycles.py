@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import cvit
-from cvit.base.files import replacing
+from cvit.base.files import check_writable, replacing
 from cvit.bench import names
 from cvit.bench.cases import CASES, TASKS, Case
 from cvit.bench.machine import describe, pick_cpus
@@ -119,8 +119,11 @@ def main():
         parser.error("needs the program perf")
     if args.seconds <= 0:
         parser.error("--seconds must be above 0")
-    if args.json and not args.json.absolute().parent.is_dir():
-        parser.error(f"--json: there is no folder {args.json.parent}")
+    if args.json:
+        try:
+            check_writable(args.json)
+        except OSError as error:
+            parser.error(f"--json: {error.filename}: {error.strerror}")
     machine, entries = describe(1) | {"isa": cvit.get_isa()}, []
     columns = ("case", "of the peak", "in tiles", "of the peak there", *(part for part in PARTS))
     print("| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), sep="\n")

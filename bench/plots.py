@@ -13,6 +13,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from cvit.base.files import replacing
+
 
 def roofline(data):
     """FLOP/s of every kernel over its FLOPs per byte."""
@@ -79,7 +81,9 @@ def main():
     for files, draw, name in ((args.kernels, roofline, "roofline"), (args.cases, against_pytorch, "pytorch")):
         if files:
             target = args.out / f"{name}.png"
-            draw(*(json.loads(file.read_text(encoding="utf-8")) for file in files)).savefig(target, dpi=150)
+            figure = draw(*(json.loads(file.read_text(encoding="utf-8")) for file in files))
+            with replacing(target) as temporary:
+                figure.savefig(temporary, format="png", dpi=150)
             print(f"wrote {target}")
 
 

@@ -8,9 +8,10 @@ case that is in several is taken from the last.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
+
+from cvit.base.files import replacing
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 HEADINGS = (
@@ -84,9 +85,8 @@ def main():
         args.readme.read_text(encoding="utf-8"),
         table([json.loads(file.read_text(encoding="utf-8")) for file in args.files]),
     )
-    temporary = args.readme.with_name(f".{args.readme.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, args.readme)
+    with replacing(args.readme) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import numpy as np
 from cvit.engine.plan import allocate
 
 import cvit
-from cvit.base.files import replacing
+from cvit.base.files import check_writable, replacing
 from cvit.bench.machine import describe, pick_cpus
 from cvit.engine import team
 
@@ -227,8 +227,11 @@ def main():
     args = parser.parse_args()
     if args.rounds <= 0 or args.seconds <= 0:
         parser.error("--rounds and --seconds must be above 0")
-    if args.json and not args.json.absolute().parent.is_dir():
-        parser.error(f"--json: there is no folder {args.json.parent}")
+    if args.json:
+        try:
+            check_writable(args.json)
+        except OSError as error:
+            parser.error(f"--json: {error.filename}: {error.strerror}")
     try:
         cvit.set_isa(args.isa)
     except ValueError as error:

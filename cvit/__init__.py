@@ -37,7 +37,8 @@ from .model.initialize import init_weights
 from .model.layout import Layout
 from .model.vit import Plan, ViT
 from .train import optim
-from .train.loop import evaluate, fit
+from .train.evaluation import evaluate
+from .train.loop import fit
 from .train.optim import SGD, AdamW, warmup_cosine
 
 __version__ = "0.1.0"

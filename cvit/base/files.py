@@ -1,23 +1,122 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files out: the one way in which cvit writes a file, and a trial of it before the work whose result it shall hold.
+
+A file is written under a temporary name beside its target, flushed to the disk, and renamed. The rename is atomic (POSIX
+rename(2)), so whoever opens the target finds the old content or the new, also after a crash, a full disk or a Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+
+NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)  # file systems and modes without one
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Give a temporary `Path` beside `path` to write to; it then takes `path`'s place, or is removed after an error.
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary file beside `path` to write to; at the end it takes `path`'s place, after an error it is removed.
 
-    The rename is atomic, so whoever opens `path` finds the old content or the new, also after a crash or a Ctrl-C.
+    A symbolic link stays, and the file that it points to is replaced. A new file has the mode that the umask leaves, a
+    replaced one keeps its mode, and its owner where that is allowed. The content is on the disk when the block ends.
+
+    Raises
+    ------
+    OSError
+        With `path` as its file name: for anything that is not a regular file (a directory, a FIFO, a device), for a file
+        that may not be written to, and for whatever the system reports, a full disk for instance.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with _named(path):
+        target, old = _target(path)
+        temporary = _create(target)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _named(path, temporary):
+            mode = stat.S_IMODE(temporary.stat().st_mode if old is None else old.st_mode)
+            yield temporary
+            _finish(temporary, old, mode)
+            os.replace(temporary, target)
+            _sync_directory(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike, size: int = 0) -> None:
+    """Raise the `OSError` that `replacing(path)` would raise now, for a file of `size` bytes. Leaves nothing behind.
+
+    It does what `replacing` does up to the rename: creates the temporary file and reserves its room on the disk.
+    """
+    path = Path(path)
+    with _named(path):
+        target, _ = _target(path)
+        temporary = _create(target)
+    try:
+        with _named(path, temporary):
+            if size and hasattr(os, "posix_fallocate"):
+                with open(temporary, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _target(path: Path) -> tuple[Path, os.stat_result | None]:
+    """The file to replace, symbolic links resolved, and its state (None: there is none yet). Opens it to see that it may be written."""
+    try:
+        old = os.stat(path)
+    except FileNotFoundError:
+        return Path(os.path.realpath(path)), None
+    if stat.S_ISDIR(old.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(old.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK))  # a rename alone would not ask the file's mode
+    return Path(os.path.realpath(path)), old
+
+
+def _create(target: Path) -> Path:
+    """A new, empty file beside `target`, with the mode that the umask leaves. Its name is short whatever the target's length."""
+    temporary = target.with_name(f".cvit-{secrets.token_hex(4)}")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    return temporary
+
+
+def _finish(temporary: Path, old: os.stat_result | None, mode: int) -> None:
+    """Owner, mode and content of the written file brought to the disk. Whoever wrote it may have made it anew (safetensors does)."""
+    file = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if old is not None:
+            with contextlib.suppress(PermissionError):
+                os.fchown(file, old.st_uid, old.st_gid)
+        os.fchmod(file, mode)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sync_directory(folder: Path) -> None:
+    """Bring the rename itself to the disk, where the file system can."""
+    try:
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        if error.errno not in NO_DIRECTORY_SYNC:
+            raise
+
+
+@contextlib.contextmanager
+def _named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an `OSError` of the block name `path`, where it names the temporary file or none: a full disk's error has no name."""
+    try:
+        yield
+    except OSError as error:
+        foreign = error.filename is not None and temporary is not None and str(error.filename) != str(temporary)
+        if error.errno is None or foreign:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None

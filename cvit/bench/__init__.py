@@ -16,14 +16,16 @@ import argparse
 import datetime
 import os
 import shlex
-from pathlib import Path
 
 from ..base.errors import check
+from ..base.files import check_writable
 from .cases import CASES, TASKS, Case
 from .lineup import Settings, start
 from .machine import describe
 from .peers import PEERS, NotInstalled, WorkerError
 from .report import Report
+
+MOST_THREADS = 4096
 
 # Flags that change a field of the cases: (flag, field, help)
 _FIELDS = (
@@ -107,11 +109,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         _run_sections(report, settings, chosen)
     finally:
-        report.status("")
-        if args.json and report.data:
+        if args.json and report.data:  # written before anything is printed, which may fail
             report.data["command"] = _command(args)
             report.write(args.json)
             report.line(f"\nwrote {args.json}")
+        report.status("")
     return 1 if report.faults else 0
 
 
@@ -120,10 +122,14 @@ def _settings(args, default_threads: int) -> Settings:
     rounds = args.rounds if args.rounds is not None else 2 if args.quick else 7
     seconds = args.seconds if args.seconds is not None else 0.05 if args.quick else 0.5
     check(threads >= 1, f"--threads must be at least 1, got {threads}")
+    check(threads <= MOST_THREADS, f"--threads must be at most {MOST_THREADS}, got {threads}")
     check(rounds >= 1, f"--rounds must be at least 1, got {rounds}")
     check(0 < seconds <= 600, f"--seconds must be above 0 and at most 600, got {seconds}")
     if args.json:
-        check(Path(args.json).absolute().parent.is_dir(), f"--json: there is no folder {Path(args.json).parent}")
+        try:
+            check_writable(args.json)
+        except OSError as error:
+            raise ValueError(f"--json: {error.filename}: {error.strerror}") from None
     return Settings(threads, args.vs, args.peer_python, args.tasks, rounds, seconds)
 
 

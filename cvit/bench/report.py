@@ -55,7 +55,7 @@ class Report:
         return Table(self, title, columns)
 
     def write(self, file) -> None:
-        """Write everything as JSON, under a temporary name first."""
+        """Write everything as JSON, in place of what `file` held."""
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
 

@@ -6,7 +6,9 @@ config stands in the header's metadata under "cvit.config".
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +26,24 @@ DTYPES = {"F32": np.float32, "F64": np.float64}
 def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None = None) -> None:
     """Write `model`'s weights and config to `path`, and `metadata`, a dict of strings, beside them.
 
-    The file is written under a temporary name first, so `path` never holds half a model.
+    The file is written as `base.files.replacing` says: `path` never holds half a model, and what the system reports, a
+    full disk for instance, is an `OSError` that names `path`.
     """
-    save_file = _safetensors().numpy.save_file
+    safetensors = _safetensors()
     notes = dict(metadata or {})
     for key, value in notes.items():
         if not (isinstance(key, str) and isinstance(value, str)):
             raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
     check(CONFIG_KEY not in notes, f"metadata must not have the key {CONFIG_KEY!r}, the config stands there")
+    tensors, notes[CONFIG_KEY] = model.layout.views(model.weights), model.config.to_json()
     with replacing(path) as temporary:
-        save_file(model.layout.views(model.weights), temporary, {**notes, CONFIG_KEY: model.config.to_json()})
+        try:
+            safetensors.numpy.save_file(tensors, temporary, notes)
+        except safetensors.SafetensorError as error:  # its text has the system's error: "... (os error 28)"
+            number = re.search(r"\bos error (\d+)", str(error))
+            if number is None:
+                raise OSError(errno.EIO, str(error)) from None
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def load(path: str | os.PathLike) -> ViT:

@@ -1,6 +1,8 @@
-"""Training: the loop and its history, optimizers and schedules."""
+"""Training: the loop, its history, evaluation, optimizers and schedules."""
 
-from .loop import Epoch, Evaluation, History, Step, confusion_matrix, evaluate, fit
+from .evaluation import Evaluation, confusion_matrix, evaluate
+from .history import Epoch, History, Step
+from .loop import fit
 from .optim import SGD, AdamW, clip, warmup_cosine
 
 __all__ = [

@@ -1,0 +1,73 @@
+"""`cvit info FILE|VARIANT`: what a model is and what it needs, without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ..base.errors import check
+from .options import MOST_IMAGES, need_demo_extra, option, threads_option, use_threads, whole
+from .output import one_line
+
+DESCRIPTION = (
+    "Print a model's configuration, its tensors in the order of the weight vector, the number of weights, the\n"
+    "floating-point operations of a forward pass, and the memory of a training step and of inference."
+)
+EXAMPLE = "cvit info digits.safetensors && cvit info S/16 --batch 8"
+
+
+def add_arguments(parser) -> None:
+    """Add the command's arguments to `parser`."""
+    parser.add_argument(
+        "model", metavar="FILE|VARIANT", help="a saved model, or a variant with its patch size: Ti/16, S/16, B/32, …"
+    )
+    option(parser, "--batch", 1, whole(1, MOST_IMAGES), "images in a batch, for FLOPs and memory")
+    parser.add_argument("--program", action="store_true", help="print the steps of a block instead")
+    threads_option(parser)
+
+
+def run(args) -> None:
+    """Print what the options ask for."""
+    use_threads(args.threads)
+    model, notes = _model(args.model)
+    if args.program:
+        check(hasattr(model, "program"), "--program: this version of cvit does not describe a block as a program")
+        print(model.program())
+        return
+    config = model.config
+    print("configuration")
+    for field in dataclasses.fields(config):
+        print(f"  {field.name:<16}{getattr(config, field.name)}")
+    for key, value in notes.items():
+        print(f"  {one_line(key):<16}{one_line(value)}  (note in the file)")
+    print("\ntensors")
+    _print_tensors(list(model.layout.entries.values()))
+    flops = config.forward_flops(args.batch)
+    print(f"\n{model.layout.size:,} weights, {model.dtype}, {model.weights.nbytes / 1e6:,.3f} MB")
+    print(f"{flops / 1e9:,.3f} GFLOPs in a forward pass, batch {args.batch}\n")
+    print(model.plan(args.batch, "train"))
+    print(model.plan(args.batch, "infer"))
+
+
+def _model(name: str):
+    """The model of a file or a variant, and the notes in the file. A variant's weights are zeros: nothing here reads them."""
+    import numpy as np
+
+    from ..formats import checkpoint
+    from ..model.config import VARIANTS, ViTConfig
+    from ..model.layout import Layout
+    from ..model.vit import ViT
+
+    if name.partition("/")[0] in VARIANTS and not Path(name).exists():
+        config = ViTConfig.variant(name)
+        return ViT(config, np.zeros(Layout.of(config).size, np.float32)), {}
+    need_demo_extra(["safetensors"])
+    return checkpoint.load(name), checkpoint.read_metadata(name)
+
+
+def _print_tensors(entries) -> None:
+    """One line a tensor: name, shape, role where the layout tells one, and whether weight decay applies."""
+    rows = [(e.name, "×".join(map(str, e.shape)), str(getattr(e, "role", "")), "decay" if e.decay else "") for e in entries]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths) if width).rstrip())

@@ -1,0 +1,86 @@
+"""What commands share in reading their command line: the parser, kinds of options, and checks before any work."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+
+from .output import one_line
+
+DEMO_MODULES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm", "safetensors": "safetensors"}
+MOST_THREADS = 4096
+MOST_IMAGES = 2**31 - 1  # in a batch
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message):
+        self.exit(2, f"cvit: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def whole(minimum: int, maximum: int):
+    """The type of an option that is a whole number from `minimum` to `maximum`."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or not minimum <= number <= maximum:
+            wanted = f"must be a whole number from {minimum} to {maximum}"
+            raise argparse.ArgumentTypeError(f"{wanted}, got {text!r}")
+        return number
+
+    parse.metavar = "INT"
+    return parse
+
+
+def number(minimum: float, maximum: float, *, above: bool = False, below: bool = False):
+    """The type of an option that is a number from `minimum` to `maximum`; `above` and `below` leave that end out."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        low = minimum < value if above else minimum <= value
+        high = value < maximum if below else value <= maximum
+        if not (low and high):  # nan is neither
+            wanted = f"{'above' if above else 'at least'} {minimum:g} and {'below' if below else 'at most'} {maximum:g}"
+            raise argparse.ArgumentTypeError(f"must be a number {wanted}, got {text!r}")
+        return value
+
+    parse.metavar = "FLOAT"
+    return parse
+
+
+def option(parser: argparse.ArgumentParser, flag: str, default, kind, text: str) -> None:
+    """Add an option with its default in the help. `kind` is made by `whole` or `number`, or is a type."""
+    metavar = getattr(kind, "metavar", None) or kind.__name__.upper()
+    parser.add_argument(flag, default=default, type=kind, metavar=metavar, help=f"{text} (default {default})")
+
+
+def threads_option(parser: argparse.ArgumentParser) -> None:
+    """Add --threads; `use_threads(args.threads)` sets them."""
+    help = "threads to use (default every CPU this process may use)"
+    parser.add_argument("--threads", type=whole(1, MOST_THREADS), metavar="INT", help=help)
+
+
+def use_threads(threads: int | None) -> None:
+    """Use that many threads, None for the default."""
+    if threads is not None:
+        import cvit
+
+        cvit.set_num_threads(threads)
+
+
+def need_demo_extra(modules) -> None:
+    """Raise for packages that are missing before any work is done, rather than at its end."""
+    missing = [DEMO_MODULES[module] for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ModuleNotFoundError(f'{", ".join(missing)} missing: pip install "cvit-cpu[demo]"')

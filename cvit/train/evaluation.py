@@ -1,0 +1,89 @@
+"""How good a model is: loss, accuracy, predictions, and the confusion matrix. And the checks of images with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..base.arrays import as_array, as_float, as_labels
+from ..base.errors import check
+from ..base.numbers import as_int
+from ..data import Dataset, batches
+
+CHUNK = 1 << 22  # values looked at together for one that is not finite
+
+
+class Evaluation(NamedTuple):
+    """Mean cross-entropy and accuracy over some images, and the predicted class of each (N,)."""
+
+    loss: float
+    accuracy: float
+    predictions: np.ndarray
+
+
+def evaluate(model, images: np.ndarray, labels: np.ndarray, batch_size: int = 256) -> Evaluation:
+    """Loss, accuracy and predictions of `model` on images (N, C, H, W) with labels (N,)."""
+    return evaluate_checked(model, checked_arrays("", images, labels, model), as_int("batch_size", batch_size))
+
+
+def evaluate_checked(model, data: Dataset, batch_size: int = 256) -> Evaluation:
+    """`evaluate` on what `checked_arrays` or `checked_pair` gave."""
+    images, labels = data
+    logits = np.concatenate([model.forward(x) for x, _ in batches(images, labels, batch_size)])
+    predictions = logits.argmax(axis=1)
+    return Evaluation(cross_entropy(logits, labels), float(np.mean(predictions == labels)), predictions)
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Counts (classes, classes), int64: row = true class, column = predicted class.
+
+    Labels and predictions (N,) have any integer dtype and lie in [0, classes).
+    """
+    classes = as_int("classes", classes)
+    count = as_array("labels", labels).size
+    labels = as_labels("labels", labels, count, classes)
+    predictions = as_labels("predictions", predictions, count, classes)
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels, predictions), 1)
+    return counts
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean softmax cross-entropy of logits (N, classes), in float64. A logit of -inf is a class of probability 0."""
+    logits = logits.astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)  # before any sum: finite logits of any size have a finite result
+    return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]))
+
+
+def checked_pair(name: str, data, model) -> Dataset:
+    """`data`, a tuple, list or other sequence of images and labels, as `checked_arrays` gives it."""
+    pair = isinstance(data, Sequence) and not isinstance(data, str | bytes) and len(data) == 2
+    check(pair, f"{name} must be a pair (images, labels), got {_kind(data)}")
+    return checked_arrays(f"{name} ", data[0], data[1], model)
+
+
+def checked_arrays(prefix: str, images, labels, model) -> Dataset:
+    """Finite images of the model's shape and dtype and labels within its classes, checked once for a whole run."""
+    config = model.config
+    images = as_float(f"{prefix}images", images, ("N", config.channels, *config.image_size), model.dtype)
+    check(len(images) > 0, f"{prefix}images must not be empty")
+    labels = as_labels(f"{prefix}labels", labels, len(images), config.classes)
+    found = not_finite(images)
+    check(found is None, f"{prefix}images must be finite, but image {found} holds a nan or an infinity")
+    return Dataset(images, labels)
+
+
+def not_finite(images: np.ndarray) -> int | None:
+    """The index of the first image with a value that is not finite, None if there is none."""
+    some = max(1, CHUNK // max(1, images[0].size))
+    for start in range(0, len(images), some):
+        finite = np.isfinite(images[start : start + some])
+        if not finite.all():
+            return start + int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
+    return None
+
+
+def _kind(data) -> str:
+    return f"a sequence of {len(data)}" if isinstance(data, Sequence) else f"a {type(data).__name__}"

@@ -1,0 +1,54 @@
+"""What happened in a training run: its steps and epochs as tuples, and its history as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from typing import NamedTuple
+
+from ..base.files import replacing
+
+
+class Step(NamedTuple):
+    """Where a run stands after an optimizer step; means are over the images of the epoch so far."""
+
+    epoch: int  # from 1
+    step: int  # within the epoch, from 1
+    images: int  # of the epoch so far
+    loss: float
+    accuracy: float
+    lr: float
+
+
+class Epoch(NamedTuple):
+    """One finished epoch. The training figures are means over its batches, taken while the weights moved."""
+
+    epoch: int  # from 1
+    lr: float  # of its last step
+    train_loss: float
+    train_accuracy: float
+    test_loss: float  # nan without test data
+    test_accuracy: float
+    images_per_second: float  # of training, evaluation not counted
+
+
+@dataclasses.dataclass
+class History:
+    """What happened in a run: its finished epochs, and whether a Ctrl-C ended it before the last."""
+
+    epochs: list[Epoch] = dataclasses.field(default_factory=list)
+    interrupted: bool = False
+
+    def write_csv(self, path) -> None:
+        """One line an epoch under a line of names, in place of what `path` held."""
+        with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(Epoch._fields)
+            writer.writerows(self.epochs)
+
+
+def is_history(path) -> bool:
+    """Whether the file `path` begins as `History.write_csv` begins one, in this version or one with other columns at the end."""
+    begin = ",".join(Epoch._fields[:4]).encode()
+    with open(path, "rb") as file:
+        return file.read(len(begin)) == begin
