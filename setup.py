@@ -57,9 +57,7 @@ def openmp_flags():
     return []
 
 
-kernel_files = [
-    str(path) for pattern in ("*.h", "*.inc", "*.c", "isa/*.c") for path in sorted(pathlib.Path("csrc").glob(pattern))
-]
+kernel_files = sorted(str(path) for path in pathlib.Path("csrc").rglob("*") if path.suffix in (".h", ".inc", ".c"))
 
 
 def kernel_library(isa):

@@ -4,13 +4,17 @@
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 
-extern const cvit_f32 cvit_portable_f32, cvit_avx2_f32, cvit_avx512_f32;
-extern const cvit_f64 cvit_portable_f64, cvit_avx2_f64, cvit_avx512_f64;
+extern const cvit_kernels cvit_portable_f32, cvit_avx2_f32, cvit_avx512_f32;
+extern const cvit_kernels cvit_portable_f64, cvit_avx2_f64, cvit_avx512_f64;
 
+enum { PORTABLE = 0, AVX2 = 2, AVX512 = 4 }; /* where each instruction set's pair begins */
 static cvit_table tables[] = {
-    {"portable", 1, &cvit_portable_f32, &cvit_portable_f64},
-    {"avx2", 0, &cvit_avx2_f32, &cvit_avx2_f64},
-    {"avx512", 0, &cvit_avx512_f32, &cvit_avx512_f64},
+    [PORTABLE] = {&cvit_portable_f32, 1},
+    {&cvit_portable_f64, 1},
+    [AVX2] = {&cvit_avx2_f32, 0},
+    {&cvit_avx2_f64, 0},
+    [AVX512] = {&cvit_avx512_f32, 0},
+    {&cvit_avx512_f64, 0},
 };
 
 /* A CPU that has wide registers is not enough: the operating system must save them when it switches threads, which it
@@ -24,29 +28,31 @@ static void detect(void)
     __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
         return;
-    tables[1].supported = (xcr0 & 0x06) == 0x06 && (b & bit_AVX2);
-    const unsigned avx512 = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
-    tables[2].supported = tables[1].supported && (xcr0 & 0xe6) == 0xe6 && (b & avx512) == avx512;
+    const int avx2 = (xcr0 & 0x06) == 0x06 && (b & bit_AVX2);
+    const unsigned wanted = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
+    const int avx512 = avx2 && (xcr0 & 0xe6) == 0xe6 && (b & wanted) == wanted;
+    tables[AVX2].supported = tables[AVX2 + 1].supported = avx2;
+    tables[AVX512].supported = tables[AVX512 + 1].supported = avx512;
 }
 
 #elif defined(__aarch64__)
 
-extern const cvit_f32 cvit_portable_f32, cvit_neon_f32;
-extern const cvit_f64 cvit_portable_f64, cvit_neon_f64;
+extern const cvit_kernels cvit_portable_f32, cvit_portable_f64, cvit_neon_f32, cvit_neon_f64;
 
 static cvit_table tables[] = {
-    {"portable", 1, &cvit_portable_f32, &cvit_portable_f64},
-    {"neon", 1, &cvit_neon_f32, &cvit_neon_f64}, /* part of every AArch64 */
+    {&cvit_portable_f32, 1},
+    {&cvit_portable_f64, 1},
+    {&cvit_neon_f32, 1}, /* part of every AArch64 */
+    {&cvit_neon_f64, 1},
 };
 
 static void detect(void) {}
 
 #else
 
-extern const cvit_f32 cvit_portable_f32;
-extern const cvit_f64 cvit_portable_f64;
+extern const cvit_kernels cvit_portable_f32, cvit_portable_f64;
 
-static cvit_table tables[] = {{"portable", 1, &cvit_portable_f32, &cvit_portable_f64}};
+static cvit_table tables[] = {{&cvit_portable_f32, 1}, {&cvit_portable_f64, 1}};
 
 static void detect(void) {}
 

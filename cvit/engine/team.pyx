@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from cython.parallel cimport parallel, threadid
-from .kernels cimport Kernels, cvit_table, cvit_tables, probe_flops, probe_stream
+from .kernels cimport Kernels, Table, cvit_tables
 
 cdef extern from "team.h" nogil:
     void cvit_team_init(Team* team, int size)
@@ -19,10 +19,28 @@ cdef extern from "team.h" nogil:
     int cvit_omp_max_threads()
     int cvit_has_openmp()
 
-cdef const cvit_table* tables
-cdef int table_count
+ELEMENT_NAMES = ("f32", "f64")  # in the order of Element
+
+cdef enum:
+    MOST_ISAS = 8
+
+cdef const Kernels* tables[MOST_ISAS][ELEMENTS]
 cdef int chosen = 0
-tables = cvit_tables(&table_count)
+_names, _supported = [], []  # of the instruction sets, from the plainest to the best
+
+
+cdef _find_tables():
+    cdef int count, i
+    cdef const Table* found = cvit_tables(&count)
+    for i in range(count):
+        name = found[i].kernels.isa.decode()
+        if name not in _names:
+            _names.append(name)
+            _supported.append(bool(found[i].supported))
+        tables[_names.index(name)][<int> ELEMENT_NAMES.index(found[i].kernels.element.decode())] = found[i].kernels
+
+
+_find_tables()
 
 cdef int cpu_limit = 1        # CPUs this process may use: affinity and cgroup
 cdef int requested = 0        # set_num_threads; 0 means nobody asked
@@ -32,32 +50,29 @@ cdef int after_fork = 0
 
 def isa_names(bint supported_only=True):
     """Instruction sets of this build, from the plainest to the best; with `supported_only`, those this machine runs."""
-    return [tables[i].name.decode() for i in range(table_count) if tables[i].supported or not supported_only]
+    return [name for name, supported in zip(_names, _supported) if supported or not supported_only]
 
 
 def get_isa():
-    return tables[chosen].name.decode()
+    return _names[chosen]
 
 
 def set_isa(name):
     global chosen
-    for i in range(table_count):
-        if tables[i].name.decode() == name and tables[i].supported:
-            chosen = i
-            return
-    raise ValueError(f"isa must be one of {isa_names()} on this machine, got {name!r}")
+    if name not in isa_names():
+        raise ValueError(f"isa must be one of {isa_names()} on this machine, got {name!r}")
+    chosen = _names.index(name)
 
 
-def tile_sizes():
-    """(MR, NR, KC) of the selected float32 table, see csrc/gemm.inc."""
-    return tables[chosen].f32.mr, tables[chosen].f32.nr, tables[chosen].f32.kc
+cdef const Kernels* selected(int element) noexcept nogil:
+    """The selected instruction set's table for F32 or F64."""
+    return tables[chosen][element]
 
 
-cdef Kernels selected() noexcept:
-    cdef Kernels kernels
-    kernels.f32 = tables[chosen].f32
-    kernels.f64 = tables[chosen].f64
-    return kernels
+def tile_sizes(dtype=np.float32):
+    """(MR, NR, KC) of the selected table, see csrc/kernels/gemm.inc."""
+    cdef const Kernels* K = selected(F64 if np.dtype(dtype) == np.float64 else F32)
+    return K.mr, K.nr, K.kc
 
 
 def has_openmp():
@@ -101,40 +116,43 @@ cdef int team_size(Py_ssize_t tasks) noexcept nogil:
     return <int> max(1, min(<Py_ssize_t> num_threads(), tasks))
 
 
+cdef inline void work_in_mode(Work work, void* job, Team* team, int thread) noexcept nogil:
+    """In this thread, with the floating-point mode of a pass."""
+    cdef FloatMode before = float_enter()
+    work(job, team, thread)
+    float_leave(before)
+
+
 cdef void run_team(int size, Work work, void* job) noexcept nogil:
     """Run `work` on `size` threads; returns when all are done."""
     cdef Team team
     cvit_team_init(&team, size)
     if size == 1:
-        work(job, &team, 0)
+        work_in_mode(work, job, &team, 0)
         return
     with parallel(num_threads=size):
         cvit_team_join(&team)
-        work(job, &team, threadid())
+        work_in_mode(work, job, &team, threadid())
         sync(&team)  # meet here, where waiting is cheap, and not in OpenMP's own barrier
 
 
 # ------------------------------------------------------------------------------------ what the machine can do at most
 cdef struct Probe:
-    Kernels kernels
+    const Kernels* K
     Py_ssize_t rounds, n
-    void* x
-    void* y
-    int is_double
+    char* x
+    char* y
 
 
 cdef void flops_work(void* job, Team* team, int thread) noexcept nogil:
     cdef Probe* p = <Probe*> job
-    if p.is_double:
-        probe_flops(&p.kernels, p.rounds, <double*> p.x)
-    else:
-        probe_flops(&p.kernels, p.rounds, <float*> p.x)
+    p.K.probe_flops(p.rounds)
 
 
 cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
     cdef Probe* p = <Probe*> job
-    cdef Py_ssize_t first = p.n // size_of(team) * thread
-    probe_stream(&p.kernels, p.n // size_of(team), <float> 1e-3, <float*> p.x + first, <float*> p.y + first)
+    cdef Py_ssize_t share = p.n // size_of(team), first = share * thread * p.K.size
+    p.K.probe_stream(share, 1e-3, p.x + first, p.y + first)
 
 
 def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2):
@@ -144,12 +162,9 @@ def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2):
     """
     cdef Probe probe
     cdef int size = threads or num_threads()
-    cdef Py_ssize_t vector
-    probe.kernels = selected()
+    probe.K = selected(F64 if np.dtype(dtype) == np.float64 else F32)
     probe.x = probe.y = NULL
     probe.n = 0
-    probe.is_double = np.dtype(dtype) == np.float64
-    vector = (probe.kernels.f64.nr if probe.is_double else probe.kernels.f32.nr) // 2
     probe.rounds = 200_000
     best = 0.0
     end = time.perf_counter() + seconds
@@ -158,7 +173,7 @@ def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2):
         with nogil:
             run_team(size, flops_work, &probe)
         took = time.perf_counter() - start
-        best = max(best, 24.0 * vector * probe.rounds * size / took)
+        best = max(best, 24.0 * probe.K.vl * probe.rounds * size / took)
     return best
 
 
@@ -168,9 +183,8 @@ def measure_bandwidth(int threads=0, double seconds=0.5):
     cdef int size = threads or num_threads()
     cdef Py_ssize_t n = 32 << 20
     cdef float[::1] x = np.ones(n, np.float32), y = np.ones(n, np.float32)
-    probe.kernels = selected()
-    probe.x, probe.y, probe.n = &x[0], &y[0], n
-    probe.is_double = 0
+    probe.K = selected(F32)
+    probe.x, probe.y, probe.n = <char*> &x[0], <char*> &y[0], n
     best = 0.0
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:

@@ -1,0 +1,27 @@
+"""Images to patches and back, for elements of any size in bytes."""
+
+from libc.string cimport memcpy
+
+
+cdef inline void cut_patches(const char* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch,
+                             Py_ssize_t first, Py_ssize_t last, Py_ssize_t size, char* out) noexcept nogil:
+    """(C, H, W) -> (patches, C·P·P): rows first to last of the grid, each patch flattened as (C, P, P); `size` bytes an element."""
+    cdef Py_ssize_t gy, gx, c, y, run = patch * size
+    for gy in range(first, last):
+        for gx in range(width // patch):
+            for c in range(channels):
+                for y in range(patch):
+                    memcpy(out, image + ((c * height + gy * patch + y) * width + gx * patch) * size, run)
+                    out += run
+
+
+cdef inline void join_patches(const char* patches, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch,
+                              Py_ssize_t size, char* image) noexcept nogil:
+    """The inverse of cut_patches over the whole grid, and so its backward: every pixel is in one patch."""
+    cdef Py_ssize_t gy, gx, c, y, run = patch * size
+    for gy in range(height // patch):
+        for gx in range(width // patch):
+            for c in range(channels):
+                for y in range(patch):
+                    memcpy(image + ((c * height + gy * patch + y) * width + gx * patch) * size, patches, run)
+                    patches += run
