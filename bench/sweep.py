@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from cvit.engine.plan import allocate
+from cvit.engine.memory import allocate
 
 import cvit
 from cvit.base.files import check_writable, replacing

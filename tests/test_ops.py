@@ -274,6 +274,46 @@ def test_cross_entropy_of_large_logits(isa, dtype):
     assert same_bits(ops.cross_entropy_backward(logits, [0, 0]), np.array([[-0.5, 0.5, 0], [0, 0, 0]], dtype))
 
 
+@pytest.mark.parametrize(
+    "logits, label, smoothing, loss",
+    [
+        ([0, -math.inf, 1], 0, 0.0, 1.3132616875182228),  # a class of probability 0 that no target names does not count
+        ([0, -math.inf, 1], 1, 0.0, math.inf),
+        ([0, -math.inf, 1], 0, 0.1, math.inf),
+        ([1e38] * 10, 3, 0.0, math.log(10)),
+        ([1e38] * 10, 3, 0.1, math.log(10)),
+        ([-3e38] * 1000, 7, 0.1, math.log(1000)),
+        ([1e38, -1e38], 1, 0.0, 2e38),
+    ],
+)
+def test_cross_entropy_of_infinite_and_huge_logits(isa, dtype, logits, label, smoothing, loss):
+    """Every sum is of logits minus the largest; the gradient stays finite even where the loss does not."""
+    logits = np.array([logits], dtype)
+    np.testing.assert_allclose(ops.cross_entropy(logits, [label], smoothing), loss, rtol=4 * np.finfo(np.float32).eps)
+    probabilities = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities /= probabilities.sum()
+    expected = probabilities - ref.smooth_targets(np.array([label]), logits.shape[1], smoothing)
+    found = ops.cross_entropy_backward(logits, [label], smoothing)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_cross_entropy_keeps_its_digits_far_from_zero(isa):
+    """A loss depends on differences of logits alone: adding 4096 to all of them (exactly) changes no bit of it."""
+    logits = np.array([[0.5, -1.25, 2, 0.75, -3]], np.float32)
+    for smoothing in (0.0, 0.1):
+        near, far = (ops.cross_entropy(logits + np.float32(shift), [1], smoothing) for shift in (0, 4096))
+        assert near == far
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, 20, 39])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_nan_is_nan(isa, dtype, at, smoothing):
+    logits = np.zeros((1, 40), dtype)
+    logits[0, at] = np.nan
+    assert np.isnan(ops.cross_entropy(logits, [3], smoothing))
+    assert np.isnan(ops.cross_entropy_backward(logits, [3], smoothing)).all()
+
+
 # ----------------------------------------------------------------------------------------- what they leave alone
 
 

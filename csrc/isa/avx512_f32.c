@@ -1,14 +1,5 @@
-#include "../cvit.h"
-#define ISA "avx512"
-
-#define TABLE cvit_avx512_f32
-#define TABLE_TYPE cvit_f32
+#define ELEMENT f32
 #define real float
 #define REAL_BITS 32
-#define VECTOR_BYTES 64
-#define MR 14
-#define NV 2
-#define EACH_ROW(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14)
-#define KC 384
-#define UNROLL _Pragma("GCC unroll 2")
-#include "../kernels.inc"
+#include "avx512.h"
+#include "../kernels/all.inc"

@@ -18,6 +18,7 @@ import numpy as np
 from ..engine import update as _update
 from ..engine.runtime import get_num_threads, set_num_threads
 from ..model.layout import Layout
+from ..ops import ACTIVATIONS
 from ..ops import _kernels as _ops
 from .cases import Case
 from .machine import caches
@@ -27,6 +28,7 @@ from .report import milliseconds, percent
 # only place a kernel on the roofline's axis; memory limits all of them.
 NORM, NORM_BACKWARD, GELU, GELU_BACKWARD, CROSS_ENTROPY, SGD, ADAMW = 8, 14, 25, 35, 25, 2, 15
 
+GELU_TANH = ACTIVATIONS.index("gelu_tanh")
 TOLERANCE = 2e-6  # relative to the largest element, for each root of a summed element
 CACHES = 4  # times the last cache is what memory-bound kernels work on
 LARGEST = 2**30  # bytes of their arrays at most
@@ -105,7 +107,10 @@ def kernels_of(case: Case, least_bytes: float = 0) -> Iterator[Kernel]:
 
     m = rows_for(N * T, 2 * F)
     x, y = draw(m * F), empty(m * F)
-    yield Kernel("gelu", f"{m}x{F}", lambda: _ops.gelu(False, x, y), (y,), lambda: (_gelu(x),), GELU * m * F, 2 * m * F)
+    yield Kernel(
+        "gelu", f"{m}x{F}", lambda: _ops.activation(GELU_TANH, x, None, y), (y,), lambda: (_gelu(x),), GELU * m * F,
+        2 * m * F,
+    )  # fmt: skip
     before, dy = x.copy(), draw(m * F)
 
     def restore():
@@ -113,7 +118,7 @@ def kernels_of(case: Case, least_bytes: float = 0) -> Iterator[Kernel]:
 
     restore()
     yield Kernel(  # the fused form of the engine: x becomes gelu(x), dy becomes dx
-        "gelu backward", f"{m}x{F}", lambda: _ops.gelu_backward(False, x, dy), (x, dy),
+        "gelu backward", f"{m}x{F}", lambda: _ops.activation_backward(GELU_TANH, x, None, dy, None), (x, dy),
         lambda: (_gelu(x), _gelu_backward(dy, x)), GELU_BACKWARD * m * F, 4 * m * F, restore=restore, calls=50,
     )  # fmt: skip
     del x, y, dy, before

@@ -1,11 +1,11 @@
-"""Images cut into patches: moves of whole runs of pixels, for every element size."""
+"""Images to patches and back, for elements of any size in bytes."""
 
 from libc.string cimport memcpy
 
 
 cdef inline void cut_patches(const char* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch,
-                             Py_ssize_t size, Py_ssize_t first, Py_ssize_t last, char* out) noexcept nogil:
-    """(C, H, W) of elements of `size` bytes -> (patches, C·P·P): rows first to last of the grid, each patch flattened as (C, P, P)."""
+                             Py_ssize_t first, Py_ssize_t last, Py_ssize_t size, char* out) noexcept nogil:
+    """(C, H, W) -> (patches, C·P·P): rows first to last of the grid, each patch flattened as (C, P, P); `size` bytes an element."""
     cdef Py_ssize_t gy, gx, c, y, run = patch * size
     for gy in range(first, last):
         for gx in range(width // patch):
@@ -17,7 +17,7 @@ cdef inline void cut_patches(const char* image, Py_ssize_t channels, Py_ssize_t 
 
 cdef inline void join_patches(const char* patches, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch,
                               Py_ssize_t size, char* image) noexcept nogil:
-    """The inverse of cut_patches, and so its backward: every pixel is in one patch."""
+    """The inverse of cut_patches over the whole grid, and so its backward: every pixel is in one patch."""
     cdef Py_ssize_t gy, gx, c, y, run = patch * size
     for gy in range(height // patch):
         for gx in range(width // patch):

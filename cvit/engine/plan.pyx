@@ -9,8 +9,6 @@ between the rows stages and the heads lies with the stages, all others in the sc
 its weight gradient, for the packed dy.
 """
 
-import mmap
-
 import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -31,7 +29,8 @@ from .task cimport (
     ACTIVATION, ARENA, HIDDEN, LENT, LINEAR, NORM, QUERY_PARTS, SCRATCH, STAGE, Block, Linear as LinearStep, NormSum, NormUse, Pass, Place,
     Section, Slot, Step,
 )
-from .team cimport kernels_of, run_team, team_size
+from .team cimport F32, F64, run_team, selected, team_size
+from .memory import allocate
 from .program import PACKED, Activation, Heads, Hidden, Linear, Norm, fuse, source_of
 from .team import get_isa
 
@@ -59,29 +58,6 @@ LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all
 MOST_HEAD_TASKS = 128  # small heads share a task
 BAND = 48  # patches, at least, that are embedded at a time
 THREAD_FLOPS = 4e6  # of a pass for each of its threads: with less to do, waiting for each other takes longer than it saves
-
-
-def allocate(Py_ssize_t count, dtype):
-    """A vector of `count` elements, aligned to 64 bytes; large ones on huge pages where the system has them.
-
-    Its pages are mapped at their first use. `MemoryError` where the system has no room for it.
-    """
-    dtype = np.dtype(dtype)
-    size = max(count, 1) * dtype.itemsize
-    if size < 1 << 20 or not hasattr(mmap, "MAP_PRIVATE"):
-        raw = np.empty(size + LINE, np.uint8)
-        start = -raw.ctypes.data % LINE
-        return raw[start : start + size].view(dtype)
-    try:
-        region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError) as error:
-        raise MemoryError(f"no room for {size:,} bytes: {error}") from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            region.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without huge pages: small ones serve as well
-    return np.frombuffer(region, dtype)
 
 
 def lines(size):
@@ -124,7 +100,7 @@ cdef class Plan:
         self.program, self.batch, self.mode, self.owner = program, batch, mode, owner
         self.dtype = np.dtype(dtype)
         self.isa = get_isa()
-        p.K = <const Kernels*> kernels if kernels else kernels_of(self.dtype.itemsize)
+        p.K = <const Kernels*> kernels if kernels else selected(F32 if self.dtype == np.float32 else F64)
         assert p.K.size == self.dtype.itemsize
         self.fused = [
             (fuse(block.before), block.heads, fuse(block.after)) if fused else (block.before, block.heads, block.after)

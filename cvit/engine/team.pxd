@@ -10,9 +10,17 @@ cdef extern from "team.h" nogil:
     Py_ssize_t take "cvit_team_take" (Turn* turn, int* kind)
     void sync "cvit_team_sync" (Team* team)
 
+    ctypedef int FloatMode "cvit_float_mode"  # an unsigned integer of some width
+    FloatMode float_enter "cvit_float_enter" ()
+    void float_leave "cvit_float_leave" (FloatMode before)
+
+# The element types that csrc has tables for.
+cdef enum Element:
+    F32, F64, ELEMENTS
+
 # What one thread of a team does: called once by each of them, with its number.
 ctypedef void (*Work)(void* job, Team* team, int thread) noexcept nogil
 
-cdef const Kernels* kernels_of(Py_ssize_t size) except NULL
+cdef const Kernels* selected(int element) noexcept nogil
 cdef int team_size(Py_ssize_t tasks) noexcept nogil
 cdef void run_team(int size, Work work, void* job) noexcept nogil

@@ -19,10 +19,28 @@ cdef extern from "team.h" nogil:
     int cvit_omp_max_threads()
     int cvit_has_openmp()
 
-cdef const Table* tables
-cdef int table_count
+ELEMENT_NAMES = ("f32", "f64")  # in the order of Element
+
+cdef enum:
+    MOST_ISAS = 8
+
+cdef const Kernels* tables[MOST_ISAS][ELEMENTS]
 cdef int chosen = 0
-tables = cvit_tables(&table_count)
+_names, _supported = [], []  # of the instruction sets, from the plainest to the best
+
+
+cdef _find_tables():
+    cdef int count, i
+    cdef const Table* found = cvit_tables(&count)
+    for i in range(count):
+        name = found[i].kernels.isa.decode()
+        if name not in _names:
+            _names.append(name)
+            _supported.append(bool(found[i].supported))
+        tables[_names.index(name)][<int> ELEMENT_NAMES.index(found[i].kernels.element.decode())] = found[i].kernels
+
+
+_find_tables()
 
 cdef int cpu_limit = 1        # CPUs this process may use: affinity and cgroup
 cdef int requested = 0        # set_num_threads; 0 means nobody asked
@@ -32,33 +50,29 @@ cdef int after_fork = 0
 
 def isa_names(bint supported_only=True):
     """Instruction sets of this build, from the plainest to the best; with `supported_only`, those this machine runs."""
-    return [tables[i].kernels.isa.decode() for i in range(0, table_count, 2) if tables[i].supported or not supported_only]
+    return [name for name, supported in zip(_names, _supported) if supported or not supported_only]
 
 
 def get_isa():
-    return tables[chosen].kernels.isa.decode()
+    return _names[chosen]
 
 
 def set_isa(name):
     global chosen
-    for i in range(0, table_count, 2):
-        if tables[i].kernels.isa.decode() == name and tables[i].supported:
-            chosen = i
-            return
-    raise ValueError(f"isa must be one of {isa_names()} on this machine, got {name!r}")
+    if name not in isa_names():
+        raise ValueError(f"isa must be one of {isa_names()} on this machine, got {name!r}")
+    chosen = _names.index(name)
 
 
-def tile_sizes():
-    """(MR, NR, KC) of the selected float32 table, see csrc/gemm.inc."""
-    return tables[chosen].kernels.mr, tables[chosen].kernels.nr, tables[chosen].kernels.kc
+cdef const Kernels* selected(int element) noexcept nogil:
+    """The selected instruction set's table for F32 or F64."""
+    return tables[chosen][element]
 
 
-cdef const Kernels* kernels_of(Py_ssize_t size) except NULL:
-    cdef int i
-    for i in range(chosen, table_count):
-        if tables[i].kernels.size == size:
-            return tables[i].kernels
-    raise ValueError
+def tile_sizes(dtype=np.float32):
+    """(MR, NR, KC) of the selected table, see csrc/kernels/gemm.inc."""
+    cdef const Kernels* K = selected(F64 if np.dtype(dtype) == np.float64 else F32)
+    return K.mr, K.nr, K.kc
 
 
 def has_openmp():
@@ -102,16 +116,23 @@ cdef int team_size(Py_ssize_t tasks) noexcept nogil:
     return <int> max(1, min(<Py_ssize_t> num_threads(), tasks))
 
 
+cdef inline void work_in_mode(Work work, void* job, Team* team, int thread) noexcept nogil:
+    """In this thread, with the floating-point mode of a pass."""
+    cdef FloatMode before = float_enter()
+    work(job, team, thread)
+    float_leave(before)
+
+
 cdef void run_team(int size, Work work, void* job) noexcept nogil:
     """Run `work` on `size` threads; returns when all are done."""
     cdef Team team
     cvit_team_init(&team, size)
     if size == 1:
-        work(job, &team, 0)
+        work_in_mode(work, job, &team, 0)
         return
     with parallel(num_threads=size):
         cvit_team_join(&team)
-        work(job, &team, threadid())
+        work_in_mode(work, job, &team, threadid())
         sync(&team)  # meet here, where waiting is cheap, and not in OpenMP's own barrier
 
 
@@ -130,8 +151,8 @@ cdef void flops_work(void* job, Team* team, int thread) noexcept nogil:
 
 cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
     cdef Probe* p = <Probe*> job
-    cdef Py_ssize_t count = p.n // size_of(team), first = count * thread * p.K.size
-    p.K.probe_stream(count, 1e-3, p.x + first, p.y + first)
+    cdef Py_ssize_t share = p.n // size_of(team), first = share * thread * p.K.size
+    p.K.probe_stream(share, 1e-3, p.x + first, p.y + first)
 
 
 def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2):
@@ -141,7 +162,7 @@ def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2):
     """
     cdef Probe probe
     cdef int size = threads or num_threads()
-    probe.K = kernels_of(np.dtype(dtype).itemsize)
+    probe.K = selected(F64 if np.dtype(dtype) == np.float64 else F32)
     probe.x = probe.y = NULL
     probe.n = 0
     probe.rounds = 200_000
@@ -162,7 +183,7 @@ def measure_bandwidth(int threads=0, double seconds=0.5):
     cdef int size = threads or num_threads()
     cdef Py_ssize_t n = 32 << 20
     cdef float[::1] x = np.ones(n, np.float32), y = np.ones(n, np.float32)
-    probe.K = kernels_of(sizeof(float))
+    probe.K = selected(F32)
     probe.x, probe.y, probe.n = <char*> &x[0], <char*> &y[0], n
     best = 0.0
     end = time.perf_counter() + seconds

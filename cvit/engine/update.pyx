@@ -1,51 +1,81 @@
 """Optimizer passes over the flat weight tensor, and the gradient's norm: one read and one write of each value.
 
-The vector is cut in chunks of CHUNK values, by its length alone: a task is a chunk. `decay_runs` (R, 2) holds [start, stop) of the
-parts that weight decay applies to, increasing and apart; a chunk is cut again where a run begins or ends. The kernels are in
-csrc/update.inc; optim.py validates and owns the state.
+The vector is divided into chunks of CHUNK values, by its length alone: a task is a chunk. `decay_runs` (R, 2) holds [start, stop) of the
+parts that weight decay applies to, increasing and apart; a chunk is divided again where a run begins or ends. The kernels are in
+csrc/kernels/update.inc; train/optim.py validates and owns the state.
+
+Vectors are anything with a buffer: float32 or float64, contiguous, all of one call alike in type and length (TypeError, ValueError).
 """
 
 import numpy as np
 
-ctypedef fused real:
-    float
-    double
-
-from .kernels cimport Kernels, Update as Run
-from .team cimport Team, Turn, kernels_of, run_team, take, team_size, turn_of
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+)
+from .kernels cimport Kernels, Update
+from .team cimport F32, F64, Team, Turn, run_team, selected, take, team_size, turn_of
 
 cdef enum:
     CHUNK = 1 << 16
 
-ctypedef struct Update:
+cdef struct Job:
     const Kernels* K
-    Py_ssize_t n, runs
+    Update whole                  # over the whole vector, but for `decay`
+    double decay                  # of the runs
+    Py_ssize_t runs
     const long long* decay_runs   # start, stop, start, stop, …
-    void* w
-    void* g
-    void* u          # velocity, or Adam's m; NULL without
-    void* v
-    double* sums     # of each chunk
-    double lr, momentum, beta2, eps, decay, c1, c2, scale
-    int nesterov
+    double* sums                  # of each chunk
 
 
-cdef inline void run_of(Update* job, Py_ssize_t start, Py_ssize_t stop, double decay) noexcept nogil:
-    cdef Run r
-    cdef Py_ssize_t size = job.K.size
-    r.n, r.w, r.g = stop - start, <char*> job.w + start * size, <char*> job.g + start * size
-    r.m = <char*> job.u + start * size if job.u != NULL else NULL
-    r.v = <char*> job.v + start * size if job.v != NULL else NULL
-    r.lr, r.beta1, r.beta2, r.eps, r.decay, r.scale = job.lr, job.momentum, job.beta2, job.eps, decay, job.scale
-    r.c1, r.c2, r.nesterov = job.c1, job.c2, job.nesterov
-    if job.v != NULL:
-        job.K.adamw(&r)
+cdef class Vectors:
+    """The buffers of one call, held until it is done."""
+    cdef Py_buffer[4] views
+    cdef int count
+    cdef Py_ssize_t n
+    cdef int element
+
+    cdef void* hold(self, name, vector, bint writable) except? NULL:
+        """The first value's address; None stands for no vector, NULL."""
+        cdef Py_buffer* view = &self.views[self.count]
+        cdef int element
+        if vector is None:
+            return NULL
+        PyObject_GetBuffer(vector, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0))
+        self.count += 1
+        if view.format not in (b"f", b"d"):
+            raise TypeError(f"{name} must be float32 or float64, got format {view.format.decode()!r}")
+        element = F32 if view.format == b"f" else F64
+        if self.count == 1:
+            self.n, self.element = view.len // view.itemsize, element
+        elif element != self.element:
+            raise TypeError(f"{name} must have the type of the other vectors, got format {view.format.decode()!r}")
+        elif view.len != self.n * view.itemsize:
+            raise ValueError(f"{name} must have {self.n} values as the other vectors, got {view.len // view.itemsize}")
+        return view.buf
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(self.count):
+            PyBuffer_Release(&self.views[i])
+
+
+cdef inline void* moved(const void* vector, Py_ssize_t bytes) noexcept nogil:
+    return NULL if vector == NULL else <char*> vector + bytes
+
+
+cdef void update_run(const Job* job, Py_ssize_t start, Py_ssize_t stop, double decay) noexcept nogil:
+    cdef Update run = job.whole
+    cdef Py_ssize_t bytes = start * job.K.size
+    run.n, run.decay = stop - start, decay
+    run.w, run.g, run.m, run.v = moved(run.w, bytes), moved(run.g, bytes), moved(run.m, bytes), moved(run.v, bytes)
+    if run.v != NULL:
+        job.K.adamw(&run)
     else:
-        job.K.sgd(&r)
+        job.K.sgd(&run)
 
 
-cdef void update_chunk(Update* job, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """A chunk, cut where weight decay begins and ends."""
+cdef void update_chunk(const Job* job, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """A chunk, divided where weight decay begins and ends."""
     cdef Py_ssize_t run = 0, end
     cdef double decay
     while start < stop:
@@ -57,7 +87,7 @@ cdef void update_chunk(Update* job, Py_ssize_t start, Py_ssize_t stop) noexcept 
                 end, decay = min(stop, <Py_ssize_t> job.decay_runs[2 * run + 1]), job.decay
             else:
                 end = min(stop, <Py_ssize_t> job.decay_runs[2 * run])
-        run_of(job, start, end, decay)
+        update_run(job, start, end, decay)
         start = end
 
 
@@ -66,72 +96,78 @@ cdef inline Py_ssize_t chunks(Py_ssize_t n) noexcept nogil:
 
 
 cdef void update_work(void* argument, Team* team, int thread) noexcept nogil:
-    cdef Update* job = <Update*> argument
-    cdef Py_ssize_t tasks = chunks(job.n), chunk, start
+    cdef const Job* job = <const Job*> argument
+    cdef Py_ssize_t tasks = chunks(job.whole.n), chunk
     cdef int kind
     cdef Turn turn = turn_of(team, thread, 1, &tasks)
     chunk = take(&turn, &kind)
     while chunk >= 0:
-        start = chunk * CHUNK
-        update_chunk(job, start, min(start + CHUNK, job.n))
+        update_chunk(job, chunk * CHUNK, min((chunk + 1) * CHUNK, job.whole.n))
         chunk = take(&turn, &kind)
 
 
 cdef void sum_work(void* argument, Team* team, int thread) noexcept nogil:
-    cdef Update* job = <Update*> argument
-    cdef Py_ssize_t tasks = chunks(job.n), chunk, start
+    cdef const Job* job = <const Job*> argument
+    cdef Py_ssize_t tasks = chunks(job.whole.n), chunk, start
     cdef int kind
     cdef Turn turn = turn_of(team, thread, 1, &tasks)
     chunk = take(&turn, &kind)
     while chunk >= 0:
         start = chunk * CHUNK
-        job.sums[chunk] = job.K.sum_of_squares(min(<Py_ssize_t> CHUNK, job.n - start), <char*> job.g + start * job.K.size)
+        job.sums[chunk] = job.K.sum_of_squares(min(<Py_ssize_t> CHUNK, job.whole.n - start), moved(job.whole.g, start * job.K.size))
         chunk = take(&turn, &kind)
 
 
-cdef void prepare(Update* job, real[::1] w, const real[::1] g, real[::1] u, real[::1] v, const long long[:, ::1] decay_runs):
-    job.K = kernels_of(sizeof(real))
-    job.n = w.shape[0]
-    job.w, job.g = &w[0], <void*> &g[0]
-    job.u = &u[0] if u is not None else NULL
-    job.v = &v[0] if v is not None else NULL
+cdef step_of(Job* job, Vectors vectors, const long long[:, ::1] decay_runs):
+    cdef int size
+    job.K = selected(vectors.element)
+    job.whole.n = vectors.n
     job.runs = decay_runs.shape[0]
     job.decay_runs = &decay_runs[0, 0] if job.runs else NULL
-
-
-def sgd(real[::1] w, const real[::1] g, real[::1] velocity, double lr, double momentum, bint nesterov, double weight_decay,
-        const long long[:, ::1] decay_runs, double grad_scale):
-    """One step of SGD in place; velocity may be None. All vectors have one length."""
-    cdef Update job
-    cdef real[::1] none = None
-    prepare(&job, w, g, velocity, none, decay_runs)
-    job.lr, job.momentum, job.nesterov, job.decay, job.scale = lr, momentum, nesterov, weight_decay, grad_scale
-    cdef int size = team_size(chunks(job.n))
+    job.sums = NULL
+    size = team_size(chunks(job.whole.n))
     with nogil:
-        run_team(size, update_work, &job)
+        run_team(size, update_work, job)
 
 
-def adamw(real[::1] w, const real[::1] g, real[::1] m, real[::1] v, double lr, double beta1, double beta2, double eps,
-          double weight_decay, Py_ssize_t step, const long long[:, ::1] decay_runs, double grad_scale):
-    """One step of AdamW in place; `step` counts from 1. All vectors have one length."""
-    cdef Update job
-    prepare(&job, w, g, m, v, decay_runs)
-    job.lr, job.momentum, job.beta2, job.eps, job.decay, job.scale = lr, beta1, beta2, eps, weight_decay, grad_scale
-    job.c1, job.c2 = 1 - beta1**step, 1 - beta2**step
-    cdef int size = team_size(chunks(job.n))
-    with nogil:
-        run_team(size, update_work, &job)
+def sgd(w, g, velocity, double lr, double momentum, bint nesterov, double weight_decay, const long long[:, ::1] decay_runs,
+        double grad_scale):
+    """One step of SGD in place; velocity may be None."""
+    cdef Job job
+    cdef Vectors vectors = Vectors()
+    job.whole.w, job.whole.g = vectors.hold("w", w, True), vectors.hold("g", g, False)
+    job.whole.m, job.whole.v = vectors.hold("velocity", velocity, True), NULL
+    job.whole.lr, job.whole.beta1, job.whole.nesterov, job.whole.scale = lr, momentum, nesterov, grad_scale
+    job.whole.beta2 = job.whole.eps = job.whole.decay = job.whole.c1 = job.whole.c2 = 0
+    job.decay = weight_decay
+    step_of(&job, vectors, decay_runs)
 
 
-def sum_of_squares(const real[::1] g):
+def adamw(w, g, m, v, double lr, double beta1, double beta2, double eps, double weight_decay, Py_ssize_t step,
+          const long long[:, ::1] decay_runs, double grad_scale):
+    """One step of AdamW in place; `step` counts from 1."""
+    cdef Job job
+    cdef Vectors vectors = Vectors()
+    if m is None or v is None:
+        raise TypeError("m and v must be vectors, got None")
+    job.whole.w, job.whole.g = vectors.hold("w", w, True), vectors.hold("g", g, False)
+    job.whole.m, job.whole.v = vectors.hold("m", m, True), vectors.hold("v", v, True)
+    job.whole.lr, job.whole.beta1, job.whole.beta2, job.whole.eps, job.whole.scale = lr, beta1, beta2, eps, grad_scale
+    job.whole.c1, job.whole.c2 = 1 - beta1**step, 1 - beta2**step
+    job.whole.decay, job.whole.nesterov, job.decay = 0, False, weight_decay
+    step_of(&job, vectors, decay_runs)
+
+
+def sum_of_squares(g):
     """Sum of squares of a vector, in double precision: the chunks' sums, added in order."""
-    cdef Update job
-    cdef Py_ssize_t count = chunks(g.shape[0]), i
-    cdef double[::1] sums = np.empty(count)
+    cdef Job job
+    cdef Vectors vectors = Vectors()
+    cdef void* first = vectors.hold("g", g, False)
+    cdef Py_ssize_t count = chunks(vectors.n), i
+    cdef double[::1] sums = np.empty(max(count, 1))
     cdef double total = 0
-    job.K = kernels_of(sizeof(real))
-    job.n, job.g, job.sums = g.shape[0], <void*> &g[0], &sums[0]
     cdef int size = team_size(count)
+    job.K, job.whole.n, job.whole.g, job.sums = selected(vectors.element), vectors.n, first, &sums[0]
     with nogil:
         run_team(size, sum_work, &job)
     for i in range(count):

@@ -6,7 +6,7 @@ import weakref
 
 import numpy as np
 
-from .plan import allocate
+from .memory import allocate
 
 KEPT = 4  # vectors whose memory is kept: for a few threads, or for a caller who looks at the last few
 

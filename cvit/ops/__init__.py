@@ -1,9 +1,8 @@
-"""Each kernel alone, with its backward: patches, linear, layer norm, GELU, attention, cross-entropy.
+"""Each kernel alone, with its backward: patches, linear, layer norm, activations, attention, cross-entropy.
 
-Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on all
-threads; no graph and no state: a backward takes what its forward took or gave. A gradient is named d + its array. What
-each formula means is derived in docs/backward.md. A model does not call these: it runs the same kernels fused
-(cvit/_block.pyx).
+Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on all threads; no graph
+and no state: a backward takes what its forward took or gave. A gradient is named d + its array. What each formula means is derived in
+docs/backward.md. A model does not call these: it runs the same kernels fused (cvit/engine).
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from ..base.numbers import as_int, representable, shown
 from . import _kernels as _ops
 
 __all__ = [
+    "activation",
+    "activation_backward",
     "attention",
     "attention_backward",
     "cross_entropy",
@@ -34,6 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMS = ("tanh", "erf")  # of GELU
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "silu", "relu")  # as csrc/cvit.h numbers them
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
@@ -147,27 +149,57 @@ def layernorm_backward(dy, x, mean, rstd, scale=None) -> tuple[np.ndarray, np.nd
     return dx, dscale, dshift
 
 
-def _exact(form: str) -> bool:
+def _kind(kind) -> int:
+    check(isinstance(kind, str) and kind in ACTIVATIONS, f"kind must be one of {ACTIVATIONS}, got {shown(kind)}")
+    return ACTIVATIONS.index(kind)
+
+
+def _value(value, x: np.ndarray) -> np.ndarray | None:
+    return None if value is None else as_float("value", value, x.shape, x.dtype)
+
+
+def _flat(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else array.reshape(-1)
+
+
+def activation(x, kind: str = "gelu_tanh", value=None) -> np.ndarray:
+    """f(x) of every element; with `value`, of x's shape, the gated form f(x) * value (Shazeer 2020).
+
+    kind: "gelu_tanh", "gelu_erf" (Hendrycks & Gimpel 2016), "quick_gelu" (x sigmoid(1.702 x), the same paper), "silu"
+    (x sigmoid(x), Elfwing et al. 2017) or "relu".
+    """
+    number, dtype = _kind(kind), common_dtype(x=x) if value is None else common_dtype(x=x, value=value)
+    x = _any_rows("x", x, dtype)
+    y = np.empty_like(x)
+    _ops.activation(number, _flat(x), _flat(_value(value, x)), _flat(y))
+    return y
+
+
+def activation_backward(dy, x, kind: str = "gelu_tanh", value=None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """dx = dy * f'(x), all of one shape; with `value`, dx = dy * value * f'(x) and dvalue = dy * f(x)."""
+    number = _kind(kind)
+    dtype = common_dtype(dy=dy, x=x) if value is None else common_dtype(dy=dy, x=x, value=value)
+    x = _any_rows("x", x, dtype)
+    dx = as_float("dy", dy, x.shape, dtype).copy()
+    value = _value(value, x)
+    dvalue = None if value is None else np.empty_like(x)
+    _ops.activation_backward(number, x.flatten(), _flat(value), _flat(dx), _flat(dvalue))
+    return dx if dvalue is None else (dx, dvalue)
+
+
+def _form(form: str) -> str:
     check(form in FORMS, f"form must be one of {FORMS}, got {shown(form)}")
-    return form == "erf"
+    return f"gelu_{form}"
 
 
 def gelu(x, form: str = "tanh") -> np.ndarray:
     """GELU of every element (Hendrycks & Gimpel 2016): "tanh" approximation or exact "erf" form."""
-    x = _any_rows("x", x, None)
-    y = np.empty_like(x)
-    _ops.gelu(_exact(form), x.reshape(-1), y.reshape(-1))
-    return y
+    return activation(x, _form(form))
 
 
 def gelu_backward(dy, x, form: str = "tanh") -> np.ndarray:
     """dx = dy * gelu'(x), all of one shape."""
-    dtype = common_dtype(dy=dy, x=x)
-    x = _any_rows("x", x, dtype)
-    dy = as_float("dy", dy, x.shape, dtype)
-    dx = dy.copy()
-    _ops.gelu_backward(_exact(form), x.flatten(), dx.reshape(-1))
-    return dx
+    return activation_backward(dy, x, _form(form))
 
 
 def _heads(name: str, value, dtype, shape=("N", "H", "T", "dh")) -> np.ndarray:
@@ -237,7 +269,10 @@ def _elementwise(function: int, x) -> np.ndarray:
 
 
 def exp(x) -> np.ndarray:
-    """e^x of every element; 0 below the smallest normal number, at most e^88.37 (float32) or e^709.4 (float64)."""
+    """e^x of every element; 0 below the smallest normal number, not above e^88.37 (float32) or e^709.4 (float64).
+
+    Without fused multiply-adds (the instruction set "portable") very small results are right to within that smallest number alone.
+    """
     return _elementwise(0, x)
 
 

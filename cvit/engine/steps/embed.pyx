@@ -27,7 +27,7 @@ cdef void embed_task(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef Gemm g
     for n in range(part_start(p.N, p.image_groups, group), part_start(p.N, p.image_groups, group + 1)):
         patches = p.arena + p.patches_at + ((n if p.training else group) * p.patches + first) * p.features * size
-        cut_patches(p.images + n * pixels * size, p.channels, p.height, p.width, p.patch, size, top, bottom, patches)
+        cut_patches(p.images + n * pixels * size, p.channels, p.height, p.width, p.patch, top, bottom, size, patches)
         if p.prefix and band == 0:
             prefix = adding(p.prefix, D, matrix(p.weights + p.prefix_tokens, D), matrix(row_of(t, &p.first_x, n * p.T), D))
             if p.positions_of_prefix:

@@ -21,11 +21,9 @@
 #if REAL_BITS == 32
 typedef int32_t bits;
 #define SQRT sqrtf
-#define LOG logf
 #else
 typedef int64_t bits;
 #define SQRT sqrt
-#define LOG log
 #endif
 
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
