@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.errors import check
+from ..base.errors import check, listed, short
 from ..base.files import replacing
 from ..model.config import ViTConfig
 from ..model.layout import Layout
@@ -70,7 +70,7 @@ def _open(path):
     try:
         return safetensors.safe_open(Path(path), framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+        raise ValueError(f"{path} is not a safetensors file: {short(error, 200)}") from None
 
 
 def _config(path, file) -> ViTConfig:
@@ -79,23 +79,23 @@ def _config(path, file) -> ViTConfig:
     try:
         return ViTConfig.from_json(text)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path} has a wrong config: {error}") from None
+        raise ValueError(f"{path} has a wrong config: {short(error, 500)}") from None
 
 
 def _weights(path, file, config) -> np.ndarray:
     names = set(file.keys())
     # A block has six tensors or more; a config with more blocks than the file could hold must not even get a layout.
     enough = 6 * config.depth < len(names)
-    check(enough, f"{path} has {len(names)} tensors, too few for the {config.depth} blocks of its config")
+    check(enough, f"{path} has {len(names)} tensors, too few for the {short(config.depth)} blocks of its config")
     layout = Layout.of(config)
     missing, unknown = layout.entries.keys() - names, names - layout.entries.keys()
-    check(not missing, f"{path} lacks {len(missing)} of its config's tensors, {min(missing, default='')} for one")
-    check(not unknown, f"{path} has {len(unknown)} tensors unknown to its config, {min(unknown, default='')} for one")
+    check(not missing, f"{path} lacks {len(missing)} of its config's tensors: {listed(missing, 3)}")
+    check(not unknown, f"{path} has {len(unknown)} tensors unknown to its config: {listed(unknown, 3)}")
     dtypes = set()
     for name, entry in layout.entries.items():
         tensor = file.get_slice(name)
         shape = tuple(tensor.get_shape())
-        check(shape == entry.shape, f"{path}: {name} must have shape {entry.shape}, got {shape}")
+        check(shape == entry.shape, f"{path}: {name} must have shape {short(entry.shape)}, got {short(shape)}")
         dtypes.add(tensor.get_dtype())
     check(len(dtypes) == 1 and dtypes <= DTYPES.keys(), f"{path} must be all F32 or all F64, got {sorted(dtypes)}")
     weights = np.empty(layout.size, DTYPES[dtypes.pop()])
