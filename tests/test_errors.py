@@ -575,8 +575,8 @@ def test_layout():
     ]:
         refuses(layout.views, [flat], error, message)
     for given, error, message in [
-        ({name: tensors[name] for name in tensors if name != "norm.bias"}, ValueError, "tensors lacks ['norm.bias']"),
-        ({**tensors, "other": 1}, ValueError, "tensors has names that this configuration does not know: ['other']"),
+        ({name: tensors[name] for name in tensors if name != "norm.bias"}, ValueError, "tensors lacks norm.bias"),
+        ({**tensors, "other": 1}, ValueError, "tensors has names that this configuration does not know: other"),
         ({**tensors, "norm.bias": np.zeros(3)}, ValueError, "norm.bias must have shape (12,), got (3,)"),
         (None, TypeError, "tensors must be a mapping of name to array, got NoneType"),
     ]:

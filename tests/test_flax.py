@@ -70,7 +70,9 @@ def test_forms_that_from_flax_takes():
         def __init__(self, value):
             self.value = value
 
-    box = lambda tree: {k: box(v) for k, v in tree.items()} if isinstance(tree, dict) else Box(tree)
+    def box(tree):
+        return {key: box(value) for key, value in tree.items()} if isinstance(tree, dict) else Box(tree)
+
     np.testing.assert_array_equal(from_flax(box(nnx), CONFIG), weights)
 
     nnx["head"]["bias"] = nnx["head"]["bias"].astype(np.int64)
@@ -143,7 +145,7 @@ def test_bad_params_without_config():
 
 
 def test_bad_calls_of_to_flax():
-    with pytest.raises(ValueError, match="api must be one of .*, got 'haiku'"):
+    with pytest.raises(ValueError, match=r"api must be one of .*, got 'haiku'"):
         to_flax(numbered(CONFIG), CONFIG, "haiku")
     with pytest.raises(ValueError, match="weights must have shape"):
         to_flax(np.ones(3), CONFIG)

@@ -19,39 +19,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..base.arrays import as_array
-from ..base.errors import check
+from ..base.errors import check, listed, short
 from ..model.config import ViTConfig
 from ..model.layout import Layout
 
 APIS = ("nnx", "linen")
-_FLAX_NAMES = {"norm1": "ln1", "norm2": "ln2", "norm": "ln_f", "proj": "o"}
-
-
-def flax_path(name: str, api: str) -> tuple:
-    """The keys that lead to cvit's tensor `name` in a Flax tree: `blocks.0.norm1.weight` is at
-    ("blocks", 0, "ln1", "scale") in NNX and at ("block_0", "ln1", "scale") in Linen."""
-    *scopes, leaf = name.split(".")
-    if not scopes:
-        return (leaf,)
-    if leaf == "weight":
-        leaf = "scale" if scopes[-1].startswith("norm") else "kernel"
-    block = ()
-    if scopes[0] == "blocks":
-        index = int(scopes[1])
-        block = ("blocks", index) if api == "nnx" else (f"block_{index}",)
-        scopes = scopes[2:]
-    return (*block, *(_FLAX_NAMES.get(scope, scope) for scope in scopes if scope != "mlp"), leaf)
-
-
-def patch_matrix(kernel: np.ndarray) -> np.ndarray:
-    """A convolution kernel (P, P, C, D) as the patch embedding's matrix (C·P·P, D)."""
-    return kernel.transpose(2, 0, 1, 3).reshape(-1, kernel.shape[-1])
-
-
-def patch_kernel(matrix: np.ndarray, config: ViTConfig) -> np.ndarray:
-    """The patch embedding's matrix (C·P·P, D) as a convolution kernel (P, P, C, D)."""
-    C, P = config.channels, config.patch_size
-    return matrix.reshape(C, P, P, -1).transpose(1, 2, 0, 3)
 
 
 def to_flax(weights: np.ndarray, config: ViTConfig, api: str = "nnx") -> dict:
@@ -68,12 +40,14 @@ def to_flax(weights: np.ndarray, config: ViTConfig, api: str = "nnx") -> dict:
     """
     check(api in APIS, f"api must be one of {APIS}, got {api!r}")
     tree: dict = {}
-    for name, tensor in Layout.of(config).views(as_array("weights", weights)).items():
-        *scopes, leaf = flax_path(name, api)
+    layout = Layout.of(config)
+    views = layout.views(as_array("weights", weights))
+    for name, entry in layout.entries.items():
+        *scopes, leaf = entry.row.flax_path(api)
         branch = tree
         for scope in scopes:
             branch = branch.setdefault(scope, {})
-        branch[leaf] = np.array(patch_kernel(tensor, config) if name == "patch_embed.weight" else tensor, order="C")
+        branch[leaf] = np.array(entry.row.flax.there(views[name]), order="C")
     return tree if api == "nnx" else {"params": tree}
 
 
@@ -107,17 +81,16 @@ def from_flax(params: Mapping, config: ViTConfig | None = None) -> np.ndarray:
         config = _config_of(arrays)
     layout = Layout.of(config)
 
-    paths = {name: tuple(map(str, flax_path(name, api))) for name in layout.entries}
+    rows = {name: entry.row for name, entry in layout.entries.items()}
+    paths = {name: tuple(map(str, row.flax_path(api))) for name, row in rows.items()}
     missing, unknown = set(paths.values()) - arrays.keys(), arrays.keys() - set(paths.values())
     check(not missing, f"params lacks {_dotted(missing)}")
     check(not unknown, f"params has what this configuration does not know: {_dotted(unknown)}")
-    tensors = {name: arrays[path] for name, path in paths.items()}
-    for name, tensor in tensors.items():
-        shape = layout.entries[name].shape
-        if name == "patch_embed.weight":
-            shape = (config.patch_size, config.patch_size, config.channels, config.width)
-        check(tensor.shape == shape, f"params: {'.'.join(paths[name])} must have shape {shape}, got {tensor.shape}")
-    tensors["patch_embed.weight"] = patch_matrix(tensors["patch_embed.weight"])
+    tensors = {}
+    for name, row in rows.items():
+        array, shape = arrays[paths[name]], row.flax.shape_there(row.shape)
+        check(array.shape == shape, f"params: {'.'.join(paths[name])} must have shape {shape}, got {array.shape}")
+        tensors[name] = row.flax.here(array, row.shape)
     wide = any(tensor.dtype == np.float64 for tensor in tensors.values())
     return layout.pack(tensors, np.float64 if wide else np.float32)
 
@@ -131,13 +104,14 @@ def _leaves(tree, path=()):
         else:
             if not hasattr(value, "__array__"):
                 value = getattr(value, "value", value)  # a box around an array: flax.linen.Partitioned and its like
-            array = as_array(f"params: {'.'.join(here)}", value)
-            check(array.dtype.kind in "fiuV", f"params: {'.'.join(here)} must hold numbers, got {array.dtype}")
+            name = f"params: {short('.'.join(here))}"
+            array = as_array(name, value)
+            check(array.dtype.kind in "fiuV", f"{name} must hold numbers, got {array.dtype}")
             yield here, array
 
 
 def _config_of(arrays):
-    """A configuration with the layout of these arrays. What the layout does not show (heads, GELU, eps) is arbitrary."""
+    """A configuration with the layout of these arrays. What a layout does not show (heads, GELU, eps) is arbitrary."""
     ranks = {"patch_embed.kernel": 4, "pos_embed": 2, "head.kernel": 2}
     shapes = {}
     for name, rank in ranks.items():
@@ -167,4 +141,4 @@ def _config_of(arrays):
 
 
 def _dotted(paths):
-    return ", ".join(sorted(".".join(path) for path in paths))
+    return listed(".".join(path) for path in paths)

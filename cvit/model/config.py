@@ -10,6 +10,7 @@ import json
 
 from ..base.errors import check
 from ..base.numbers import as_int, finite
+from .parts import forward_macs
 
 # name: (width D, depth, heads H, hidden width F), from the ViT paper's table 1 (Dosovitskiy et al. 2021,
 # arXiv:2010.11929) and, for Ti and S, DeiT (Touvron et al. 2021, arXiv:2012.12877).
@@ -122,10 +123,7 @@ class ViTConfig:
 
     def forward_flops(self, batch: int = 1) -> int:
         """Floating-point operations of a forward pass: GEMMs and attention products, a multiply-add counted as two."""
-        T, D, F = self.tokens, self.width, self.hidden
-        block = T * (4 * D * D + 2 * D * F) + 2 * T * T * D
-        macs = self.patches * self.patch_features * D + self.depth * block + D * self.classes
-        return 2 * macs * batch
+        return 2 * forward_macs(self) * batch
 
     @classmethod
     def variant(cls, name: str, **changes) -> ViTConfig:

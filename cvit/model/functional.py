@@ -1,10 +1,11 @@
 """The functions that cvit grew out of: the plain Vision Transformer as pure functions of arrays.
 
-Plain means: class token, pre-norm blocks, layer norm without scale and shift (eps 1e-5), tanh GELU, hidden width = width, no biases, no
-final norm. It is one configuration of the general engine, `ViTConfig.plain`; for more than a few calls, keep a `ViT`.
+Plain means: class token, pre-norm blocks, layer norm without scale and shift (eps 1e-5), tanh GELU, hidden width =
+width, no biases, no final norm. It is one configuration of the general engine, `ViTConfig.plain`; for more than a few
+calls, keep a `ViT`.
 
-float32 or float64 in gives the same out (mixed arguments: float64). Arrays may be non-contiguous, read-only or memory-mapped, or come from
-anything with `__array__` or DLPack, such as torch and JAX on the CPU. Nothing is modified.
+float32 or float64 in gives the same out (mixed arguments: float64). Arrays may be non-contiguous, read-only or
+memory-mapped, or come from anything with `__array__` or DLPack, such as torch and JAX on the CPU. Nothing is modified.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def _model(x, w_proj, cls_token, pos_embed, blocks_weights, w_head, num_heads) -
 
 
 def patch_embed_with_cls(x, w_proj, cls_token, pos_embed) -> np.ndarray:
-    """Tokens of images: patches times w_proj, the class token before them, positions added (Dosovitskiy et al. 2021, eq. 1).
+    """Tokens of images: patches times w_proj, the class token before them, positions added.
+
+    Equation 1 of Dosovitskiy et al. 2021 (arXiv:2010.11929).
 
     Parameters
     ----------
@@ -171,8 +174,8 @@ def vit_train_step(x, y, w_proj, cls_token, pos_embed, blocks_weights, w_head, n
 
     Returns
     -------
-    array (size,), all updated weights, flat, in the order w_proj, cls_token, pos_embed, blocks_weights, w_head: `unpack_weights` gives
-    them back their shapes. The arguments are not modified.
+    array (size,), all updated weights, flat, in the order w_proj, cls_token, pos_embed, blocks_weights, w_head:
+    `unpack_weights` gives them back their shapes. The arguments are not modified.
     """
     lr = finite("lr", lr)
     x, model = _model(x, w_proj, cls_token, pos_embed, blocks_weights, w_head, num_heads)

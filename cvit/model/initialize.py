@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..base.arrays import FLOATS
 from ..base.errors import check
 from ..base.numbers import as_int
-from ..formats.flax import flax_path, patch_matrix
 from . import threefry
 from .config import ViTConfig
 from .layout import Layout
+from .parts import Law, Role, Tensor
 
 # Standard deviation of a standard normal confined to (-2, 2): divided by, it makes the truncated draws' variance one.
 _TRUNCATED_STD = 0.87962566103423978
@@ -47,32 +48,30 @@ def init_weights(config: ViTConfig, seed: int = 0, scheme: str = "vit", dtype=np
     check(dtype in FLOATS, f"dtype must be float32 or float64, got {dtype}")
     layout = Layout.of(config)
     flat = np.zeros(layout.size, dtype)
-    _SCHEMES[scheme](config, layout.views(flat), seed)
+    draw(scheme, seed, [(entry.row, view) for entry, view in zip(layout.entries.values(), layout.views(flat).values())])
     return flat
 
 
-def _is_scale(name):
-    """Whether `name` is a layer norm's scale."""
-    *_, owner, leaf = ("", *name.split("."))
-    return leaf == "weight" and owner.startswith("norm")
+def draw(scheme: str, seed: int, tensors: Sequence[tuple[Tensor, np.ndarray]]) -> None:
+    """Fill arrays of zeros by the columns of their rows, in the rows' order; arguments as in `init_weights`."""
+    _SCHEMES[scheme](tensors, seed)
 
 
 # ------------------------------------------------------------------------------------------------- the ViT paper's code
-def _init_vit(config, tensors, seed):
-    """Fill the zeroed `tensors`, a mapping of name to view, in the layout's order."""
+def _draw_vit(tensors, seed):
     rng = np.random.default_rng(as_int("seed", seed, minimum=0))
-    for name, tensor in tensors.items():
-        if _is_scale(name):
-            tensor[...] = 1
-        elif name == "pos_embed":
-            tensor[...] = 0.02 * rng.standard_normal(tensor.shape)
-        elif name == "patch_embed.weight":
-            tensor[...] = _truncated_normal(rng, tensor.shape) / (_TRUNCATED_STD * math.sqrt(config.patch_features))
-        elif name.startswith("blocks.") and name.endswith(".weight"):
-            bound = math.sqrt(6 / sum(tensor.shape))  # Glorot & Bengio 2010: variance 2 / (fan in + fan out)
-            tensor[...] = rng.uniform(-bound, bound, tensor.shape)
-        elif ".mlp." in name:
-            tensor[...] = 1e-6 * rng.standard_normal(tensor.shape)
+    for row, tensor in tensors:
+        law, value = row.init
+        match law:
+            case Law.CONSTANT:
+                tensor[...] = value
+            case Law.NORMAL:
+                tensor[...] = value * rng.standard_normal(tensor.shape)
+            case Law.XAVIER:
+                bound = math.sqrt(6 / sum(tensor.shape))  # of a uniform distribution with variance 2 / (in + out)
+                tensor[...] = rng.uniform(-bound, bound, tensor.shape)
+            case Law.LECUN:
+                tensor[...] = _truncated_normal(rng, tensor.shape) / (_TRUNCATED_STD * math.sqrt(tensor.shape[0]))
 
 
 def _truncated_normal(rng, shape):
@@ -84,41 +83,44 @@ def _truncated_normal(rng, shape):
 
 
 # ----------------------------------------------------------------------------------------------------------------- Flax
-def _init_nnx(config, tensors, seed):
-    """`flax.nnx.Rngs(seed)`: parameter n, from 0 in the order in which the modules are built, takes the seed's key with n
-    folded in. That order is the layout's. Positions and class token are plain zeros and take no key."""
+def _draw_nnx(tensors, seed):
+    """`flax.nnx.Rngs(seed)`: parameter n, from 0 in the order in which the modules are built, takes the seed's key with
+    n folded in. That order is the layout's. Positions, class token and layer scales are constants and take no key."""
     key = threefry.key(seed)
     count = 0
-    for name, tensor in tensors.items():
-        if name not in ("pos_embed", "cls_token"):
-            _init_tensor(config, name, tensor, threefry.fold_in(key, count))
-            count += 1
+    for row, tensor in tensors:
+        if row.role in (Role.POSITION, Role.TOKEN):
+            continue
+        if row.role is Role.GAMMA:
+            tensor[...] = row.init.value
+            continue
+        _draw_flax(row, tensor, threefry.fold_in(key, count))
+        count += 1
 
 
-def _init_linen(config, tensors, seed):
+def _draw_linen(tensors, seed):
     """`flax.linen`: parameter n of a module, from 1, takes the seed's key with a hash of the module's path and n folded
     in (flax/core/scope.py)."""
     key = threefry.key(seed)
-    for name, tensor in tensors.items():
-        *scopes, leaf = flax_path(name, "linen")
-        number = 2 if leaf in ("bias", "cls_token") else 1
+    for row, tensor in tensors:
+        *scopes, _ = row.flax_path("linen")
+        number = 2 if row.role in (Role.BIAS, Role.SHIFT) else 1  # a bias is its module's second parameter
         digest = hashlib.sha1("".join(scopes).encode() + bytes([number]), usedforsecurity=False).digest()
-        parameter_key = threefry.fold_in(key, int.from_bytes(digest[:4], "big"))
-        if name == "pos_embed":
-            tensor[...] = threefry.normal(parameter_key, tensor.shape) * np.float32(0.02)
-        else:
-            _init_tensor(config, name, tensor, parameter_key)
+        _draw_flax(row, tensor, threefry.fold_in(key, int.from_bytes(digest[:4], "big")))
 
 
-def _init_tensor(config, name, tensor, key):
-    """Fill one zeroed tensor by Flax's default initialisers: scales one, kernels LeCun-normal, all else zero."""
-    if _is_scale(name):
-        tensor[...] = 1
-    elif name == "patch_embed.weight":
-        P, C, D = config.patch_size, config.channels, config.width
-        tensor[...] = patch_matrix(_lecun_normal(key, (P, P, C, D)))
-    elif name.endswith(".weight"):
-        tensor[...] = _lecun_normal(key, tensor.shape)
+def _draw_flax(row, tensor, key):
+    """Fill one array by Flax's default initialisers: kernels LeCun-normal, scales one, positions normal(0.02)."""
+    match row.role:
+        case Role.MATRIX | Role.PATCH_MATRIX:
+            kernel = _lecun_normal(key, row.flax.shape_there(row.shape))
+            tensor[...] = row.flax.here(kernel, row.shape)
+        case Role.SCALE:
+            tensor[...] = 1
+        case Role.GAMMA:
+            tensor[...] = row.init.value
+        case Role.POSITION:
+            tensor[...] = threefry.normal(key, tensor.shape) * np.float32(0.02)
 
 
 def _lecun_normal(key, shape):
@@ -128,4 +130,4 @@ def _lecun_normal(key, shape):
     return threefry.truncated_normal(key, shape) * std
 
 
-_SCHEMES = {"vit": _init_vit, "flax-nnx": _init_nnx, "flax-linen": _init_linen}
+_SCHEMES = {"vit": _draw_vit, "flax-nnx": _draw_nnx, "flax-linen": _draw_linen}

@@ -1,4 +1,4 @@
-"""The flat weight tensor: one table of (name, shape, offset, decay), from which every size and view comes.
+"""The flat weight tensor: the rows of `parts` with their offsets, from which every size and view comes.
 
 Matrices are stored (in, out), so `y = x @ W`. The order is the order of use:
 
@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..base.errors import check
+from ..base.errors import check, listed
 from .config import ViTConfig
+from .parts import Role, Tensor, rows
 
 
 class Entry(NamedTuple):
@@ -34,40 +35,16 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     offset: int
     decay: bool  # whether weight decay applies: matrices yes; biases, norms, tokens and positions no
+    row: Tensor  # its other columns
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
-
-def _named_shapes(config: ViTConfig):
-    """Yield (name, shape, decay) in storage order."""
-    D, F = config.width, config.hidden
-
-    def linear(name, fan_in, fan_out):
-        yield f"{name}.weight", (fan_in, fan_out), True
-        if config.bias:
-            yield f"{name}.bias", (fan_out,), False
-
-    def norm(name):
-        if config.norm_affine:
-            yield f"{name}.weight", (D,), False
-            yield f"{name}.bias", (D,), False
-
-    yield from linear("patch_embed", config.patch_features, D)
-    if config.pool == "cls":
-        yield "cls_token", (D,), False
-    yield "pos_embed", (config.tokens, D), False
-    for i in range(config.depth):
-        yield from norm(f"blocks.{i}.norm1")
-        for part in ("q", "k", "v", "proj"):
-            yield from linear(f"blocks.{i}.attn.{part}", D, D)
-        yield from norm(f"blocks.{i}.norm2")
-        yield from linear(f"blocks.{i}.mlp.fc1", D, F)
-        yield from linear(f"blocks.{i}.mlp.fc2", F, D)
-    if config.final_norm:
-        yield from norm("norm")
-    yield from linear("head", D, config.classes)
+    @property
+    def role(self) -> Role:
+        """What the tensor does."""
+        return self.row.role
 
 
 class Layout:
@@ -79,9 +56,9 @@ class Layout:
         self.config = config
         self.entries: dict[str, Entry] = {}
         offset = 0
-        for name, shape, decay in _named_shapes(config):
-            self.entries[name] = Entry(name, shape, offset, decay)
-            offset += math.prod(shape)
+        for row in rows(config):
+            self.entries[row.name] = Entry(row.name, row.shape, offset, row.decay, row)
+            offset += row.size
         self.size = offset
 
     @classmethod
@@ -110,12 +87,12 @@ class Layout:
         return {e.name: flat[e.offset : e.offset + e.size].reshape(e.shape) for e in self.entries.values()}
 
     def pack(self, tensors, dtype=None) -> np.ndarray:
-        """A new flat tensor from a mapping of name to array. Missing, unknown or misshapen tensors are a `ValueError`."""
+        """A new flat tensor from a mapping of name to array; a missing, unknown or misshapen one is a `ValueError`."""
         if not isinstance(tensors, Mapping):
             raise TypeError(f"tensors must be a mapping of name to array, got {type(tensors).__name__}")
         missing, unknown = self.entries.keys() - tensors.keys(), tensors.keys() - self.entries.keys()
-        check(not missing, f"tensors lacks {sorted(missing)}")
-        check(not unknown, f"tensors has names that this configuration does not know: {sorted(unknown)}")
+        check(not missing, f"tensors lacks {listed(missing)}")
+        check(not unknown, f"tensors has names that this configuration does not know: {listed(map(str, unknown))}")
         arrays = {name: np.asarray(value) for name, value in tensors.items()}
         for name, array in arrays.items():
             shape = self.entries[name].shape

@@ -107,7 +107,7 @@ def _draw(key, shape, dtype, from_bits):
 
 
 def _uniform(bits, minval, maxval):
-    """float32 in [minval, maxval): the upper 23 bits become the mantissa of a number in [1, 2), then moved and scaled."""
+    """float32 in [minval, maxval): the upper 23 bits are the mantissa of a number in [1, 2), then moved and scaled."""
     minval, maxval = np.float32(minval), np.float32(maxval)
     one = np.float32(1)
     unit = ((bits >> np.uint32(9)) | one.view(np.uint32)).view(np.float32) - one
