@@ -534,6 +534,7 @@ def test_plan(model, arguments, error, message):
         ],
         (dict(eps=0), ValueError, "eps must lie between 0 and 1, got 0.0"),
         (dict(eps=1), ValueError, "eps must lie between 0 and 1, got 1.0"),
+        (dict(eps=1e-46), ValueError, "eps must be at least 1.2e-38, the smallest normal float32, got 1e-46"),
         (dict(eps=np.nan), ValueError, "eps must be finite and at least 0, got nan"),
         (dict(eps="small"), TypeError, "eps must be a number, got 'small'"),
     ],
@@ -547,7 +548,7 @@ def test_config(change, error, message):
 @pytest.mark.parametrize("name", ["X/16", "S", "S/", "S/x", "S/-1", "s/16", "S/16/2", "", None, 16])
 def test_variant(name):
     with pytest.raises(
-        ValueError, match=re.escape(f"name must be one of Ti, S, B, L with a patch size, like 'S/16', got {name!r}")
+        ValueError, match=re.escape(f"name must be one of Ti, S, M, B, L, So400m, H, g, G, e with a patch size, like 'S/16', got {name!r}")
     ):
         ViTConfig.variant(name)
 
@@ -561,7 +562,7 @@ def test_config_from_json(text):
 def test_config_from_json_with_a_wrong_value():
     with pytest.raises(ValueError, match="config: width must be an integer, got '12'"):
         ViTConfig.from_json(CONFIG.to_json().replace('"width": 12', '"width": "12"'))
-    with pytest.raises(ValueError, match="config must be a JSON object with the keys"):
+    with pytest.raises(ValueError, match="config has keys that format 2 does not know: breadth"):
         ViTConfig.from_json(CONFIG.to_json().replace("width", "breadth"))
 
 

@@ -1,4 +1,4 @@
-"""What a model is: the frozen `ViTConfig`, and the table of named variants.
+"""What a model is: the frozen `ViTConfig`.
 
 Letters used here and everywhere else: N images, T tokens, D width, H heads, F hidden width, C channels, P patch.
 """
@@ -6,25 +6,64 @@ Letters used here and everywhere else: N images, T tokens, D width, H heads, F h
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from ..base.errors import check
+import numpy as np
+
+from ..base.errors import check, short
 from ..base.numbers import as_int, finite
+from . import config_format
 from .parts import forward_macs
-
-# name: (width D, depth, heads H, hidden width F), from the ViT paper's table 1 (Dosovitskiy et al. 2021,
-# arXiv:2010.11929) and, for Ti and S, DeiT (Touvron et al. 2021, arXiv:2012.12877).
-VARIANTS = {
-    "Ti": (192, 12, 3, 768),
-    "S": (384, 12, 6, 1536),
-    "B": (768, 12, 12, 3072),
-    "L": (1024, 24, 16, 4096),
-}
+from .variants import VARIANTS
 
 POOLS = ("cls", "mean")
 GELUS = ("tanh", "erf")
 
+# What timm and transformers call a field, accepted by the constructor and by `ViTConfig.variant`.
+ALIASES = {
+    "img_size": "image_size",
+    "in_chans": "channels",
+    "num_channels": "channels",
+    "embed_dim": "width",
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_heads": "heads",
+    "num_attention_heads": "heads",
+    "intermediate_size": "hidden",
+    "num_classes": "classes",
+    "layer_norm_eps": "eps",
+}
 
+T = TypeVar("T")
+
+
+def _by_field(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with each alias replaced by the field's own name. A field given under two names is a `TypeError`."""
+    fields: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for name, value in given.items():
+        field = ALIASES.get(name, name)
+        if field in fields:
+            raise TypeError(f"{names[field]} and {name} are two names of one field, {field}: give one of them")
+        fields[field], names[field] = value, name
+    return fields
+
+
+def _accepts_aliases(cls: type[T]) -> type[T]:
+    """The dataclass `cls` with a constructor that also takes the names of `ALIASES`."""
+    construct: Callable[..., None] = cls.__init__
+
+    @functools.wraps(construct)
+    def __init__(self, *args, **fields):
+        construct(self, *args, **_by_field(fields))
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    return cls
+
+
+@_accepts_aliases
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """The shape of a Vision Transformer with pre-norm blocks (Dosovitskiy et al. 2021, arXiv:2010.11929).
@@ -53,7 +92,12 @@ class ViTConfig:
     gelu : "tanh" or "erf"
         GELU's tanh approximation or its exact form (Hendrycks & Gimpel 2016, arXiv:1606.08415).
     eps : float
-        Added to the variance in every layer norm.
+        Added to the variance in every layer norm; below 1, and at least 1.2e-38, the smallest normal number of float32.
+
+    timm's and transformers' names are accepted for the same fields: `img_size` (image_size), `in_chans` and
+    `num_channels` (channels), `embed_dim` and `hidden_size` (width), `num_hidden_layers` (depth), `num_heads` and
+    `num_attention_heads` (heads), `intermediate_size` (hidden), `num_classes` (classes), `layer_norm_eps` (eps). A
+    field under two names is a `TypeError`: so `dataclasses.replace`, which gives all fields, takes their own names.
 
     Examples
     --------
@@ -81,7 +125,10 @@ class ViTConfig:
         if not isinstance(size, (tuple, list)):
             size = (size, size)
         check(len(size) == 2, f"image_size must be one number or (height, width), got {self.image_size!r}")
-        fix = lambda name, value: object.__setattr__(self, name, value)
+
+        def fix(name, value):
+            object.__setattr__(self, name, value)
+
         fix("image_size", (as_int("image_size", size[0]), as_int("image_size", size[1])))
         for name in ("patch_size", "channels", "width", "heads", "classes"):
             fix(name, as_int(name, getattr(self, name)))
@@ -100,6 +147,8 @@ class ViTConfig:
         check(self.width % self.heads == 0, f"heads must divide the width {self.width}, got {self.heads}")
         fix("eps", finite("eps", self.eps))
         check(0 < self.eps < 1, f"eps must lie between 0 and 1, got {self.eps}")
+        tiny = float(np.finfo(np.float32).tiny)  # what is smaller may count as zero, and a constant row has no variance
+        check(self.eps >= tiny, f"eps must be at least {tiny:.2g}, the smallest normal float32, got {self.eps}")
 
     @property
     def patches(self) -> int:
@@ -133,36 +182,36 @@ class ViTConfig:
         """
         size, _, patch = name.partition("/") if isinstance(name, str) else ("", "", "")
         check(
-            size in VARIANTS and patch.isdigit(),
+            size in VARIANTS and patch.isdecimal(),
             f"name must be one of {', '.join(VARIANTS)} with a patch size, like 'S/16', got {name!r}",
         )
         width, depth, heads, hidden = VARIANTS[size]
         fields = dict(width=width, depth=depth, heads=heads, hidden=hidden, patch_size=int(patch))
-        return cls(**{**fields, **changes})
+        return cls(**{**fields, **_by_field(changes)})
 
     @classmethod
-    def plain(cls, *, eps: float = 1e-5, **fields) -> ViTConfig:
-        """The plain architecture of `vit_classify`: class token, no biases, no norm scales, no final norm, F = D."""
+    def plain(cls, **fields) -> ViTConfig:
+        """The plain architecture of `vit_classify`: class token, no biases, no norm scales, no final norm.
+
+        F is D and eps 1e-5 unless `fields` say otherwise; `width` must be given.
+        """
+        fields = {"eps": 1e-5, **_by_field(fields)}
         fields.setdefault("hidden", fields["width"])
-        return cls(pool="cls", bias=False, norm_affine=False, final_norm=False, gelu="tanh", eps=eps, **fields)
+        return cls(pool="cls", bias=False, norm_affine=False, final_norm=False, gelu="tanh", **fields)
 
     def to_json(self) -> str:
-        """The configuration as a JSON object, one key a field."""
-        return json.dumps(dataclasses.asdict(self))
+        """The configuration as a JSON object: one key a field, and the number of the format (see config_format.py)."""
+        return config_format.write(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ViTConfig:
-        """The configuration that `to_json` wrote. Unknown or missing keys and wrong values are a `ValueError`."""
-        try:
-            fields = json.loads(text)
-        except (json.JSONDecodeError, TypeError, RecursionError) as error:
-            raise ValueError(f"config is not valid JSON: {error}") from None
-        known = {field.name for field in dataclasses.fields(cls)}
-        check(
-            isinstance(fields, dict) and set(fields) == known,
-            f"config must be a JSON object with the keys {sorted(known)}",
-        )
+        """The configuration that `to_json` wrote, in this or an earlier version of cvit.
+
+        A key that the file's format lacks has the default of that format's time. An unknown key, a later format or a
+        wrong value is a `ValueError`.
+        """
+        fields = config_format.read(text)
         try:
             return cls(**fields)
-        except TypeError as error:
-            raise ValueError(f"config: {error}") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"config: {short(error, 200)}") from None

@@ -190,7 +190,7 @@ def linear(
 
 def norm(where: Where, name: str, width: int, *, affine: bool, flax: str) -> Part:
     """A layer norm of rows of `width` numbers, with a learned scale and shift or without."""
-    tensors = ()
+    tensors: tuple[Tensor, ...] = ()
     if affine:
         scale, shift = Place(f"{flax}.scale"), Place(f"{flax}.bias")
         tensors = (

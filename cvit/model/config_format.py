@@ -1,0 +1,69 @@
+"""A configuration as JSON, in a format with a number, so that every file that was ever written can be read.
+
+A file says which format it is of; one without the key "format" is of format 1. Each format has its own table of keys and
+of the values that missing keys stand for. These tables never change: a default of `ViTConfig` may change later, what an
+old file means may not. Whoever adds a field to `ViTConfig`, renames one or changes a default therefore
+
+1. adds 1 to `FORMAT`, names in `READER` the first release that reads the new format,
+2. adds the new format's table to `DEFAULTS` and what turns the fields of the format before into its own to `UPGRADES`,
+3. records a model file of the format before (tests/data/record_model.py), which the tests load from then on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ..base.errors import check, listed, short
+
+Fields = dict[str, Any]
+
+FORMAT = 2
+READER = "0.1.0"  # the first release of cvit-cpu that reads `FORMAT`
+
+_FORMAT_1: Fields = dict(
+    image_size=(224, 224), patch_size=16, channels=3, width=192, depth=12, heads=3, hidden=0, classes=1000, pool="cls",
+    bias=True, norm_affine=True, final_norm=True, gelu="tanh", eps=1e-6,
+)  # fmt: skip
+DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: {**_FORMAT_1}}
+
+# UPGRADES[n] turns the fields of format n, all of which are there, into those of format n + 1.
+UPGRADES: dict[int, Callable[[Fields], Fields]] = {1: lambda fields: fields}
+
+
+def write(fields: Fields) -> str:
+    """The fields of a configuration as a JSON object of format `FORMAT`."""
+    return json.dumps({"format": FORMAT, "reader": READER, **fields})
+
+
+def read(text: str) -> Fields:
+    """The fields of a configuration in today's format, from a JSON object of this or any earlier one.
+
+    Raises
+    ------
+    ValueError
+        The text is no JSON object, has a key that its format does not know, or is of a later format. Format 1 must have
+        all of its keys, since its files always do.
+    """
+    try:
+        fields = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:  # ValueError: not JSON, or an integer of thousands of digits
+        raise ValueError(f"config is not valid JSON: {short(error, 200)}") from None
+    check(isinstance(fields, dict), f"config must be a JSON object, got {short(repr(fields))}")
+    number, reader = fields.pop("format", 1), fields.pop("reader", None)
+    check(
+        isinstance(number, int) and not isinstance(number, bool) and number >= 1,
+        f"config: format must be a whole number of at least 1, got {short(repr(number))}",
+    )
+    if number > FORMAT:
+        needed = f"cvit-cpu {short(reader)} or later" if reader else "a later cvit-cpu"
+        raise ValueError(f"config is of format {short(number)}, which {needed} reads; this one reads up to {FORMAT}")
+    known = DEFAULTS[number]
+    unknown, missing = fields.keys() - known.keys(), known.keys() - fields.keys()
+    check(not unknown, f"config has keys that format {number} does not know: {listed(unknown)}")
+    check(number > 1 or not missing, f"config must be a JSON object with all keys of format 1, it lacks {listed(missing)}")
+    fields = {**known, **fields}
+    for step in range(number, FORMAT):
+        fields = UPGRADES[step](fields)
+    return fields
