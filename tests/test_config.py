@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from cvit.formats.checkpoint import load, read_metadata
-from cvit.model.config import ALIASES, ViTConfig
+from cvit.model.config import ALIASES, ViTConfig, unsupported
 from cvit.model.config_format import DEFAULTS, FORMAT, READER
 from cvit.model.layout import Layout
+from cvit.model.vit import ViT
 
 DATA = pathlib.Path(__file__).parent / "data"
 SMALL = dict(image_size=(8, 12), patch_size=4, channels=2, width=12, depth=2, heads=3, hidden=20, classes=5)
@@ -27,7 +28,7 @@ FIELDS = [field.name for field in dataclasses.fields(ViTConfig)]
 # --------------------------------------------------------------------------------------------------- the field's words
 @pytest.mark.parametrize("alias, field", ALIASES.items())
 def test_an_alias_is_its_field(alias, field):
-    value = {"image_size": (4, 8), "eps": 1e-3, "heads": 6}.get(field, 24)
+    value = {"image_size": (4, 8), "eps": 1e-3, "heads": 6, "layer_scale": 0.1}.get(field, 24)
     without = {name: SMALL[name] for name in SMALL if name != field}
     assert ViTConfig(**without, **{alias: value}) == ViTConfig(**without, **{field: value})
     with pytest.raises(TypeError, match=f"{field} and {alias} are two names of one field, {field}: give one of them"):
@@ -97,11 +98,35 @@ def test_eps_is_a_normal_number_in_float32():
             ViTConfig(eps=eps)
 
 
+# ---------------------------------------------------------------------------------------------------------- layer scale
+@pytest.mark.parametrize(
+    "given, kept",
+    [
+        (None, None), ((None, None), None), (0.1, (0.1, 0.1)), ([1e-5, None], (1e-5, None)), ((None, 0), (None, 0.0)),
+        (np.float32(0.5), (0.5, 0.5)), (-1, (-1.0, -1.0)),
+    ],
+)  # fmt: skip
+def test_layer_scale(given, kept):
+    config = ViTConfig(**SMALL, layer_scale=given)
+    assert config.layer_scale == kept and config.layer_scales == (kept or (None, None))
+    assert dataclasses.replace(config, depth=1).layer_scale == kept
+
+
+# ------------------------------------------------------------------------------------------- what is not computed yet
+@pytest.mark.parametrize("option, value", [("layer_scale", 0.1)])
+def test_options_that_no_engine_computes_are_refused(option, value):
+    config = ViTConfig(**SMALL, **{option: value})
+    assert unsupported(config) == [option] and unsupported(ViTConfig(**SMALL)) == []
+    with pytest.raises(ValueError, match=f"config has options that are not computed yet: {option}"):
+        ViT(config)
+
+
 # ----------------------------------------------------------------------------------------------------------------- JSON
 CONFIGS = [
     ViTConfig(),
     ViTConfig(**SMALL, pool="mean", gelu="erf", eps=1e-3, bias=False),
     ViTConfig.plain(**SMALL),
+    ViTConfig(**SMALL, layer_scale=(None, 1e-5)),
 ]
 
 

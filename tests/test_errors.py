@@ -536,6 +536,16 @@ def test_plan(model, arguments, error, message):
         (dict(eps=1), ValueError, "eps must lie between 0 and 1, got 1.0"),
         (dict(eps=1e-46), ValueError, "eps must be at least 1.2e-38, the smallest normal float32, got 1e-46"),
         (dict(eps=np.nan), ValueError, "eps must be finite and at least 0, got nan"),
+        *[
+            (dict(layer_scale=value), error, f"layer_scale must be {needed}")
+            for value, error, needed in [
+                ((1, 2, 3), ValueError, "None, one number or a pair, got (1, 2, 3)"),
+                ("small", TypeError, "a number, got 'small'"),
+                ((0.1, np.nan), ValueError, "finite and at least"),
+                (1e39, ValueError, "at most 3.40282e+38, got 1e+39"),
+                (True, TypeError, "a number, got True"),
+            ]
+        ],
         (dict(eps="small"), TypeError, "eps must be a number, got 'small'"),
     ],
     ids=ids,

@@ -1,5 +1,7 @@
 """cvit.flax: weights to and from the nested dicts of Flax's parameters."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from flax_cases import CASES, flatten, name
@@ -28,6 +30,15 @@ def test_round_trip(case, api):
         for back in (from_flax(tree, case.config), from_flax(tree)):
             assert back.dtype == dtype
             np.testing.assert_array_equal(back, weights)
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("layer_scale", [0.1, (None, 0.1), (0.1, None)])
+def test_layer_scales(api, layer_scale):
+    config = dataclasses.replace(CONFIG, layer_scale=layer_scale)
+    tree = to_flax(numbered(config), config, api)
+    for back in (from_flax(tree, config), from_flax(tree)):
+        np.testing.assert_array_equal(back, numbered(config))
 
 
 def test_names_and_shapes():

@@ -74,6 +74,36 @@ def test_roles():
     assert all(Layout.of(SMALL).entries[name].role is role for name, role in roles.items())
 
 
+@pytest.mark.parametrize("branches", [(0.1, 1e-5), (0.1, None), (None, 1e-5)])
+def test_layer_scales_stand_behind_the_last_linear_layer_of_their_branch(branches):
+    config = dataclasses.replace(SMALL, layer_scale=branches)
+    entries = Layout.of(config).entries
+    names = list(entries)
+    with_scales = Layout.of(SMALL).entries.keys() | {
+        f"blocks.{i}.ls{branch + 1}.gamma" for i in (0, 1) for branch in (0, 1) if branches[branch] is not None
+    }
+    assert entries.keys() == with_scales
+    for branch, before in enumerate(("attn.proj.bias", "mlp.fc2.bias")):
+        if branches[branch] is not None:
+            name = f"blocks.1.ls{branch + 1}.gamma"
+            entry = entries[name]
+            assert names[names.index(name) - 1] == f"blocks.1.{before}"
+            assert (entry.shape, entry.decay, entry.role) == ((12,), False, Role.GAMMA)
+            assert entry.row.timm_names() == (name,) and entry.row.block == 1
+            for scheme in ("vit", "flax-nnx", "flax-linen"):
+                views = Layout.of(config).views(init_weights(config, 0, scheme, np.float64))
+                np.testing.assert_array_equal(views[name], branches[branch])
+    assert config.forward_flops() == SMALL.forward_flops()
+
+
+@pytest.mark.parametrize("scheme", ["vit", "flax-nnx", "flax-linen"])
+def test_layer_scales_move_no_other_draw(scheme):
+    config = dataclasses.replace(SMALL, layer_scale=0.1)
+    views = Layout.of(config).views(init_weights(config, 0, scheme))
+    for name, tensor in Layout.of(SMALL).views(init_weights(SMALL, 0, scheme)).items():
+        np.testing.assert_array_equal(views[name], tensor)
+
+
 # ------------------------------------------------------------------------------------------------------------ the parts
 def test_a_block_in_order():
     names = [(part.name, part.kind) for part in parts(SMALL) if part.name.startswith("blocks.1.")]

@@ -34,7 +34,20 @@ ALIASES = {
     "intermediate_size": "hidden",
     "num_classes": "classes",
     "layer_norm_eps": "eps",
+    "init_values": "layer_scale",
+    "layerscale_value": "layer_scale",
 }
+
+# What a configuration may say and no engine computes yet: the option's name, and whether a configuration has it.
+_NOT_YET: dict[str, Callable[[ViTConfig], bool]] = {
+    "layer_scale": lambda config: config.layer_scale is not None,
+}
+
+
+def unsupported(config: ViTConfig) -> list[str]:
+    """The options of `config` that the engine does not compute yet, by their fields' names."""
+    return [name for name, present in _NOT_YET.items() if present(config)]
+
 
 T = TypeVar("T")
 
@@ -94,10 +107,21 @@ class ViTConfig:
     eps : float
         Added to the variance in every layer norm; below 1, and at least 1.2e-38, the smallest normal number of float32.
 
-    timm's and transformers' names are accepted for the same fields: `img_size` (image_size), `in_chans` and
-    `num_channels` (channels), `embed_dim` and `hidden_size` (width), `num_hidden_layers` (depth), `num_heads` and
-    `num_attention_heads` (heads), `intermediate_size` (hidden), `num_classes` (classes), `layer_norm_eps` (eps). A
-    field under two names is a `TypeError`: so `dataclasses.replace`, which gives all fields, takes their own names.
+    layer_scale : None, float or (float or None, float or None)
+        Initial values of the factors, one a channel, that the attention's and the MLP's results are multiplied by
+        before they are added to the residual stream (Touvron et al. 2021, arXiv:2103.17239). One number is for both
+        branches, a None in the pair for a branch without factors.
+
+    Notes
+    -----
+    The constructor and `variant` also take the names of timm and transformers. A field given under two names is a
+    `TypeError`; so `dataclasses.replace`, which passes on all fields, only takes their own names.
+
+        image_size    `img_size`                            channels   `in_chans`, `num_channels`
+        width         `embed_dim`, `hidden_size`            hidden     `intermediate_size`
+        depth         `num_hidden_layers`                   heads      `num_heads`, `num_attention_heads`
+        classes       `num_classes`                         eps        `layer_norm_eps`
+        layer_scale   `init_values`, `layerscale_value`
 
     Examples
     --------
@@ -119,6 +143,7 @@ class ViTConfig:
     final_norm: bool = True
     gelu: str = "tanh"
     eps: float = 1e-6
+    layer_scale: float | tuple[float | None, float | None] | None = None
 
     def __post_init__(self):
         size = self.image_size
@@ -149,6 +174,12 @@ class ViTConfig:
         check(0 < self.eps < 1, f"eps must lie between 0 and 1, got {self.eps}")
         tiny = float(np.finfo(np.float32).tiny)  # what is smaller may count as zero, and a constant row has no variance
         check(self.eps >= tiny, f"eps must be at least {tiny:.2g}, the smallest normal float32, got {self.eps}")
+        fix("layer_scale", _layer_scale(self.layer_scale))
+
+    @property
+    def layer_scales(self) -> tuple[float | None, float | None]:
+        """Initial values of the attention's and the MLP's layer scale, None for a branch without one."""
+        return (None, None) if self.layer_scale is None else self.layer_scale  # type: ignore[return-value]
 
     @property
     def patches(self) -> int:
@@ -215,3 +246,17 @@ class ViTConfig:
             return cls(**fields)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"config: {short(error, 200)}") from None
+
+
+def _layer_scale(value) -> tuple[float | None, float | None] | None:
+    """`layer_scale` as a pair, or None where neither branch has one."""
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    check(len(pair) == 2, f"layer_scale must be None, one number or a pair, got {short(repr(value))}")
+    largest = float(np.finfo(np.float32).max)
+    scales = []
+    for one in pair:
+        if one is not None:
+            one = finite("layer_scale", one, minimum=-largest)
+            check(one <= largest, f"layer_scale must be at most {largest:g}, got {one}")
+        scales.append(one)
+    return None if scales == [None, None] else (scales[0], scales[1])

@@ -32,7 +32,8 @@ def init_weights(config: ViTConfig, seed: int = 0, scheme: str = "vit", dtype=np
         "vit" has the distributions of the ViT paper's code (github.com/google-research/vision_transformer,
         vit_jax/models_vit.py), drawn by NumPy's default generator: q, k, v, projection and MLP matrices Xavier-uniform,
         MLP biases normal(1e-6), the patch embedding LeCun-normal (truncated at two standard deviations), positions
-        normal(0.02), norm scales one, all else zero. Zero too is the head, so that training starts from equal logits.
+        normal(0.02), norm scales one, layer scales their initial values, all else zero. Zero too is the head, so that
+        training starts from equal logits.
 
         "flax-nnx" and "flax-linen" are what modules of Flax's two interfaces draw from the same seed with their default
         initialisers: matrices LeCun-normal, norm scales one, biases zero, positions zero in NNX, normal(0.02) in Linen.

@@ -128,6 +128,7 @@ class Kind(enum.Enum):
     LINEAR = "linear"  # x @ W + b
     NORM = "norm"  # layer norm
     ATTENTION = "attention"  # softmax(q kᵀ / sqrt(D / H)) v, head by head
+    LAYER_SCALE = "layer scale"  # x * gamma, one gamma a channel
     ACTIVATION = "activation"  # the MLP's nonlinear function
     TOKENS = "tokens"  # learned tokens before the patches, positions added
     POOL = "pool"  # one feature vector of all tokens
@@ -200,6 +201,15 @@ def norm(where: Where, name: str, width: int, *, affine: bool, flax: str) -> Par
     return Part(where.prefix + name, Kind.NORM, tensors)
 
 
+def layer_scale(where: Where, name: str, width: int, value: float | None) -> list[Part]:
+    """Factors of a branch's channels that start as `value`; nothing where that is None."""
+    if value is None:
+        return []
+    place, init = Place(f"{name}.gamma"), Init(Law.CONSTANT, value)
+    gamma = where.tensor(f"{name}.gamma", (width,), Role.GAMMA, init, place, (place,))
+    return [Part(where.prefix + name, Kind.LAYER_SCALE, (gamma,))]
+
+
 # ------------------------------------------------------------------------------------------------------------ the parts
 def embedding(config: ViTConfig) -> list[Part]:
     """From images to tokens: the patch embedding; the class token and the positions."""
@@ -232,7 +242,7 @@ def embedding(config: ViTConfig) -> list[Part]:
 
 
 def block(config: ViTConfig, i: int) -> list[Part]:
-    """Block i: x + proj(attention(norm1(x))), then that + fc2(activation(fc1(norm2(it))))."""
+    """Block i: x + ls1 · proj(attention(norm1(x))), then y + ls2 · fc2(activation(fc1(norm2(y)))) of that y."""
     where = Where(layer=i + 1, block=i)
     T, D, F = config.tokens, config.width, config.hidden
     affine, bias = config.norm_affine, config.bias
@@ -252,10 +262,12 @@ def block(config: ViTConfig, i: int) -> list[Part]:
         qkv("v", 2),
         Part(f"{where.prefix}attn", Kind.ATTENTION, macs=2 * T * T * D),
         linear(where, "attn.proj", D, D, T, bias=bias, flax="attn.o", timm=(Place("attn.proj"),)),
+        *layer_scale(where, "ls1", D, config.layer_scales[0]),
         norm(where, "norm2", D, affine=affine, flax="ln2"),
         mlp("fc1", D, F),
         Part(f"{where.prefix}mlp.act", Kind.ACTIVATION),
         mlp("fc2", F, D),
+        *layer_scale(where, "ls2", D, config.layer_scales[1]),
     ]
 
 

@@ -18,7 +18,7 @@ from ..base.errors import check
 from ..base.numbers import as_int, finite
 from ..engine import runtime
 from ..engine.plan import Engine, allocate
-from .config import ViTConfig
+from .config import ViTConfig, unsupported
 from .initialize import init_weights
 from .layout import Layout
 
@@ -80,6 +80,7 @@ class ViT:
     ):
         if not isinstance(config, ViTConfig):
             raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
+        check(not unsupported(config), f"config has options that are not computed yet: {', '.join(unsupported(config))}")
         if weights is None:
             weights = init_weights(config, seed, dtype=float_dtype("dtype", dtype))
         check(checkpoint in (None, "block"), f"checkpoint must be None or 'block', got {checkpoint!r}")
