@@ -112,10 +112,49 @@ def test_layer_scale(given, kept):
     assert dataclasses.replace(config, depth=1).layer_scale == kept
 
 
+# --------------------------------------------------------------------------------------------------------------- tokens
+@pytest.mark.parametrize(
+    "fields, has_class_token, prefix, rows",
+    [
+        (dict(), True, 1, 7),
+        (dict(pool="mean"), False, 0, 6),
+        (dict(pool="mean", class_token=True), True, 1, 7),
+        (dict(class_token=True, pos_tokens="patches"), True, 1, 6),
+        (dict(dist_token=True), True, 2, 8),
+        (dict(registers=4), True, 5, 11),
+        (dict(registers=4, pos_tokens="patches"), True, 5, 6),
+        (dict(pool="none", registers=3), False, 3, 9),
+        (dict(pool="mean_all", class_token=True, dist_token=True, registers=3), True, 5, 11),
+    ],
+)
+def test_tokens(fields, has_class_token, prefix, rows):
+    config = ViTConfig(**SMALL, **fields)
+    assert (config.has_class_token, config.prefix_tokens, config.pos_rows) == (has_class_token, prefix, rows)
+    assert config.tokens == prefix + 6
+
+
+def test_the_class_token_follows_the_pooling_unless_it_is_given():
+    """As `dataclasses.replace` shows, which passes every field on."""
+    config = ViTConfig(**SMALL)
+    assert not dataclasses.replace(config, pool="mean").has_class_token
+    assert dataclasses.replace(config, class_token=True, pool="mean").has_class_token
+
+
 # ------------------------------------------------------------------------------------------- what is not computed yet
-@pytest.mark.parametrize("option, value", [("layer_scale", 0.1)])
-def test_options_that_no_engine_computes_are_refused(option, value):
-    config = ViTConfig(**SMALL, **{option: value})
+@pytest.mark.parametrize(
+    "option, values",
+    [
+        ("layer_scale", dict(layer_scale=0.1)),
+        ("class_token", dict(pool="mean", class_token=True)),
+        ("dist_token", dict(dist_token=True)),
+        ("registers", dict(registers=1)),
+        ("pos_tokens", dict(pos_tokens="patches")),
+        ("pool", dict(pool="mean_all")),
+        ("pool", dict(pool="none")),
+    ],
+)
+def test_options_that_no_engine_computes_are_refused(option, values):
+    config = ViTConfig(**SMALL, **values)
     assert unsupported(config) == [option] and unsupported(ViTConfig(**SMALL)) == []
     with pytest.raises(ValueError, match=f"config has options that are not computed yet: {option}"):
         ViT(config)
@@ -127,6 +166,7 @@ CONFIGS = [
     ViTConfig(**SMALL, pool="mean", gelu="erf", eps=1e-3, bias=False),
     ViTConfig.plain(**SMALL),
     ViTConfig(**SMALL, layer_scale=(None, 1e-5)),
+    ViTConfig(**SMALL, class_token=True, dist_token=True, registers=4, pos_tokens="patches", pool="mean_all"),
 ]
 
 

@@ -526,11 +526,16 @@ def test_plan(model, arguments, error, message):
         (dict(width=13), ValueError, "heads must divide the width 13, got 3"),
         (dict(depth=-1), ValueError, "depth must be at least 0, got -1"),
         (dict(hidden=-1), ValueError, "hidden must be at least 0, got -1"),
-        (dict(pool="max"), ValueError, "pool must be one of ('cls', 'mean'), got 'max'"),
+        (dict(pool="max"), ValueError, "pool must be one of ('cls', 'mean', 'mean_all', 'none'), got 'max'"),
+        (dict(class_token=1), TypeError, "class_token must be True, False or None, got 1"),
+        (dict(class_token=False), ValueError, "pool 'cls' needs a class token, got class_token=False"),
+        (dict(registers=-1), ValueError, "registers must be at least 0, got -1"),
+        (dict(registers=None), TypeError, "registers must be an integer, got None"),
+        (dict(pos_tokens="cls"), ValueError, "pos_tokens must be one of ('all', 'patches'), got 'cls'"),
         (dict(gelu="relu"), ValueError, "gelu must be one of ('tanh', 'erf'), got 'relu'"),
         *[
             ({name: 1}, TypeError, f"{name} must be True or False, got 1")
-            for name in ("bias", "norm_affine", "final_norm")
+            for name in ("bias", "norm_affine", "final_norm", "dist_token")
         ],
         (dict(eps=0), ValueError, "eps must lie between 0 and 1, got 0.0"),
         (dict(eps=1), ValueError, "eps must lie between 0 and 1, got 1.0"),

@@ -33,9 +33,20 @@ def test_round_trip(case, api):
 
 
 @pytest.mark.parametrize("api", APIS)
-@pytest.mark.parametrize("layer_scale", [0.1, (None, 0.1), (0.1, None)])
-def test_layer_scales(api, layer_scale):
-    config = dataclasses.replace(CONFIG, layer_scale=layer_scale)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(layer_scale=0.1),
+        dict(layer_scale=(None, 0.1)),
+        dict(layer_scale=(0.1, None)),
+        dict(class_token=True),
+        dict(pool="cls", dist_token=True, registers=3),
+        dict(registers=1, pos_tokens="patches"),
+    ],
+    ids=str,
+)
+def test_options(api, fields):
+    config = dataclasses.replace(CONFIG, **fields)
     tree = to_flax(numbered(config), config, api)
     for back in (from_flax(tree, config), from_flax(tree)):
         np.testing.assert_array_equal(back, numbered(config))

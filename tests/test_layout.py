@@ -104,6 +104,46 @@ def test_layer_scales_move_no_other_draw(scheme):
         np.testing.assert_array_equal(views[name], tensor)
 
 
+TOKENS = dataclasses.replace(SMALL, dist_token=True, registers=3)
+
+
+def test_tokens_stand_before_the_positions_in_the_order_of_the_sequence():
+    entries = list(Layout.of(TOKENS).entries.values())[2:6]
+    assert [(entry.name, entry.shape) for entry in entries] == [
+        ("cls_token", (12,)), ("dist_token", (12,)), ("reg_token", (3, 12)), ("pos_embed", (11, 12))
+    ]  # fmt: skip
+    assert [entry.role for entry in entries] == [Role.TOKEN] * 3 + [Role.POSITION]
+    assert not any(entry.decay for entry in entries)
+    arrays = {name: shape for name, (shape, _) in timm_arrays(TOKENS).items()}
+    assert arrays["dist_token"] == (1, 1, 12) and arrays["reg_token"] == (1, 3, 12)
+    assert arrays["pos_embed"] == (1, 11, 12)
+    patches = dataclasses.replace(TOKENS, pos_tokens="patches")
+    assert Layout.of(patches).entries["pos_embed"].shape == (6, 12)
+    without = dataclasses.replace(TOKENS, pool="mean", dist_token=False, registers=0)
+    assert list(Layout.of(without).entries)[2] == "pos_embed"
+
+
+def test_every_token_has_a_head_without_pooling():
+    config = dataclasses.replace(SMALL, pool="none")
+    assert config.forward_flops() == dataclasses.replace(SMALL, pool="mean").forward_flops() + 2 * 5 * 12 * 5
+
+
+@pytest.mark.parametrize("scheme", ["vit", "flax-nnx", "flax-linen"])
+def test_no_two_tokens_start_equal(scheme):
+    """Tokens that start equal and have no positions of their own get equal gradients, and stay equal."""
+    tensors = Layout.of(TOKENS).views(init_weights(TOKENS, 0, scheme))
+    tokens = np.concatenate([tensors["cls_token"][None], tensors["dist_token"][None], tensors["reg_token"]])
+    assert len(np.unique(tokens, axis=0)) == 5 and not tokens[0].any()
+    assert np.abs(tokens[1]).max() > 1e-3 > 1e-5 > np.abs(tokens[2:]).max()
+
+
+@pytest.mark.parametrize("scheme", ["flax-nnx", "flax-linen"])
+def test_tokens_move_no_draw_of_flax_s_own_parameters(scheme):
+    tokens = Layout.of(TOKENS).views(init_weights(TOKENS, 0, scheme))
+    for name, tensor in Layout.of(SMALL).views(init_weights(SMALL, 0, scheme)).items():
+        np.testing.assert_array_equal(tokens[name][: len(tensor)], tensor)
+
+
 # ------------------------------------------------------------------------------------------------------------ the parts
 def test_a_block_in_order():
     names = [(part.name, part.kind) for part in parts(SMALL) if part.name.startswith("blocks.1.")]
@@ -219,7 +259,7 @@ def test_timm_names_shapes_and_slices_of_a_small_vit():
             assert slices == {0: own.get(name, name)}
 
 
-@pytest.mark.parametrize("config", [SMALL, PLAIN])
+@pytest.mark.parametrize("config", [SMALL, PLAIN, TOKENS])
 def test_tensors_go_to_their_places_and_back(config):
     rng = np.random.default_rng(0)
     for tensor in rows(config):

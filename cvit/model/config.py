@@ -18,7 +18,8 @@ from . import config_format
 from .parts import forward_macs
 from .variants import VARIANTS
 
-POOLS = ("cls", "mean")
+POOLS = ("cls", "mean", "mean_all", "none")
+POS_TOKENS = ("all", "patches")
 GELUS = ("tanh", "erf")
 
 # What timm and transformers call a field, accepted by the constructor and by `ViTConfig.variant`.
@@ -36,11 +37,18 @@ ALIASES = {
     "layer_norm_eps": "eps",
     "init_values": "layer_scale",
     "layerscale_value": "layer_scale",
+    "reg_tokens": "registers",
+    "num_register_tokens": "registers",
 }
 
 # What a configuration may say and no engine computes yet: the option's name, and whether a configuration has it.
 _NOT_YET: dict[str, Callable[[ViTConfig], bool]] = {
     "layer_scale": lambda config: config.layer_scale is not None,
+    "class_token": lambda config: config.has_class_token != (config.pool == "cls"),
+    "dist_token": lambda config: config.dist_token,
+    "registers": lambda config: config.registers > 0,
+    "pos_tokens": lambda config: config.pos_rows != config.tokens,
+    "pool": lambda config: config.pool not in ("cls", "mean"),
 }
 
 
@@ -94,8 +102,9 @@ class ViTConfig:
         (0, the default, means 4 D).
     classes : int
         Number of classes, the width of the logits.
-    pool : "cls" or "mean"
-        "cls" prepends a class token and classifies from it; "mean" has no class token and averages all tokens.
+    pool : "cls", "mean", "mean_all" or "none"
+        What the head sees: the class token, the mean over the patches' tokens, the mean over all tokens, or every token
+        by itself.
     bias : bool
         Whether the linear layers (patch embedding, q, k, v, projection, MLP, head) have biases.
     norm_affine : bool
@@ -112,6 +121,16 @@ class ViTConfig:
         before they are added to the residual stream (Touvron et al. 2021, arXiv:2103.17239). One number is for both
         branches, a None in the pair for a branch without factors.
 
+    class_token : bool, optional
+        Whether a learned class token stands before the patches. None, the default, means: where `pool` is "cls".
+    dist_token : bool
+        Whether a distillation token stands behind the class token (Touvron et al. 2021, arXiv:2012.12877).
+    registers : int
+        Number R of register tokens before the patches (Darcet et al. 2024, arXiv:2309.16588).
+    pos_tokens : "all" or "patches"
+        Which tokens have a row of the position embedding. The sequence is [class, distillation, registers, patches] in
+        either case; with "patches", timm's `no_embed_class`, the tokens before the patches have no position.
+
     Notes
     -----
     The constructor and `variant` also take the names of timm and transformers. A field given under two names is a
@@ -121,7 +140,7 @@ class ViTConfig:
         width         `embed_dim`, `hidden_size`            hidden     `intermediate_size`
         depth         `num_hidden_layers`                   heads      `num_heads`, `num_attention_heads`
         classes       `num_classes`                         eps        `layer_norm_eps`
-        layer_scale   `init_values`, `layerscale_value`
+        layer_scale   `init_values`, `layerscale_value`     registers  `reg_tokens`, `num_register_tokens`
 
     Examples
     --------
@@ -144,6 +163,10 @@ class ViTConfig:
     gelu: str = "tanh"
     eps: float = 1e-6
     layer_scale: float | tuple[float | None, float | None] | None = None
+    class_token: bool | None = None
+    dist_token: bool = False
+    registers: int = 0
+    pos_tokens: str = "all"
 
     def __post_init__(self):
         size = self.image_size
@@ -159,10 +182,15 @@ class ViTConfig:
             fix(name, as_int(name, getattr(self, name)))
         fix("depth", as_int("depth", self.depth, minimum=0))
         fix("hidden", as_int("hidden", self.hidden, minimum=0) or 4 * self.width)
-        for name in ("bias", "norm_affine", "final_norm"):
+        fix("registers", as_int("registers", self.registers, minimum=0))
+        for name in ("bias", "norm_affine", "final_norm", "dist_token"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not (self.class_token is None or isinstance(self.class_token, bool)):
+            raise TypeError(f"class_token must be True, False or None, got {self.class_token!r}")
         check(self.pool in POOLS, f"pool must be one of {POOLS}, got {self.pool!r}")
+        check(self.pos_tokens in POS_TOKENS, f"pos_tokens must be one of {POS_TOKENS}, got {self.pos_tokens!r}")
+        check(self.pool != "cls" or self.has_class_token, "pool 'cls' needs a class token, got class_token=False")
         check(self.gelu in GELUS, f"gelu must be one of {GELUS}, got {self.gelu!r}")
         height, width = self.image_size
         check(
@@ -187,9 +215,24 @@ class ViTConfig:
         return (self.image_size[0] // self.patch_size) * (self.image_size[1] // self.patch_size)
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether there is a class token."""
+        return self.pool == "cls" if self.class_token is None else self.class_token
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Learned tokens that stand before the patches: class token, distillation token and registers."""
+        return self.has_class_token + self.dist_token + self.registers
+
+    @property
     def tokens(self) -> int:
-        """Tokens T of one image: its patches, and the class token where there is one."""
-        return self.patches + (self.pool == "cls")
+        """Tokens T of one image: the learned ones before its patches, and its patches."""
+        return self.prefix_tokens + self.patches
+
+    @property
+    def pos_rows(self) -> int:
+        """Rows of the position embedding: one for every token, or one for every patch."""
+        return self.tokens if self.pos_tokens == "all" else self.patches
 
     @property
     def patch_features(self) -> int:

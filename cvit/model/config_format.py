@@ -26,10 +26,16 @@ _FORMAT_1: Fields = dict(
     image_size=(224, 224), patch_size=16, channels=3, width=192, depth=12, heads=3, hidden=0, classes=1000, pool="cls",
     bias=True, norm_affine=True, final_norm=True, gelu="tanh", eps=1e-6,
 )  # fmt: skip
-DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: {**_FORMAT_1, "layer_scale": None}}
+_SINCE_2: Fields = dict(layer_scale=None, class_token=None, dist_token=False, registers=0, pos_tokens="all")
+DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: {**_FORMAT_1, **_SINCE_2}}
+
+
+def _from_1(fields: Fields) -> Fields:
+    return {**fields, **_SINCE_2}
+
 
 # UPGRADES[n] turns the fields of format n, all of which are there, into those of format n + 1.
-UPGRADES: dict[int, Callable[[Fields], Fields]] = {1: lambda fields: {**fields, "layer_scale": None}}
+UPGRADES: dict[int, Callable[[Fields], Fields]] = {1: _from_1}
 
 
 def write(fields: Fields) -> str:

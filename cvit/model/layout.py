@@ -2,7 +2,8 @@
 
 Matrices are stored (in, out), so `y = x @ W`. The order is the order of use:
 
-    patch_embed.weight (C·P·P, D)   patch_embed.bias (D)   cls_token (D)   pos_embed (T, D)
+    patch_embed.weight (C·P·P, D)   patch_embed.bias (D)
+    cls_token (D)   dist_token (D)   reg_token (R, D)   pos_embed (T, D), or (patches, D)
     for each block i:
         blocks.i.norm1.weight, .bias (D)
         blocks.i.attn.{q,k,v,proj}.weight (D, D), each followed by its .bias (D)   blocks.i.ls1.gamma (D)

@@ -212,7 +212,10 @@ def layer_scale(where: Where, name: str, width: int, value: float | None) -> lis
 
 # ------------------------------------------------------------------------------------------------------------ the parts
 def embedding(config: ViTConfig) -> list[Part]:
-    """From images to tokens: the patch embedding; the class token and the positions."""
+    """From images to tokens: the patch embedding; the learned tokens before the patches, and the positions.
+
+    The rows of `tokens` stand in the order of the sequence: class token, distillation token, registers.
+    """
     where = Where(layer=0)
     D, C, P, features = config.width, config.channels, config.patch_size, config.patch_features
     pixels = (C, P, P, D)  # the patch matrix's rows are ordered (C, P, P)
@@ -231,10 +234,15 @@ def embedding(config: ViTConfig) -> list[Part]:
         there = Place(name, (1, math.prod(shape) // D, D))
         return where.tensor(name, shape, role, init, Place(name), (there,))
 
+    # Without positions of their own, tokens that start equal would stay equal for ever: so only the first is zero.
     tokens = []
-    if config.pool == "cls":
+    if config.has_class_token:
         tokens.append(learned("cls_token", (D,), Role.TOKEN, ZERO))
-    tokens.append(learned("pos_embed", (config.tokens, D), Role.POSITION, Init(Law.NORMAL, 0.02)))
+    if config.dist_token:  # as DeiT draws it
+        tokens.append(learned("dist_token", (D,), Role.TOKEN, Init(Law.NORMAL, 0.02)))
+    if config.registers:  # as DINOv2 draws them
+        tokens.append(learned("reg_token", (config.registers, D), Role.TOKEN, Init(Law.NORMAL, 1e-6)))
+    tokens.append(learned("pos_embed", (config.pos_rows, D), Role.POSITION, Init(Law.NORMAL, 0.02)))
     return [
         Part("patch_embed", Kind.LINEAR, tuple(patches), config.patches * features * D),
         Part("tokens", Kind.TOKENS, tuple(tokens)),
@@ -277,10 +285,11 @@ def head(config: ViTConfig) -> list[Part]:
     D = config.width
     final = [norm(where, "norm", D, affine=config.norm_affine, flax="ln_f")] if config.final_norm else []
     places = (Place("head"),)
+    pooled = config.tokens if config.pool == "none" else 1
     return [
         *final,
         Part("pool", Kind.POOL),
-        linear(where, "head", D, config.classes, 1, bias=config.bias, flax="head", timm=places, init=ZERO),
+        linear(where, "head", D, config.classes, pooled, bias=config.bias, flax="head", timm=places, init=ZERO),
     ]
 
 
