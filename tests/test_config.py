@@ -9,6 +9,7 @@ import inspect
 import json
 import pathlib
 import pickle
+import re
 import runpy
 
 import numpy as np
@@ -28,11 +29,18 @@ FIELDS = [field.name for field in dataclasses.fields(ViTConfig)]
 # --------------------------------------------------------------------------------------------------- the field's words
 @pytest.mark.parametrize("alias, field", ALIASES.items())
 def test_an_alias_is_its_field(alias, field):
-    value = {"image_size": (4, 8), "eps": 1e-3, "heads": 6, "layer_scale": 0.1}.get(field, 24)
+    given = {"image_size": (4, 8), "eps": 1e-3, "heads": 6, "layer_scale": 0.1, "activation": "gelu_erf"}.get(field, 24)
+    meant = given
+    if alias == "gelu":
+        given = "erf"
     without = {name: SMALL[name] for name in SMALL if name != field}
-    assert ViTConfig(**without, **{alias: value}) == ViTConfig(**without, **{field: value})
-    with pytest.raises(TypeError, match=f"{field} and {alias} are two names of one field, {field}: give one of them"):
-        ViTConfig(**without, **{field: value, alias: value})
+    expected = ViTConfig(**without, **{field: meant})
+    assert ViTConfig(**without, **{alias: given}) == expected
+    one, other = sorted((field, alias))
+    with pytest.raises(TypeError, match=f"{one} and {other} are two names of one field, {field}: give one of them"):
+        ViTConfig(**without, **{field: meant, alias: given})
+    small = ViTConfig(**SMALL)
+    assert dataclasses.replace(small, **{alias: given}) == dataclasses.replace(small, **{field: meant}) != small
 
 
 def test_two_aliases_of_one_field():
@@ -61,8 +69,8 @@ def test_variants_and_the_plain_architecture_take_aliases():
 def test_the_class_stays_a_dataclass():
     config = ViTConfig(**SMALL)
     assert dataclasses.replace(config, width=24).width == 24
-    with pytest.raises(TypeError, match="embed_dim and width are two names"):
-        dataclasses.replace(config, embed_dim=24)
+    with pytest.raises(TypeError, match="embed_dim and hidden_size are two names of one field, width"):
+        dataclasses.replace(config, embed_dim=24, hidden_size=24)
     assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
     assert hash(copy.deepcopy(config)) == hash(config)
     assert list(inspect.signature(ViTConfig).parameters) == FIELDS
@@ -112,6 +120,23 @@ def test_layer_scale(given, kept):
     assert dataclasses.replace(config, depth=1).layer_scale == kept
 
 
+# ---------------------------------------------------------------------------------------------------------- activations
+@pytest.mark.parametrize("form, activation", [("tanh", "gelu_tanh"), ("erf", "gelu_erf")])
+def test_gelu_is_another_name_of_two_activations(form, activation):
+    config = ViTConfig(**SMALL, gelu=form)
+    assert config == ViTConfig(**SMALL, activation=activation) and config.gelu == form
+    assert ViTConfig.variant("S/16", gelu=form).activation == activation
+    with pytest.raises(AttributeError):
+        config.gelu = "tanh"
+
+
+def test_gelu_of_other_activations():
+    assert ViTConfig(**SMALL).gelu == "tanh" and ViTConfig(**SMALL, activation="silu").gelu is None
+    for wrong in ("relu", None, []):
+        with pytest.raises(ValueError, match=re.escape(f"gelu must be one of ('tanh', 'erf'), got {wrong!r}")):
+            ViTConfig(**SMALL, gelu=wrong)
+
+
 # --------------------------------------------------------------------------------------------------------------- tokens
 @pytest.mark.parametrize(
     "fields, has_class_token, prefix, rows",
@@ -151,6 +176,8 @@ def test_the_class_token_follows_the_pooling_unless_it_is_given():
         ("pos_tokens", dict(pos_tokens="patches")),
         ("pool", dict(pool="mean_all")),
         ("pool", dict(pool="none")),
+        ("activation", dict(activation="relu")),
+        ("gated", dict(gated=True)),
     ],
 )
 def test_options_that_no_engine_computes_are_refused(option, values):
@@ -167,6 +194,7 @@ CONFIGS = [
     ViTConfig.plain(**SMALL),
     ViTConfig(**SMALL, layer_scale=(None, 1e-5)),
     ViTConfig(**SMALL, class_token=True, dist_token=True, registers=4, pos_tokens="patches", pool="mean_all"),
+    ViTConfig(**SMALL, activation="silu", gated=True),
 ]
 
 
@@ -179,11 +207,13 @@ def test_json_there_and_back(config):
 
 
 # What the keys missing in a file of each format stand for. These never change; a new format adds a row.
-FORMAT_1 = ViTConfig(
-    image_size=224, patch_size=16, channels=3, width=192, depth=12, heads=3, hidden=768, classes=1000, pool="cls",
-    bias=True, norm_affine=True, final_norm=True, gelu="tanh", eps=1e-6,
-)  # fmt: skip
-MEANT = {2: FORMAT_1}
+MEANT = {
+    2: ViTConfig(
+        image_size=224, patch_size=16, channels=3, width=192, depth=12, heads=3, hidden=768, classes=1000, pool="cls",
+        bias=True, norm_affine=True, final_norm=True, activation="gelu_tanh", eps=1e-6, gated=False, layer_scale=None,
+        class_token=None, dist_token=False, registers=0, pos_tokens="all",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("number, config", MEANT.items())
@@ -220,8 +250,28 @@ def test_format_1_has_no_number_and_all_keys():
         final_norm=False, gelu="erf", eps=0.01,
     )  # fmt: skip
     assert ViTConfig.from_json(text) == expected
+    for wrong in ('"relu"', "[]", '"' + "x" * 100_000 + '"'):
+        with pytest.raises(ValueError, match="config: gelu must be 'tanh' or 'erf', got") as caught:
+            ViTConfig.from_json(text.replace('"erf"', wrong))
+        assert len(str(caught.value)) < 200
     with pytest.raises(ValueError, match="must be a JSON object with all keys of format 1, it lacks classes, pool"):
         ViTConfig.from_json(text.replace('"classes": 3, "pool": "mean", ', ""))
+
+
+def test_format_2():
+    text = (
+        '{"format": 2, "reader": "0.1.0", "image_size": [6, 9], "patch_size": 3, "channels": 2, "width": 8, '
+        '"depth": 2, "heads": 2, "hidden": 10, "classes": 3, "pool": "mean_all", "bias": false, "norm_affine": false, '
+        '"final_norm": false, "activation": "silu", "eps": 0.01, "gated": true, "layer_scale": [0.1, null], '
+        '"class_token": true, "dist_token": true, "registers": 4, "pos_tokens": "patches"}'
+    )
+    expected = ViTConfig(
+        image_size=(6, 9), patch_size=3, channels=2, width=8, depth=2, heads=2, hidden=10, classes=3, pool="mean_all",
+        bias=False, norm_affine=False, final_norm=False, activation="silu", eps=0.01, gated=True,
+        layer_scale=(0.1, None), class_token=True, dist_token=True, registers=4, pos_tokens="patches",
+    )  # fmt: skip
+    assert ViTConfig.from_json(text) == expected
+    assert json.loads(expected.to_json()) == json.loads(text)
 
 
 @pytest.mark.parametrize(

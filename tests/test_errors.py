@@ -532,10 +532,15 @@ def test_plan(model, arguments, error, message):
         (dict(registers=-1), ValueError, "registers must be at least 0, got -1"),
         (dict(registers=None), TypeError, "registers must be an integer, got None"),
         (dict(pos_tokens="cls"), ValueError, "pos_tokens must be one of ('all', 'patches'), got 'cls'"),
+        (
+            dict(activation="gelu"),
+            ValueError,
+            "activation must be one of ('gelu_tanh', 'gelu_erf', 'quick_gelu', 'silu', 'relu'), got 'gelu'",
+        ),
         (dict(gelu="relu"), ValueError, "gelu must be one of ('tanh', 'erf'), got 'relu'"),
         *[
             ({name: 1}, TypeError, f"{name} must be True or False, got 1")
-            for name in ("bias", "norm_affine", "final_norm", "dist_token")
+            for name in ("bias", "norm_affine", "final_norm", "dist_token", "gated")
         ],
         (dict(eps=0), ValueError, "eps must lie between 0 and 1, got 0.0"),
         (dict(eps=1), ValueError, "eps must lie between 0 and 1, got 1.0"),

@@ -39,6 +39,7 @@ def test_round_trip(case, api):
         dict(layer_scale=0.1),
         dict(layer_scale=(None, 0.1)),
         dict(layer_scale=(0.1, None)),
+        dict(gated=True, hidden=11, bias=False),
         dict(class_token=True),
         dict(pool="cls", dist_token=True, registers=3),
         dict(registers=1, pos_tokens="patches"),

@@ -144,6 +144,31 @@ def test_tokens_move_no_draw_of_flax_s_own_parameters(scheme):
         np.testing.assert_array_equal(tokens[name][: len(tensor)], tensor)
 
 
+GATED = dataclasses.replace(SMALL, gated=True, activation="silu")
+
+
+def test_a_gate_stands_before_the_values():
+    names = [name for name in Layout.of(GATED).entries if name.startswith("blocks.1.mlp.")]
+    layers = [f"blocks.1.mlp.{name}" for name in ("fc1_gate", "fc1", "fc2")]
+    assert names == [f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias")]
+    gate = Layout.of(GATED).entries["blocks.1.mlp.fc1_gate.weight"]
+    assert (gate.shape, gate.role, gate.decay, gate.row.init) == ((12, 20), Role.MATRIX, True, XAVIER)
+    assert GATED.forward_flops() == SMALL.forward_flops() + 2 * 2 * 7 * 12 * 20
+
+
+def test_timm_has_a_gated_mlp_packed_or_split():
+    """GluMlp with the gate before the values (SwiGLUPacked), and SwiGLU (timm/layers/mlp.py)."""
+    arrays = timm_arrays(GATED)
+    for leaf, shape in (("weight", (40, 12)), ("bias", (40,))):
+        name = f"blocks.0.mlp.fc1.{leaf}"
+        assert arrays[name] == (shape, {0: f"blocks.0.mlp.fc1_gate.{leaf}", 1: name})
+    tensors = {tensor.name: tensor for tensor in rows(GATED)}
+    for name, split in (("fc1_gate", "fc1_g"), ("fc1", "fc1_x")):
+        tensor = tensors[f"blocks.0.mlp.{name}.weight"]
+        assert tensor.timm_names()[1] == f"blocks.0.mlp.{split}.weight"
+        assert tensor.timm[1].shape_there(tensor.shape) == (20, 12)
+
+
 # ------------------------------------------------------------------------------------------------------------ the parts
 def test_a_block_in_order():
     names = [(part.name, part.kind) for part in parts(SMALL) if part.name.startswith("blocks.1.")]
@@ -259,7 +284,7 @@ def test_timm_names_shapes_and_slices_of_a_small_vit():
             assert slices == {0: own.get(name, name)}
 
 
-@pytest.mark.parametrize("config", [SMALL, PLAIN, TOKENS])
+@pytest.mark.parametrize("config", [SMALL, PLAIN, TOKENS, GATED])
 def test_tensors_go_to_their_places_and_back(config):
     rng = np.random.default_rng(0)
     for tensor in rows(config):

@@ -4,8 +4,8 @@ The two Flax modules, NNX and Linen, name their parts alike and keep only the bl
 
     patch_embed.{kernel (P, P, C, D), bias}   pos_embed (T, D)   cls_token (D)   dist_token (D)   reg_token (R, D)
     blocks.<i> in NNX, block_<i> in Linen:
-        ln1.{scale, bias}   attn.{q, k, v, o}.{kernel, bias}   ls1.gamma
-        ln2.{scale, bias}   {fc1, fc2}.{kernel, bias}          ls2.gamma
+        ln1.{scale, bias}   attn.{q, k, v, o}.{kernel, bias}      ls1.gamma
+        ln2.{scale, bias}   {fc1_gate, fc1, fc2}.{kernel, bias}   ls2.gamma
     ln_f.{scale, bias}   head.{kernel, bias}
 
 Kernels are (in, out) like cvit's matrices, except for the patch embedding, a convolution whose kernel has the channels
@@ -144,6 +144,7 @@ def _config_of(arrays):
         bias=("patch_embed", "bias") in parts,
         norm_affine=any(part[-1] == "scale" for part in parts),
         final_norm=("ln_f", "scale") in parts,
+        gated=("fc1_gate", "kernel") in parts,
         layer_scale=tuple(1.0 if (branch, "gamma") in parts else None for branch in ("ls1", "ls2")),
     )
 

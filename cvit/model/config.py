@@ -20,9 +20,10 @@ from .variants import VARIANTS
 
 POOLS = ("cls", "mean", "mean_all", "none")
 POS_TOKENS = ("all", "patches")
-GELUS = ("tanh", "erf")
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "silu", "relu")
+GELUS = {"tanh": "gelu_tanh", "erf": "gelu_erf"}  # values of the alias `gelu`
 
-# What timm and transformers call a field, accepted by the constructor and by `ViTConfig.variant`.
+# Other names of a field, most of them timm's and transformers', accepted by the constructor and by `variant`.
 ALIASES = {
     "img_size": "image_size",
     "in_chans": "channels",
@@ -39,6 +40,7 @@ ALIASES = {
     "layerscale_value": "layer_scale",
     "reg_tokens": "registers",
     "num_register_tokens": "registers",
+    "gelu": "activation",  # the field's former name, with its values of GELUS
 }
 
 # What a configuration may say and no engine computes yet: the option's name, and whether a configuration has it.
@@ -49,6 +51,8 @@ _NOT_YET: dict[str, Callable[[ViTConfig], bool]] = {
     "registers": lambda config: config.registers > 0,
     "pos_tokens": lambda config: config.pos_rows != config.tokens,
     "pool": lambda config: config.pool not in ("cls", "mean"),
+    "activation": lambda config: config.activation not in GELUS.values(),
+    "gated": lambda config: config.gated,
 }
 
 
@@ -60,14 +64,22 @@ def unsupported(config: ViTConfig) -> list[str]:
 T = TypeVar("T")
 
 
-def _by_field(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with each alias replaced by the field's own name. A field given under two names is a `TypeError`."""
-    fields: dict[str, Any] = {}
-    names: dict[str, str] = {}
-    for name, value in given.items():
-        field = ALIASES.get(name, name)
-        if field in fields:
-            raise TypeError(f"{names[field]} and {name} are two names of one field, {field}: give one of them")
+def _by_field(given: dict[str, Any], every_field: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Arguments with each alias replaced by the field's own name.
+
+    A field given under two names is a `TypeError`, unless `every_field` is given under its own name: that is
+    `dataclasses.replace`, which passes on what it does not change. Then the alias is the change.
+    """
+    fields = {name: value for name, value in given.items() if name not in ALIASES}
+    names = {} if every_field and every_field <= fields.keys() else {name: name for name in fields}
+    for name in [name for name in given if name in ALIASES]:
+        field, value = ALIASES[name], given[name]
+        if field in names:
+            one, other = sorted((names[field], name))
+            raise TypeError(f"{one} and {other} are two names of one field, {field}: give one of them")
+        if name == "gelu":
+            check(value in tuple(GELUS), f"gelu must be one of {tuple(GELUS)}, got {value!r}")
+            value = GELUS[value]
         fields[field], names[field] = value, name
     return fields
 
@@ -75,10 +87,11 @@ def _by_field(given: dict[str, Any]) -> dict[str, Any]:
 def _accepts_aliases(cls: type[T]) -> type[T]:
     """The dataclass `cls` with a constructor that also takes the names of `ALIASES`."""
     construct: Callable[..., None] = cls.__init__
+    every_field = frozenset(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
 
     @functools.wraps(construct)
-    def __init__(self, *args, **fields):
-        construct(self, *args, **_by_field(fields))
+    def __init__(self, *args, **given):
+        construct(self, *args, **_by_field(given, every_field))
 
     cls.__init__ = __init__  # type: ignore[method-assign]
     return cls
@@ -111,11 +124,15 @@ class ViTConfig:
         Whether the layer norms have a learned scale and shift.
     final_norm : bool
         Whether a layer norm stands between the last block and the pooling.
-    gelu : "tanh" or "erf"
-        GELU's tanh approximation or its exact form (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+    activation : "gelu_tanh", "gelu_erf", "quick_gelu", "silu" or "relu"
+        The MLP's nonlinear function: GELU by tanh or exactly (Hendrycks & Gimpel 2016, arXiv:1606.08415), x σ(1.702 x),
+        x σ(x) or max(x, 0). `gelu`, "tanh" or "erf", is another name for the first two.
     eps : float
         Added to the variance in every layer norm; below 1, and at least 1.2e-38, the smallest normal number of float32.
 
+    gated : bool
+        Whether the hidden layer is activation(x @ W_gate) * (x @ W_1), both F wide (Shazeer 2020, arXiv:2002.05202);
+        with "silu" it is SwiGLU.
     layer_scale : None, float or (float or None, float or None)
         Initial values of the factors, one a channel, that the attention's and the MLP's results are multiplied by
         before they are added to the residual stream (Touvron et al. 2021, arXiv:2103.17239). One number is for both
@@ -133,8 +150,8 @@ class ViTConfig:
 
     Notes
     -----
-    The constructor and `variant` also take the names of timm and transformers. A field given under two names is a
-    `TypeError`; so `dataclasses.replace`, which passes on all fields, only takes their own names.
+    The constructor, `variant` and `dataclasses.replace` also take the names of timm and transformers. A field given
+    under two names is a `TypeError`.
 
         image_size    `img_size`                            channels   `in_chans`, `num_channels`
         width         `embed_dim`, `hidden_size`            hidden     `intermediate_size`
@@ -160,13 +177,14 @@ class ViTConfig:
     bias: bool = True
     norm_affine: bool = True
     final_norm: bool = True
-    gelu: str = "tanh"
+    activation: str = "gelu_tanh"
     eps: float = 1e-6
     layer_scale: float | tuple[float | None, float | None] | None = None
     class_token: bool | None = None
     dist_token: bool = False
     registers: int = 0
     pos_tokens: str = "all"
+    gated: bool = False
 
     def __post_init__(self):
         size = self.image_size
@@ -183,7 +201,7 @@ class ViTConfig:
         fix("depth", as_int("depth", self.depth, minimum=0))
         fix("hidden", as_int("hidden", self.hidden, minimum=0) or 4 * self.width)
         fix("registers", as_int("registers", self.registers, minimum=0))
-        for name in ("bias", "norm_affine", "final_norm", "dist_token"):
+        for name in ("bias", "norm_affine", "final_norm", "dist_token", "gated"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not (self.class_token is None or isinstance(self.class_token, bool)):
@@ -191,7 +209,7 @@ class ViTConfig:
         check(self.pool in POOLS, f"pool must be one of {POOLS}, got {self.pool!r}")
         check(self.pos_tokens in POS_TOKENS, f"pos_tokens must be one of {POS_TOKENS}, got {self.pos_tokens!r}")
         check(self.pool != "cls" or self.has_class_token, "pool 'cls' needs a class token, got class_token=False")
-        check(self.gelu in GELUS, f"gelu must be one of {GELUS}, got {self.gelu!r}")
+        check(self.activation in ACTIVATIONS, f"activation must be one of {ACTIVATIONS}, got {self.activation!r}")
         height, width = self.image_size
         check(
             height % self.patch_size == 0 and width % self.patch_size == 0,
@@ -203,6 +221,11 @@ class ViTConfig:
         tiny = float(np.finfo(np.float32).tiny)  # what is smaller may count as zero, and a constant row has no variance
         check(self.eps >= tiny, f"eps must be at least {tiny:.2g}, the smallest normal float32, got {self.eps}")
         fix("layer_scale", _layer_scale(self.layer_scale))
+
+    @property
+    def gelu(self) -> str | None:
+        """Which GELU the activation is, "tanh" or "erf"; None where it is none."""
+        return next((form for form, name in GELUS.items() if name == self.activation), None)
 
     @property
     def layer_scales(self) -> tuple[float | None, float | None]:
@@ -271,7 +294,7 @@ class ViTConfig:
         """
         fields = {"eps": 1e-5, **_by_field(fields)}
         fields.setdefault("hidden", fields["width"])
-        return cls(pool="cls", bias=False, norm_affine=False, final_norm=False, gelu="tanh", **fields)
+        return cls(pool="cls", bias=False, norm_affine=False, final_norm=False, activation="gelu_tanh", **fields)
 
     def to_json(self) -> str:
         """The configuration as a JSON object: one key a field, and the number of the format (see config_format.py)."""

@@ -26,12 +26,19 @@ _FORMAT_1: Fields = dict(
     image_size=(224, 224), patch_size=16, channels=3, width=192, depth=12, heads=3, hidden=0, classes=1000, pool="cls",
     bias=True, norm_affine=True, final_norm=True, gelu="tanh", eps=1e-6,
 )  # fmt: skip
-_SINCE_2: Fields = dict(layer_scale=None, class_token=None, dist_token=False, registers=0, pos_tokens="all")
-DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: {**_FORMAT_1, **_SINCE_2}}
+_SINCE_2: Fields = dict(
+    activation="gelu_tanh", gated=False, layer_scale=None, class_token=None, dist_token=False, registers=0,
+    pos_tokens="all",
+)  # fmt: skip
+_FORMAT_2: Fields = {name: value for name, value in _FORMAT_1.items() if name != "gelu"} | _SINCE_2
+DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: _FORMAT_2}
 
 
 def _from_1(fields: Fields) -> Fields:
-    return {**fields, **_SINCE_2}
+    fields = {**fields, **_SINCE_2}
+    gelu = fields.pop("gelu")
+    check(gelu in ("tanh", "erf"), f"config: gelu must be 'tanh' or 'erf', got {short(repr(gelu))}")
+    return {**fields, "activation": f"gelu_{gelu}"}
 
 
 # UPGRADES[n] turns the fields of format n, all of which are there, into those of format n + 1.

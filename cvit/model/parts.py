@@ -129,7 +129,7 @@ class Kind(enum.Enum):
     NORM = "norm"  # layer norm
     ATTENTION = "attention"  # softmax(q kᵀ / sqrt(D / H)) v, head by head
     LAYER_SCALE = "layer scale"  # x * gamma, one gamma a channel
-    ACTIVATION = "activation"  # the MLP's nonlinear function
+    ACTIVATION = "activation"  # the MLP's nonlinear function; of the gate, times the values, where there is a gate
     TOKENS = "tokens"  # learned tokens before the patches, positions added
     POOL = "pool"  # one feature vector of all tokens
 
@@ -259,9 +259,17 @@ def block(config: ViTConfig, i: int) -> list[Part]:
         places = (Place("attn.qkv", index=index, count=3),)
         return linear(where, f"attn.{name}", D, D, T, bias=bias, flax=f"attn.{name}", timm=places)
 
-    def mlp(name, fan_in, fan_out):
-        places, small = (Place(f"mlp.{name}"),), Init(Law.NORMAL, 1e-6)
-        return linear(where, f"mlp.{name}", fan_in, fan_out, T, bias=bias, flax=name, timm=places, bias_init=small)
+    def mlp(name, fan_in, fan_out, timm):
+        small = Init(Law.NORMAL, 1e-6)
+        return linear(where, f"mlp.{name}", fan_in, fan_out, T, bias=bias, flax=name, timm=timm, bias_init=small)
+
+    # timm has a gated MLP packed, the gate before the values in one matrix, or split.
+    fc1 = [mlp("fc1", D, F, (Place("mlp.fc1"),))]
+    if config.gated:
+        fc1 = [
+            mlp("fc1_gate", D, F, (Place("mlp.fc1", index=0, count=2), Place("mlp.fc1_g"))),
+            mlp("fc1", D, F, (Place("mlp.fc1", index=1, count=2), Place("mlp.fc1_x"))),
+        ]
 
     return [
         norm(where, "norm1", D, affine=affine, flax="ln1"),
@@ -272,9 +280,9 @@ def block(config: ViTConfig, i: int) -> list[Part]:
         linear(where, "attn.proj", D, D, T, bias=bias, flax="attn.o", timm=(Place("attn.proj"),)),
         *layer_scale(where, "ls1", D, config.layer_scales[0]),
         norm(where, "norm2", D, affine=affine, flax="ln2"),
-        mlp("fc1", D, F),
+        *fc1,
         Part(f"{where.prefix}mlp.act", Kind.ACTIVATION),
-        mlp("fc2", F, D),
+        mlp("fc2", F, D, (Place("mlp.fc2"),)),
         *layer_scale(where, "ls2", D, config.layer_scales[1]),
     ]
 
