@@ -526,15 +526,36 @@ def test_plan(model, arguments, error, message):
         (dict(width=13), ValueError, "heads must divide the width 13, got 3"),
         (dict(depth=-1), ValueError, "depth must be at least 0, got -1"),
         (dict(hidden=-1), ValueError, "hidden must be at least 0, got -1"),
-        (dict(pool="max"), ValueError, "pool must be one of ('cls', 'mean'), got 'max'"),
+        (dict(pool="max"), ValueError, "pool must be one of ('cls', 'mean', 'mean_all', 'none'), got 'max'"),
+        (dict(class_token=1), TypeError, "class_token must be True, False or None, got 1"),
+        (dict(class_token=False), ValueError, "pool 'cls' needs a class token, got class_token=False"),
+        (dict(registers=-1), ValueError, "registers must be at least 0, got -1"),
+        (dict(registers=None), TypeError, "registers must be an integer, got None"),
+        (dict(pos_tokens="cls"), ValueError, "pos_tokens must be one of ('all', 'patches'), got 'cls'"),
+        (
+            dict(activation="gelu"),
+            ValueError,
+            "activation must be one of ('gelu_tanh', 'gelu_erf', 'quick_gelu', 'silu', 'relu'), got 'gelu'",
+        ),
         (dict(gelu="relu"), ValueError, "gelu must be one of ('tanh', 'erf'), got 'relu'"),
         *[
             ({name: 1}, TypeError, f"{name} must be True or False, got 1")
-            for name in ("bias", "norm_affine", "final_norm")
+            for name in ("bias", "norm_affine", "final_norm", "dist_token", "gated")
         ],
         (dict(eps=0), ValueError, "eps must lie between 0 and 1, got 0.0"),
         (dict(eps=1), ValueError, "eps must lie between 0 and 1, got 1.0"),
+        (dict(eps=1e-46), ValueError, "eps must be at least 1.2e-38, the smallest normal float32, got 1e-46"),
         (dict(eps=np.nan), ValueError, "eps must be finite and at least 0, got nan"),
+        *[
+            (dict(layer_scale=value), error, f"layer_scale must be {needed}")
+            for value, error, needed in [
+                ((1, 2, 3), ValueError, "None, one number or a pair, got (1, 2, 3)"),
+                ("small", TypeError, "a number, got 'small'"),
+                ((0.1, np.nan), ValueError, "finite and at least"),
+                (1e39, ValueError, "at most 3.40282e+38, got 1e+39"),
+                (True, TypeError, "a number, got True"),
+            ]
+        ],
         (dict(eps="small"), TypeError, "eps must be a number, got 'small'"),
     ],
     ids=ids,
@@ -547,7 +568,7 @@ def test_config(change, error, message):
 @pytest.mark.parametrize("name", ["X/16", "S", "S/", "S/x", "S/-1", "s/16", "S/16/2", "", None, 16])
 def test_variant(name):
     with pytest.raises(
-        ValueError, match=re.escape(f"name must be one of Ti, S, B, L with a patch size, like 'S/16', got {name!r}")
+        ValueError, match=re.escape(f"name must be one of Ti, S, M, B, L, So400m, H, g, G, e with a patch size, like 'S/16', got {name!r}")
     ):
         ViTConfig.variant(name)
 
@@ -561,7 +582,7 @@ def test_config_from_json(text):
 def test_config_from_json_with_a_wrong_value():
     with pytest.raises(ValueError, match="config: width must be an integer, got '12'"):
         ViTConfig.from_json(CONFIG.to_json().replace('"width": 12', '"width": "12"'))
-    with pytest.raises(ValueError, match="config must be a JSON object with the keys"):
+    with pytest.raises(ValueError, match="config has keys that format 2 does not know: breadth"):
         ViTConfig.from_json(CONFIG.to_json().replace("width", "breadth"))
 
 

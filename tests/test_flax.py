@@ -1,5 +1,7 @@
 """cvit.flax: weights to and from the nested dicts of Flax's parameters."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from flax_cases import CASES, flatten, name
@@ -28,6 +30,27 @@ def test_round_trip(case, api):
         for back in (from_flax(tree, case.config), from_flax(tree)):
             assert back.dtype == dtype
             np.testing.assert_array_equal(back, weights)
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(layer_scale=0.1),
+        dict(layer_scale=(None, 0.1)),
+        dict(layer_scale=(0.1, None)),
+        dict(gated=True, hidden=11, bias=False),
+        dict(class_token=True),
+        dict(pool="cls", dist_token=True, registers=3),
+        dict(registers=1, pos_tokens="patches"),
+    ],
+    ids=str,
+)
+def test_options(api, fields):
+    config = dataclasses.replace(CONFIG, **fields)
+    tree = to_flax(numbered(config), config, api)
+    for back in (from_flax(tree, config), from_flax(tree)):
+        np.testing.assert_array_equal(back, numbered(config))
 
 
 def test_names_and_shapes():

@@ -74,6 +74,101 @@ def test_roles():
     assert all(Layout.of(SMALL).entries[name].role is role for name, role in roles.items())
 
 
+@pytest.mark.parametrize("branches", [(0.1, 1e-5), (0.1, None), (None, 1e-5)])
+def test_layer_scales_stand_behind_the_last_linear_layer_of_their_branch(branches):
+    config = dataclasses.replace(SMALL, layer_scale=branches)
+    entries = Layout.of(config).entries
+    names = list(entries)
+    with_scales = Layout.of(SMALL).entries.keys() | {
+        f"blocks.{i}.ls{branch + 1}.gamma" for i in (0, 1) for branch in (0, 1) if branches[branch] is not None
+    }
+    assert entries.keys() == with_scales
+    for branch, before in enumerate(("attn.proj.bias", "mlp.fc2.bias")):
+        if branches[branch] is not None:
+            name = f"blocks.1.ls{branch + 1}.gamma"
+            entry = entries[name]
+            assert names[names.index(name) - 1] == f"blocks.1.{before}"
+            assert (entry.shape, entry.decay, entry.role) == ((12,), False, Role.GAMMA)
+            assert entry.row.timm_names() == (name,) and entry.row.block == 1
+            for scheme in ("vit", "flax-nnx", "flax-linen"):
+                views = Layout.of(config).views(init_weights(config, 0, scheme, np.float64))
+                np.testing.assert_array_equal(views[name], branches[branch])
+    assert config.forward_flops() == SMALL.forward_flops()
+
+
+@pytest.mark.parametrize("scheme", ["vit", "flax-nnx", "flax-linen"])
+def test_layer_scales_move_no_other_draw(scheme):
+    config = dataclasses.replace(SMALL, layer_scale=0.1)
+    views = Layout.of(config).views(init_weights(config, 0, scheme))
+    for name, tensor in Layout.of(SMALL).views(init_weights(SMALL, 0, scheme)).items():
+        np.testing.assert_array_equal(views[name], tensor)
+
+
+TOKENS = dataclasses.replace(SMALL, dist_token=True, registers=3)
+
+
+def test_tokens_stand_before_the_positions_in_the_order_of_the_sequence():
+    entries = list(Layout.of(TOKENS).entries.values())[2:6]
+    assert [(entry.name, entry.shape) for entry in entries] == [
+        ("cls_token", (12,)), ("dist_token", (12,)), ("reg_token", (3, 12)), ("pos_embed", (11, 12))
+    ]  # fmt: skip
+    assert [entry.role for entry in entries] == [Role.TOKEN] * 3 + [Role.POSITION]
+    assert not any(entry.decay for entry in entries)
+    arrays = {name: shape for name, (shape, _) in timm_arrays(TOKENS).items()}
+    assert arrays["dist_token"] == (1, 1, 12) and arrays["reg_token"] == (1, 3, 12)
+    assert arrays["pos_embed"] == (1, 11, 12)
+    patches = dataclasses.replace(TOKENS, pos_tokens="patches")
+    assert Layout.of(patches).entries["pos_embed"].shape == (6, 12)
+    without = dataclasses.replace(TOKENS, pool="mean", dist_token=False, registers=0)
+    assert list(Layout.of(without).entries)[2] == "pos_embed"
+
+
+def test_every_token_has_a_head_without_pooling():
+    config = dataclasses.replace(SMALL, pool="none")
+    assert config.forward_flops() == dataclasses.replace(SMALL, pool="mean").forward_flops() + 2 * 5 * 12 * 5
+
+
+@pytest.mark.parametrize("scheme", ["vit", "flax-nnx", "flax-linen"])
+def test_no_two_tokens_start_equal(scheme):
+    """Tokens that start equal and have no positions of their own get equal gradients, and stay equal."""
+    tensors = Layout.of(TOKENS).views(init_weights(TOKENS, 0, scheme))
+    tokens = np.concatenate([tensors["cls_token"][None], tensors["dist_token"][None], tensors["reg_token"]])
+    assert len(np.unique(tokens, axis=0)) == 5 and not tokens[0].any()
+    assert np.abs(tokens[1]).max() > 1e-3 > 1e-5 > np.abs(tokens[2:]).max()
+
+
+@pytest.mark.parametrize("scheme", ["flax-nnx", "flax-linen"])
+def test_tokens_move_no_draw_of_flax_s_own_parameters(scheme):
+    tokens = Layout.of(TOKENS).views(init_weights(TOKENS, 0, scheme))
+    for name, tensor in Layout.of(SMALL).views(init_weights(SMALL, 0, scheme)).items():
+        np.testing.assert_array_equal(tokens[name][: len(tensor)], tensor)
+
+
+GATED = dataclasses.replace(SMALL, gated=True, activation="silu")
+
+
+def test_a_gate_stands_before_the_values():
+    names = [name for name in Layout.of(GATED).entries if name.startswith("blocks.1.mlp.")]
+    layers = [f"blocks.1.mlp.{name}" for name in ("fc1_gate", "fc1", "fc2")]
+    assert names == [f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias")]
+    gate = Layout.of(GATED).entries["blocks.1.mlp.fc1_gate.weight"]
+    assert (gate.shape, gate.role, gate.decay, gate.row.init) == ((12, 20), Role.MATRIX, True, XAVIER)
+    assert GATED.forward_flops() == SMALL.forward_flops() + 2 * 2 * 7 * 12 * 20
+
+
+def test_timm_has_a_gated_mlp_packed_or_split():
+    """GluMlp with the gate before the values (SwiGLUPacked), and SwiGLU (timm/layers/mlp.py)."""
+    arrays = timm_arrays(GATED)
+    for leaf, shape in (("weight", (40, 12)), ("bias", (40,))):
+        name = f"blocks.0.mlp.fc1.{leaf}"
+        assert arrays[name] == (shape, {0: f"blocks.0.mlp.fc1_gate.{leaf}", 1: name})
+    tensors = {tensor.name: tensor for tensor in rows(GATED)}
+    for name, split in (("fc1_gate", "fc1_g"), ("fc1", "fc1_x")):
+        tensor = tensors[f"blocks.0.mlp.{name}.weight"]
+        assert tensor.timm_names()[1] == f"blocks.0.mlp.{split}.weight"
+        assert tensor.timm[1].shape_there(tensor.shape) == (20, 12)
+
+
 # ------------------------------------------------------------------------------------------------------------ the parts
 def test_a_block_in_order():
     names = [(part.name, part.kind) for part in parts(SMALL) if part.name.startswith("blocks.1.")]
@@ -189,7 +284,7 @@ def test_timm_names_shapes_and_slices_of_a_small_vit():
             assert slices == {0: own.get(name, name)}
 
 
-@pytest.mark.parametrize("config", [SMALL, PLAIN])
+@pytest.mark.parametrize("config", [SMALL, PLAIN, TOKENS, GATED])
 def test_tensors_go_to_their_places_and_back(config):
     rng = np.random.default_rng(0)
     for tensor in rows(config):

@@ -85,10 +85,11 @@ def _open(path):
 
 def _config(path, file) -> ViTConfig:
     text = (file.metadata() or {}).get(CONFIG_KEY)
-    check(text is not None, f"{path} has no {CONFIG_KEY!r} in its metadata, so it is not a cvit model")
+    if text is None:
+        raise ValueError(f"{path} has no {CONFIG_KEY!r} in its metadata, so it is not a cvit model")
     try:
         return ViTConfig.from_json(text)
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} has a wrong config: {short(error, 500)}") from None
 
 

@@ -2,9 +2,10 @@
 
 The two Flax modules, NNX and Linen, name their parts alike and keep only the blocks differently:
 
-    patch_embed.{kernel (P, P, C, D), bias}   pos_embed (T, D)   cls_token (D), only with a class token
+    patch_embed.{kernel (P, P, C, D), bias}   pos_embed (T, D)   cls_token (D)   dist_token (D)   reg_token (R, D)
     blocks.<i> in NNX, block_<i> in Linen:
-        ln1.{scale, bias}   attn.{q, k, v, o}.{kernel, bias}   ln2.{scale, bias}   {fc1, fc2}.{kernel, bias}
+        ln1.{scale, bias}   attn.{q, k, v, o}.{kernel, bias}      ls1.gamma
+        ln2.{scale, bias}   {fc1_gate, fc1, fc2}.{kernel, bias}   ls2.gamma
     ln_f.{scale, bias}   head.{kernel, bias}
 
 Kernels are (in, out) like cvit's matrices, except for the patch embedding, a convolution whose kernel has the channels
@@ -111,8 +112,11 @@ def _leaves(tree, path=()):
 
 
 def _config_of(arrays):
-    """A configuration with the layout of these arrays. What a layout does not show (heads, GELU, eps) is arbitrary."""
+    """A configuration with the layout of these arrays. What a layout does not show is arbitrary:
+    heads, GELU, eps, and which of the tokens have positions."""
     ranks = {"patch_embed.kernel": 4, "pos_embed": 2, "head.kernel": 2}
+    if ("reg_token",) in arrays:
+        ranks["reg_token"] = 2
     shapes = {}
     for name, rank in ranks.items():
         array = arrays.get(tuple(name.split(".")))
@@ -121,11 +125,10 @@ def _config_of(arrays):
         shapes[name] = array.shape
     patch, _, channels, width = shapes["patch_embed.kernel"]
     parts = {path[-2:] for path in arrays}
-    pool = "cls" if ("cls_token",) in arrays else "mean"
     hidden = [array.shape[-1] for path, array in arrays.items() if path[-2:] == ("fc1", "kernel") and array.ndim]
     blocks = {path[:2] if path[0] == "blocks" else path[:1] for path in arrays if path[0].startswith("block")}
     return ViTConfig(
-        image_size=(patch, patch * (shapes["pos_embed"][0] - (pool == "cls"))),
+        image_size=(patch, patch * shapes["pos_embed"][0]),
         patch_size=patch,
         channels=channels,
         width=width,
@@ -133,10 +136,16 @@ def _config_of(arrays):
         heads=1,
         hidden=hidden[0] if hidden else 0,
         classes=shapes["head.kernel"][1],
-        pool=pool,
+        pool="mean",
+        class_token=("cls_token",) in arrays,
+        dist_token=("dist_token",) in arrays,
+        registers=shapes.get("reg_token", (0,))[0],
+        pos_tokens="patches",
         bias=("patch_embed", "bias") in parts,
         norm_affine=any(part[-1] == "scale" for part in parts),
         final_norm=("ln_f", "scale") in parts,
+        gated=("fc1_gate", "kernel") in parts,
+        layer_scale=tuple(1.0 if (branch, "gamma") in parts else None for branch in ("ls1", "ls2")),
     )
 
 

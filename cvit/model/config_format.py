@@ -26,10 +26,23 @@ _FORMAT_1: Fields = dict(
     image_size=(224, 224), patch_size=16, channels=3, width=192, depth=12, heads=3, hidden=0, classes=1000, pool="cls",
     bias=True, norm_affine=True, final_norm=True, gelu="tanh", eps=1e-6,
 )  # fmt: skip
-DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: {**_FORMAT_1}}
+_SINCE_2: Fields = dict(
+    activation="gelu_tanh", gated=False, layer_scale=None, class_token=None, dist_token=False, registers=0,
+    pos_tokens="all",
+)  # fmt: skip
+_FORMAT_2: Fields = {name: value for name, value in _FORMAT_1.items() if name != "gelu"} | _SINCE_2
+DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: _FORMAT_2}
+
+
+def _from_1(fields: Fields) -> Fields:
+    fields = {**fields, **_SINCE_2}
+    gelu = fields.pop("gelu")
+    check(gelu in ("tanh", "erf"), f"config: gelu must be 'tanh' or 'erf', got {short(repr(gelu))}")
+    return {**fields, "activation": f"gelu_{gelu}"}
+
 
 # UPGRADES[n] turns the fields of format n, all of which are there, into those of format n + 1.
-UPGRADES: dict[int, Callable[[Fields], Fields]] = {1: lambda fields: fields}
+UPGRADES: dict[int, Callable[[Fields], Fields]] = {1: _from_1}
 
 
 def write(fields: Fields) -> str:
@@ -57,10 +70,8 @@ def read(text: str) -> Fields:
         f"config: format must be a whole number of at least 1, got {short(repr(number))}",
     )
     if number > FORMAT:
-        needed = f"cvit-cpu {short(reader)}" if reader else "a cvit-cpu"
-        raise ValueError(
-            f"config is of format {short(number)}, which {needed} or later reads; this one reads formats up to {FORMAT}"
-        )
+        needed = f"cvit-cpu {short(reader)} or later" if reader else "a later cvit-cpu"
+        raise ValueError(f"config is of format {short(number)}, which {needed} reads; this one reads up to {FORMAT}")
     known = DEFAULTS[number]
     unknown, missing = fields.keys() - known.keys(), known.keys() - fields.keys()
     check(not unknown, f"config has keys that format {number} does not know: {listed(unknown)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -32,14 +33,16 @@ def init_weights(config: ViTConfig, seed: int = 0, scheme: str = "vit", dtype=np
         "vit" has the distributions of the ViT paper's code (github.com/google-research/vision_transformer,
         vit_jax/models_vit.py), drawn by NumPy's default generator: q, k, v, projection and MLP matrices Xavier-uniform,
         MLP biases normal(1e-6), the patch embedding LeCun-normal (truncated at two standard deviations), positions
-        normal(0.02), norm scales one, all else zero. Zero too is the head, so that training starts from equal logits.
+        and a distillation token normal(0.02), registers normal(1e-6), norm scales one, layer scales their initial
+        values, all else zero. Zero too is the head, so that training starts from equal logits.
 
         "flax-nnx" and "flax-linen" are what modules of Flax's two interfaces draw from the same seed with their default
         initialisers: matrices LeCun-normal, norm scales one, biases zero, positions zero in NNX, normal(0.02) in Linen.
-        A class token is zero and takes no random key, so that the other draws are those of the model without it (in
-        Linen: as if the module declared it after the positions). Without biases or norm parameters the draws are those
-        of modules with `use_bias=False` and `use_scale=False`; in NNX, where every parameter takes the next key, that
-        changes the matrices.
+        A class token is zero and takes no random key, so that the other draws are those of the model without it; a
+        distillation token and registers are drawn after all else, normal with standard deviations 0.02 (DeiT) and 1e-6
+        (DINOv2) as in "vit". In Linen it is as if the module declared its tokens after the positions. Without biases or
+        norm parameters the draws are those of modules with `use_bias=False` and `use_scale=False`; in NNX, where every
+        parameter takes the next key, that changes the matrices.
     dtype : float32 or float64
         In the Flax schemes the numbers are float32, and only widened.
     """
@@ -85,42 +88,59 @@ def _truncated_normal(rng, shape):
 # ----------------------------------------------------------------------------------------------------------------- Flax
 def _draw_nnx(tensors, seed):
     """`flax.nnx.Rngs(seed)`: parameter n, from 0 in the order in which the modules are built, takes the seed's key with
-    n folded in. That order is the layout's. Positions, class token and layer scales are constants and take no key."""
+    n folded in. That order is the layout's. Positions are zero; they, constant tokens and layer scales take no key."""
     key = threefry.key(seed)
     count = 0
-    for row, tensor in tensors:
-        if row.role in (Role.POSITION, Role.TOKEN):
+    for row, tensor in _tokens_last(tensors):
+        if row.role is Role.POSITION:
             continue
-        if row.role is Role.GAMMA:
+        if row.role in (Role.TOKEN, Role.GAMMA) and row.init.law is Law.CONSTANT:
             tensor[...] = row.init.value
-            continue
-        _draw_flax(row, tensor, threefry.fold_in(key, count))
-        count += 1
+        else:
+            _draw_flax(row, tensor, threefry.fold_in(key, count))
+            count += 1
 
 
 def _draw_linen(tensors, seed):
     """`flax.linen`: parameter n of a module, from 1, takes the seed's key with a hash of the module's path and n folded
     in (flax/core/scope.py)."""
     key = threefry.key(seed)
-    for row, tensor in tensors:
+    token_numbers = itertools.count(2)  # after the positions, the model's own first parameter
+    for row, tensor in _tokens_last(tensors):
         *scopes, _ = row.flax_path("linen")
-        number = 2 if row.role in (Role.BIAS, Role.SHIFT) else 1  # a bias is its module's second parameter
+        match row.role:
+            case Role.TOKEN:
+                number = next(token_numbers)
+            case Role.BIAS | Role.SHIFT:
+                number = 2
+            case _:
+                number = 1
         digest = hashlib.sha1("".join(scopes).encode() + bytes([number]), usedforsecurity=False).digest()
         _draw_flax(row, tensor, threefry.fold_in(key, int.from_bytes(digest[:4], "big")))
 
 
+def _tokens_last(tensors):
+    """The tensors in their order, but learned tokens behind all others, whose draws they then leave as they are."""
+    return sorted(tensors, key=lambda pair: pair[0].role is Role.TOKEN)
+
+
 def _draw_flax(row, tensor, key):
-    """Fill one array by Flax's default initialisers: kernels LeCun-normal, scales one, positions normal(0.02)."""
+    """Fill one array by Flax's default initialisers: kernels LeCun-normal, scales one, positions normal(0.02).
+
+    Flax has none for tokens and layer scales: they are as in the scheme "vit".
+    """
     match row.role:
         case Role.MATRIX | Role.PATCH_MATRIX:
             kernel = _lecun_normal(key, row.flax.shape_there(row.shape))
             tensor[...] = row.flax.here(kernel, row.shape)
         case Role.SCALE:
             tensor[...] = 1
-        case Role.GAMMA:
-            tensor[...] = row.init.value
         case Role.POSITION:
             tensor[...] = threefry.normal(key, tensor.shape) * np.float32(0.02)
+        case Role.TOKEN if row.init.law is Law.NORMAL:
+            tensor[...] = threefry.normal(key, tensor.shape) * np.float32(row.init.value)
+        case Role.TOKEN | Role.GAMMA:
+            tensor[...] = row.init.value
 
 
 def _lecun_normal(key, shape):

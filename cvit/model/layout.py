@@ -2,12 +2,14 @@
 
 Matrices are stored (in, out), so `y = x @ W`. The order is the order of use:
 
-    patch_embed.weight (C·P·P, D)   patch_embed.bias (D)   cls_token (D)   pos_embed (T, D)
+    patch_embed.weight (C·P·P, D)   patch_embed.bias (D)
+    cls_token (D)   dist_token (D)   reg_token (R, D)   pos_embed (T, D), or (patches, D)
     for each block i:
         blocks.i.norm1.weight, .bias (D)
-        blocks.i.attn.{q,k,v,proj}.weight (D, D), each followed by its .bias (D)
+        blocks.i.attn.{q,k,v,proj}.weight (D, D), each followed by its .bias (D)   blocks.i.ls1.gamma (D)
         blocks.i.norm2.weight, .bias (D)       -- stands before mlp.fc1
-        blocks.i.mlp.fc1.weight (D, F), .bias (F), blocks.i.mlp.fc2.weight (F, D), .bias (D)
+        blocks.i.mlp.{fc1_gate, fc1}.weight (D, F), each followed by its .bias (F)
+        blocks.i.mlp.fc2.weight (F, D), .bias (D)   blocks.i.ls2.gamma (D)
     norm.weight, norm.bias (D)   head.weight (D, classes)   head.bias (classes)
 
 Parts that a configuration lacks are left out. For the plain architecture (no biases, no norm parameters, F = D) what is

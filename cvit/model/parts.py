@@ -128,7 +128,8 @@ class Kind(enum.Enum):
     LINEAR = "linear"  # x @ W + b
     NORM = "norm"  # layer norm
     ATTENTION = "attention"  # softmax(q kᵀ / sqrt(D / H)) v, head by head
-    ACTIVATION = "activation"  # the MLP's nonlinear function
+    LAYER_SCALE = "layer scale"  # x * gamma, one gamma a channel
+    ACTIVATION = "activation"  # the MLP's nonlinear function; of the gate, times the values, where there is a gate
     TOKENS = "tokens"  # learned tokens before the patches, positions added
     POOL = "pool"  # one feature vector of all tokens
 
@@ -138,7 +139,7 @@ class Part:
     """One step of the computation: the tensors that it reads, and how rows of tokens go through it.
 
     Rows go from slot to slot: "x" is a block's input, "y" its output, any other name stands for what one part leaves to a
-    later one. Parts that have a target in common write side by side.
+    later one. Linear parts that have a target in common write side by side.
     """
 
     name: str
@@ -147,7 +148,7 @@ class Part:
     macs: int = 0  # multiply-adds of one image in matrix products
     source: str = ""
     target: str = ""
-    add: str = ""  # a linear part's residual
+    add: str = ""  # the residual that a linear part adds
 
 
 # --------------------------------------------------------------------------------------------------------- the builders
@@ -203,7 +204,7 @@ def norm(
     where: Where, name: str, width: int, *, affine: bool, flax: str, source: str = "", target: str = ""
 ) -> Part:
     """A layer norm of rows of `width` numbers, with a learned scale and shift or without."""
-    tensors = ()
+    tensors: tuple[Tensor, ...] = ()
     if affine:
         scale, shift = Place(f"{flax}.scale"), Place(f"{flax}.bias")
         tensors = (
@@ -213,9 +214,21 @@ def norm(
     return Part(where.prefix + name, Kind.NORM, tensors, source=source, target=target)
 
 
+def layer_scale(where: Where, name: str, width: int, value: float | None) -> list[Part]:
+    """Factors of a branch's channels that start as `value`; nothing where that is None."""
+    if value is None:
+        return []
+    place, init = Place(f"{name}.gamma"), Init(Law.CONSTANT, value)
+    gamma = where.tensor(f"{name}.gamma", (width,), Role.GAMMA, init, place, (place,))
+    return [Part(where.prefix + name, Kind.LAYER_SCALE, (gamma,))]
+
+
 # ------------------------------------------------------------------------------------------------------------ the parts
 def embedding(config: ViTConfig) -> list[Part]:
-    """From images to tokens: the patch embedding; the class token and the positions."""
+    """From images to tokens: the patch embedding; the learned tokens before the patches, and the positions.
+
+    The rows of `tokens` stand in the order of the sequence: class token, distillation token, registers.
+    """
     where = Where(layer=0)
     D, C, P, features = config.width, config.channels, config.patch_size, config.patch_features
     pixels = (C, P, P, D)  # the patch matrix's rows are ordered (C, P, P)
@@ -234,10 +247,15 @@ def embedding(config: ViTConfig) -> list[Part]:
         there = Place(name, (1, math.prod(shape) // D, D))
         return where.tensor(name, shape, role, init, Place(name), (there,))
 
+    # Without positions of their own, tokens that start equal would stay equal for ever: so only the first is zero.
     tokens = []
-    if config.pool == "cls":
+    if config.has_class_token:
         tokens.append(learned("cls_token", (D,), Role.TOKEN, ZERO))
-    tokens.append(learned("pos_embed", (config.tokens, D), Role.POSITION, Init(Law.NORMAL, 0.02)))
+    if config.dist_token:  # as DeiT draws it
+        tokens.append(learned("dist_token", (D,), Role.TOKEN, Init(Law.NORMAL, 0.02)))
+    if config.registers:  # as DINOv2 draws them
+        tokens.append(learned("reg_token", (config.registers, D), Role.TOKEN, Init(Law.NORMAL, 1e-6)))
+    tokens.append(learned("pos_embed", (config.pos_rows, D), Role.POSITION, Init(Law.NORMAL, 0.02)))
     return [
         Part("patch_embed", Kind.LINEAR, tuple(patches), config.patches * features * D),
         Part("tokens", Kind.TOKENS, tuple(tokens)),
@@ -245,21 +263,29 @@ def embedding(config: ViTConfig) -> list[Part]:
 
 
 def block(config: ViTConfig, i: int) -> list[Part]:
-    """Block i: x + proj(attention(norm1(x))), then that + fc2(activation(fc1(norm2(it))))."""
+    """Block i: x + ls1 · proj(attention(norm1(x))), then y + ls2 · fc2(activation(fc1(norm2(y)))) of that y."""
     where = Where(layer=i + 1, block=i)
     T, D, F = config.tokens, config.width, config.hidden
     affine, bias = config.norm_affine, config.bias
 
     def matrix(name, fan_in, fan_out, flax, timm, **how):
-        return linear(where, name, fan_in, fan_out, T, bias=bias, flax=flax, timm=(timm,), **how)
+        return linear(where, name, fan_in, fan_out, T, bias=bias, flax=flax, timm=timm, **how)
 
     def qkv(name, index):
-        there = Place("attn.qkv", index=index, count=3)
-        return matrix(f"attn.{name}", D, D, f"attn.{name}", there, source="n1", target="qkv")
+        places = (Place("attn.qkv", index=index, count=3),)
+        return matrix(f"attn.{name}", D, D, f"attn.{name}", places, source="n1", target="qkv")
 
-    def mlp(name, fan_in, fan_out, **flow):
-        small = Init(Law.NORMAL, 1e-6)
-        return matrix(f"mlp.{name}", fan_in, fan_out, name, Place(f"mlp.{name}"), bias_init=small, **flow)
+    def mlp(name, fan_in, fan_out, *timm, **flow):
+        return matrix(f"mlp.{name}", fan_in, fan_out, name, timm, bias_init=Init(Law.NORMAL, 1e-6), **flow)
+
+    # timm has a gated MLP packed, the gate before the values in one matrix, or split.
+    fc1 = [mlp("fc1", D, F, Place("mlp.fc1"), source="n2", target="u")]
+    if config.gated:
+        gate, value = Place("mlp.fc1", index=0, count=2), Place("mlp.fc1", index=1, count=2)
+        fc1 = [
+            mlp("fc1_gate", D, F, gate, Place("mlp.fc1_g"), source="n2", target="u"),
+            mlp("fc1", D, F, value, Place("mlp.fc1_x"), source="n2", target="u"),
+        ]
 
     return [
         norm(where, "norm1", D, affine=affine, flax="ln1", source="x", target="n1"),
@@ -267,11 +293,13 @@ def block(config: ViTConfig, i: int) -> list[Part]:
         qkv("k", 1),
         qkv("v", 2),
         Part(f"{where.prefix}attn", Kind.ATTENTION, macs=2 * T * T * D, source="qkv", target="o"),
-        matrix("attn.proj", D, D, "attn.o", Place("attn.proj"), source="o", target="mid", add="x"),
+        matrix("attn.proj", D, D, "attn.o", (Place("attn.proj"),), source="o", target="mid", add="x"),
+        *layer_scale(where, "ls1", D, config.layer_scales[0]),
         norm(where, "norm2", D, affine=affine, flax="ln2", source="mid", target="n2"),
-        mlp("fc1", D, F, source="n2", target="u"),
+        *fc1,
         Part(f"{where.prefix}mlp.act", Kind.ACTIVATION, source="u", target="g"),
-        mlp("fc2", F, D, source="g", target="y", add="mid"),
+        mlp("fc2", F, D, Place("mlp.fc2"), source="g", target="y", add="mid"),
+        *layer_scale(where, "ls2", D, config.layer_scales[1]),
     ]
 
 
@@ -281,10 +309,11 @@ def head(config: ViTConfig) -> list[Part]:
     D = config.width
     final = [norm(where, "norm", D, affine=config.norm_affine, flax="ln_f")] if config.final_norm else []
     places = (Place("head"),)
+    pooled = config.tokens if config.pool == "none" else 1
     return [
         *final,
         Part("pool", Kind.POOL),
-        linear(where, "head", D, config.classes, 1, bias=config.bias, flax="head", timm=places, init=ZERO),
+        linear(where, "head", D, config.classes, pooled, bias=config.bias, flax="head", timm=places, init=ZERO),
     ]
 
 

@@ -54,7 +54,7 @@ def _block(config: ViTConfig, layout: Layout, i: int) -> Block:
             case Kind.ATTENTION:
                 steps.append(Heads(_short(part), config.heads, config.width, part.source, part.target))
             case Kind.ACTIVATION:
-                steps.append(Activation(_short(part), f"gelu_{config.gelu}", config.hidden, False, part.source, part.target))
+                steps.append(Activation(_short(part), config.activation, config.hidden, False, part.source, part.target))
             case Kind.LINEAR:
                 steps.append(_linear(layout, part, steps))
     at = next(number for number, step in enumerate(steps) if isinstance(step, Heads))

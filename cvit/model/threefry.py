@@ -26,14 +26,14 @@ _UINT32_MAX = 0xFFFFFFFF
 
 # Coefficients, highest power first, of Giles 2012, "Approximating the erfinv function": erfinv(x) = x p(w) with
 # w = -log(1 - x²); `_CENTRE` is a polynomial in w - 2.5 for w < 5, `_TAIL` one in sqrt(w) - 3 for the rest.
-_CENTRE = np.float32([
+_CENTRE = np.array([
     2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
     -0.00125372503, -0.00417768164, 0.246640727, 1.50140941,
-])  # fmt: skip
-_TAIL = np.float32([
+], np.float32)  # fmt: skip
+_TAIL = np.array([
     -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
     -0.0076224613, 0.00943887047, 1.00167406, 2.83297682,
-])  # fmt: skip
+], np.float32)  # fmt: skip
 _SQRT2 = np.float32(math.sqrt(2))
 
 

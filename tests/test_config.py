@@ -1,0 +1,316 @@
+"""cvit.model.config: fields and their other names, variants, and configurations as JSON of this and of earlier formats.
+
+Wrong values of fields are in test_errors.py, damaged files in test_checkpoint.py.
+"""
+
+import copy
+import dataclasses
+import inspect
+import json
+import pathlib
+import pickle
+import re
+import runpy
+
+import numpy as np
+import pytest
+
+from cvit.formats.checkpoint import load, read_metadata
+from cvit.model.config import ALIASES, ViTConfig, unsupported
+from cvit.model.config_format import DEFAULTS, FORMAT, READER
+from cvit.model.layout import Layout
+from cvit.model.vit import ViT
+
+DATA = pathlib.Path(__file__).parent / "data"
+SMALL = dict(image_size=(8, 12), patch_size=4, channels=2, width=12, depth=2, heads=3, hidden=20, classes=5)
+FIELDS = [field.name for field in dataclasses.fields(ViTConfig)]
+
+
+# --------------------------------------------------------------------------------------------------- the field's words
+@pytest.mark.parametrize("alias, field", ALIASES.items())
+def test_an_alias_is_its_field(alias, field):
+    given = {"image_size": (4, 8), "eps": 1e-3, "heads": 6, "layer_scale": 0.1, "activation": "gelu_erf"}.get(field, 24)
+    meant = given
+    if alias == "gelu":
+        given = "erf"
+    without = {name: SMALL[name] for name in SMALL if name != field}
+    expected = ViTConfig(**without, **{field: meant})
+    assert ViTConfig(**without, **{alias: given}) == expected
+    one, other = sorted((field, alias))
+    with pytest.raises(TypeError, match=f"{one} and {other} are two names of one field, {field}: give one of them"):
+        ViTConfig(**without, **{field: meant, alias: given})
+    small = ViTConfig(**SMALL)
+    assert dataclasses.replace(small, **{alias: given}) == dataclasses.replace(small, **{field: meant}) != small
+
+
+def test_two_aliases_of_one_field():
+    with pytest.raises(TypeError, match="embed_dim and hidden_size are two names of one field, width"):
+        ViTConfig(embed_dim=12, hidden_size=12, num_heads=3)
+
+
+def test_an_alias_beside_a_positional_argument():
+    with pytest.raises(TypeError, match="multiple values for argument 'image_size'"):
+        ViTConfig(32, img_size=32)
+
+
+def test_unknown_arguments():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'breadth'"):
+        ViTConfig(breadth=12)
+
+
+def test_variants_and_the_plain_architecture_take_aliases():
+    assert ViTConfig.variant("S/16", embed_dim=192, num_classes=10) == ViTConfig.variant("S/16", width=192, classes=10)
+    plain = dict(width=12, depth=2, heads=3, classes=5)
+    theirs = dict(embed_dim=12, num_hidden_layers=2, num_heads=3, num_classes=5, layer_norm_eps=1e-3)
+    assert ViTConfig.plain(**theirs) == ViTConfig.plain(**plain, eps=1e-3)
+    assert ViTConfig.plain(**plain).hidden == 12 and ViTConfig.plain(**plain).eps == 1e-5
+
+
+def test_the_class_stays_a_dataclass():
+    config = ViTConfig(**SMALL)
+    assert dataclasses.replace(config, width=24).width == 24
+    with pytest.raises(TypeError, match="embed_dim and hidden_size are two names of one field, width"):
+        dataclasses.replace(config, embed_dim=24, hidden_size=24)
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    assert hash(copy.deepcopy(config)) == hash(config)
+    assert list(inspect.signature(ViTConfig).parameters) == FIELDS
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.width = 24
+
+
+def test_every_alias_is_documented_and_names_a_field():
+    assert set(ALIASES.values()) <= set(FIELDS) and not set(ALIASES) & set(FIELDS)
+    assert all(f"`{alias}`" in ViTConfig.__doc__ for alias in ALIASES)
+
+
+# ------------------------------------------------------------------------------------------------------------- variants
+@pytest.mark.parametrize(
+    "name, millions",
+    [
+        ("Ti/16", 5.7), ("S/16", 22.1), ("M/16", 38.9), ("B/16", 86.6), ("L/16", 304.3), ("So400m/14", 413.8),
+        ("H/14", 632.0), ("g/14", 1012.6), ("G/14", 1844.4),
+        ("e/14", 3926 - 68 - 53),  # the paper counts an attention pooling and a head of 29593 classes
+    ],
+)  # fmt: skip
+def test_variants_have_their_published_sizes(name, millions):
+    """Weights with a class token and a head of 1000 classes, as in timm's model cards and the papers' tables."""
+    assert Layout.of(ViTConfig.variant(name)).size / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+# ------------------------------------------------------------------------------------------------------------------ eps
+def test_eps_is_a_normal_number_in_float32():
+    tiny = np.finfo(np.float32).tiny
+    assert np.float32(ViTConfig(eps=float(tiny)).eps) == tiny
+    for eps in (float(tiny) / 2, 1e-46):
+        with pytest.raises(ValueError, match=r"eps must be at least 1\.2e-38, the smallest normal float32"):
+            ViTConfig(eps=eps)
+
+
+# ---------------------------------------------------------------------------------------------------------- layer scale
+@pytest.mark.parametrize(
+    "given, kept",
+    [
+        (None, None), ((None, None), None), (0.1, (0.1, 0.1)), ([1e-5, None], (1e-5, None)), ((None, 0), (None, 0.0)),
+        (np.float32(0.5), (0.5, 0.5)), (-1, (-1.0, -1.0)),
+    ],
+)  # fmt: skip
+def test_layer_scale(given, kept):
+    config = ViTConfig(**SMALL, layer_scale=given)
+    assert config.layer_scale == kept and config.layer_scales == (kept or (None, None))
+    assert dataclasses.replace(config, depth=1).layer_scale == kept
+
+
+# ---------------------------------------------------------------------------------------------------------- activations
+@pytest.mark.parametrize("form, activation", [("tanh", "gelu_tanh"), ("erf", "gelu_erf")])
+def test_gelu_is_another_name_of_two_activations(form, activation):
+    config = ViTConfig(**SMALL, gelu=form)
+    assert config == ViTConfig(**SMALL, activation=activation) and config.gelu == form
+    assert ViTConfig.variant("S/16", gelu=form).activation == activation
+    with pytest.raises(AttributeError):
+        config.gelu = "tanh"
+
+
+def test_gelu_of_other_activations():
+    assert ViTConfig(**SMALL).gelu == "tanh" and ViTConfig(**SMALL, activation="silu").gelu is None
+    for wrong in ("relu", None, []):
+        with pytest.raises(ValueError, match=re.escape(f"gelu must be one of ('tanh', 'erf'), got {wrong!r}")):
+            ViTConfig(**SMALL, gelu=wrong)
+
+
+# --------------------------------------------------------------------------------------------------------------- tokens
+@pytest.mark.parametrize(
+    "fields, has_class_token, prefix, rows",
+    [
+        (dict(), True, 1, 7),
+        (dict(pool="mean"), False, 0, 6),
+        (dict(pool="mean", class_token=True), True, 1, 7),
+        (dict(class_token=True, pos_tokens="patches"), True, 1, 6),
+        (dict(dist_token=True), True, 2, 8),
+        (dict(registers=4), True, 5, 11),
+        (dict(registers=4, pos_tokens="patches"), True, 5, 6),
+        (dict(pool="none", registers=3), False, 3, 9),
+        (dict(pool="mean_all", class_token=True, dist_token=True, registers=3), True, 5, 11),
+    ],
+)
+def test_tokens(fields, has_class_token, prefix, rows):
+    config = ViTConfig(**SMALL, **fields)
+    assert (config.has_class_token, config.prefix_tokens, config.pos_rows) == (has_class_token, prefix, rows)
+    assert config.tokens == prefix + 6
+
+
+def test_the_class_token_follows_the_pooling_unless_it_is_given():
+    """As `dataclasses.replace` shows, which passes every field on."""
+    config = ViTConfig(**SMALL)
+    assert not dataclasses.replace(config, pool="mean").has_class_token
+    assert dataclasses.replace(config, class_token=True, pool="mean").has_class_token
+
+
+# ------------------------------------------------------------------------------------------- what is not computed yet
+@pytest.mark.parametrize(
+    "option, values",
+    [
+        ("layer_scale", dict(layer_scale=0.1)),
+        ("class_token", dict(pool="mean", class_token=True)),
+        ("dist_token", dict(dist_token=True)),
+        ("registers", dict(registers=1)),
+        ("pos_tokens", dict(pos_tokens="patches")),
+        ("pool", dict(pool="mean_all")),
+        ("pool", dict(pool="none")),
+        ("activation", dict(activation="relu")),
+        ("gated", dict(gated=True)),
+    ],
+)
+def test_options_that_no_engine_computes_are_refused(option, values):
+    config = ViTConfig(**SMALL, **values)
+    assert unsupported(config) == [option] and unsupported(ViTConfig(**SMALL)) == []
+    with pytest.raises(ValueError, match=f"config has options that are not computed yet: {option}"):
+        ViT(config)
+
+
+# ----------------------------------------------------------------------------------------------------------------- JSON
+CONFIGS = [
+    ViTConfig(),
+    ViTConfig(**SMALL, pool="mean", gelu="erf", eps=1e-3, bias=False),
+    ViTConfig.plain(**SMALL),
+    ViTConfig(**SMALL, layer_scale=(None, 1e-5)),
+    ViTConfig(**SMALL, class_token=True, dist_token=True, registers=4, pos_tokens="patches", pool="mean_all"),
+    ViTConfig(**SMALL, activation="silu", gated=True),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_json_there_and_back(config):
+    text = config.to_json()
+    assert ViTConfig.from_json(text) == config
+    assert list(json.loads(text)) == ["format", "reader", *FIELDS]
+    assert json.loads(text)["format"] == FORMAT and json.loads(text)["reader"] == READER
+
+
+# What the keys missing in a file of each format stand for. These never change; a new format adds a row.
+MEANT = {
+    2: ViTConfig(
+        image_size=224, patch_size=16, channels=3, width=192, depth=12, heads=3, hidden=768, classes=1000, pool="cls",
+        bias=True, norm_affine=True, final_norm=True, activation="gelu_tanh", eps=1e-6, gated=False, layer_scale=None,
+        class_token=None, dist_token=False, registers=0, pos_tokens="all",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number, config", MEANT.items())
+def test_missing_keys_have_the_defaults_of_their_format(number, config):
+    assert ViTConfig.from_json(json.dumps({"format": number})) == config
+    assert ViTConfig.from_json(json.dumps({"format": number, "width": 24})) == dataclasses.replace(
+        config, width=24, hidden=96
+    )
+
+
+def test_a_changed_default_does_not_change_an_old_file():
+    """The dataclass has another default than format 2 had: as a later version may."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(ViTConfig):
+        final_norm: bool = False
+
+    assert Later().final_norm is False
+    assert Later.from_json('{"format": 2}').final_norm is True
+
+
+def test_every_field_has_a_default_in_the_present_format():
+    assert set(DEFAULTS[FORMAT]) == set(FIELDS) and set(DEFAULTS) == set(range(1, FORMAT + 1))
+
+
+def test_format_1_has_no_number_and_all_keys():
+    text = (
+        '{"image_size": [6, 9], "patch_size": 3, "channels": 2, "width": 8, "depth": 2, "heads": 2, "hidden": 10, '
+        '"classes": 3, "pool": "mean", "bias": true, "norm_affine": true, "final_norm": false, "gelu": "erf", '
+        '"eps": 0.01}'
+    )
+    expected = ViTConfig(
+        image_size=(6, 9), patch_size=3, channels=2, width=8, depth=2, heads=2, hidden=10, classes=3, pool="mean",
+        final_norm=False, gelu="erf", eps=0.01,
+    )  # fmt: skip
+    assert ViTConfig.from_json(text) == expected
+    for wrong in ('"relu"', "[]", '"' + "x" * 100_000 + '"'):
+        with pytest.raises(ValueError, match="config: gelu must be 'tanh' or 'erf', got") as caught:
+            ViTConfig.from_json(text.replace('"erf"', wrong))
+        assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match="must be a JSON object with all keys of format 1, it lacks classes, pool"):
+        ViTConfig.from_json(text.replace('"classes": 3, "pool": "mean", ', ""))
+
+
+def test_format_2():
+    text = (
+        '{"format": 2, "reader": "0.1.0", "image_size": [6, 9], "patch_size": 3, "channels": 2, "width": 8, '
+        '"depth": 2, "heads": 2, "hidden": 10, "classes": 3, "pool": "mean_all", "bias": false, "norm_affine": false, '
+        '"final_norm": false, "activation": "silu", "eps": 0.01, "gated": true, "layer_scale": [0.1, null], '
+        '"class_token": true, "dist_token": true, "registers": 4, "pos_tokens": "patches"}'
+    )
+    expected = ViTConfig(
+        image_size=(6, 9), patch_size=3, channels=2, width=8, depth=2, heads=2, hidden=10, classes=3, pool="mean_all",
+        bias=False, norm_affine=False, final_norm=False, activation="silu", eps=0.01, gated=True,
+        layer_scale=(0.1, None), class_token=True, dist_token=True, registers=4, pos_tokens="patches",
+    )  # fmt: skip
+    assert ViTConfig.from_json(text) == expected
+    assert json.loads(expected.to_json()) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"breadth": 3, "colour": 1}, "config has keys that format 2 does not know: breadth, colour"),
+        ({"embed_dim": 12}, "config has keys that format 2 does not know: embed_dim"),
+        ({"format": 3, "reader": None}, "config is of format 3, which a later cvit-cpu reads; this one reads up to 2"),
+        ({"format": 3, "reader": "0.4.0"}, "config is of format 3, which cvit-cpu 0.4.0 or later reads"),
+        ({"format": 0}, "config: format must be a whole number of at least 1, got 0"),
+        ({"format": "2"}, "config: format must be a whole number of at least 1, got '2'"),
+        ({"format": 2.0}, "config: format must be a whole number of at least 1, got 2.0"),
+        ({"format": True}, "config: format must be a whole number of at least 1, got True"),
+        ({"format": 10**4000}, "config is of format a number of thousands|config is of format 1000"),
+        ({"pool": "max"}, "config: pool must be one of"),
+        ({"eps": 1e-46}, "config: eps must be at least"),
+        ({"x" * 100_000: 1}, "does not know: xxx"),
+        ({"pool": "x" * 100_000}, "config: pool must be one of"),
+        ({"width": "x" * 100_000}, "config: width must be an integer"),
+    ],
+)
+def test_wrong_json(changes, message):
+    text = json.dumps({**json.loads(ViTConfig(**SMALL).to_json()), **changes})
+    with pytest.raises(ValueError, match=message) as caught:
+        ViTConfig.from_json(text)
+    assert len(str(caught.value)) < 400 and caught.value.__cause__ is None
+
+
+# ------------------------------------------------------------------------------------- model files of each past version
+def test_a_model_of_format_1():
+    record = runpy.run_path(str(DATA / "record_model.py"))
+    model = load(DATA / "model-format1.safetensors")
+    assert model.config == ViTConfig(**record["FORMAT_1"])
+    np.testing.assert_array_equal(model.weights, record["weights"](model.layout.size))
+    logits = json.loads(read_metadata(DATA / "model-format1.safetensors")["logits"])
+    np.testing.assert_allclose(model.forward(record["images"](model.config)), logits, rtol=1e-4)
+
+
+def test_every_past_format_has_a_recorded_file():
+    assert {path.name for path in DATA.glob("model-format*.safetensors")} >= {
+        f"model-format{number}.safetensors" for number in range(1, FORMAT)
+    }
