@@ -1,10 +1,12 @@
-"""Where a pass spends its time, by `perf`, on one thread: how much of it in tiles, how fast those are, and what the rest is.
+"""Where a pass spends its time, by `perf`, on one thread: how much of it in tiles, how fast those are, and what the
+rest is.
 
     CVIT_SYMBOLS=1 python setup.py -q build_clib build_ext --inplace
     python bench/cycles.py --json bench/results/cycles.json
 
-A training step is forward and backward, without the optimizer; a forward pass is a frozen model's. The peak is measured before and after.
-Samples come from a timer, 5,000 a second; `perf` must be allowed to take them (kernel.perf_event_paranoid).
+A training step is forward and backward, without the optimizer; a forward pass is a frozen model's. The peak is measured
+before and after. Samples come from a timer, 5,000 a second; `perf` must be allowed to take them
+(kernel.perf_event_paranoid).
 """
 
 import argparse
@@ -79,7 +81,8 @@ def profile(name, task, seconds):
         found = subprocess.run(
             ["perf", "script", "-F", "ip,sym", "-i", samples], capture_output=True, text=True, check=True
         )
-    # Of the process's life count the passes alone: the probe of the peak and what NumPy and Python do is no kernel of theirs.
+    # Of the process's life count the passes alone: the probe of the peak and what NumPy and Python do is no kernel of
+    # theirs.
     symbols = Counter(words[1] for line in found.stdout.splitlines() if len(words := line.split()) > 1)
     parts = Counter()
     for symbol, count in symbols.items():

@@ -2,9 +2,9 @@
 
     python bench/plots.py --kernels KERNELS.json --cases CASES.json ... --out bench/plots
 
-KERNELS.json comes from `cvit bench --kernels`, CASES.json (one or several) from `cvit bench --vs torch,…`. Writes roofline.png (each
-kernel's speed over its arithmetic intensity, under the machine's two roofs) and pytorch.png (times of cvit and its
-peers over the size of the model).
+KERNELS.json comes from `cvit bench --kernels`, CASES.json (one or several) from `cvit bench --vs torch,…`. Writes
+roofline.png (each kernel's speed over its arithmetic intensity, under the machine's two roofs) and pytorch.png (times
+of cvit and its peers over the size of the model).
 """
 
 import argparse

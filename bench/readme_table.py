@@ -2,8 +2,8 @@
 
     python bench/readme_table.py bench/results/FILE.json ...
 
-A FILE is what `cvit bench --vs torch,jax,onnxruntime,openvino --json FILE` wrote; several, if the cases were run one after another. A
-case that is in several is taken from the last.
+A FILE is what `cvit bench --vs torch,jax,onnxruntime,openvino --json FILE` wrote; several, if the cases were run one
+after another. A case that is in several is taken from the last.
 """
 
 import argparse

@@ -2,12 +2,13 @@
 
     python bench/sweep.py --isa avx512 --json bench/results/sweep-avx512.json
 
-A tile is MR rows of sums, a block KC steps deep, and a turn of the tile's loop UNROLL steps (csrc/gemm.inc); csrc/isa/ says which.
-Each variant is that file with other numbers, compiled with setup.py's flags and a C compiler (`CC`, or cc). By default one number at a
-time is changed; `--grid` takes every combination, `--tiles` those that are named. Products are those of the benchmark's cases on one
-thread, with operands and results where a pass finds them: a block of token rows near; weights, dy and results beyond the second-level
-cache. In each round every variant takes a short turn at a product, and the probe of the peak
-another; what counts is the median of the rounds' ratios. Before anything is timed each variant's results are compared with NumPy's.
+A tile is MR rows of sums, a block KC steps deep, and a turn of the tile's loop UNROLL steps (csrc/gemm.inc); csrc/isa/
+says which. Each variant is that file with other numbers, compiled with setup.py's flags and a C compiler (`CC`, or cc).
+By default one number at a time is changed; `--grid` takes every combination, `--tiles` those that are named. Products
+are those of the benchmark's cases on one thread, with operands and results where a pass finds them: a block of token
+rows near; weights, dy and results beyond the second-level cache. In each round every variant takes a short turn at a
+product, and the probe of the peak another; what counts is the median of the rounds' ratios. Before anything is timed
+each variant's results are compared with NumPy's.
 
 Whole passes of two builds of cvit: turns.py.
 """
@@ -41,7 +42,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 FAR = 8 << 20  # bytes of weights and of results that a product goes round
 
-# What is swept for each instruction set: rows of a tile (as many as there are registers for), depth of a block, steps of a turn.
+# What is swept for each instruction set: rows of a tile (as many as there are registers for), depth of a block, steps
+# of a turn.
 SWEPT = {
     "portable": ((4, 5, 6), (128, 256, 384), (1, 2, 4)),
     "neon": ((6, 8, 12), (128, 256, 384), (1, 2, 4)),

@@ -2,8 +2,9 @@
 
     python bench/task_model.py
 
-Tasks that share a stage are dealt out one after the other, the largest first, each to the core that is free first. Costs are FLOPs; the
-tasks that pack weights, memory bandwidth and barriers are left out. Tasks are cut anew for each number of threads.
+Tasks that share a stage are dealt out one after the other, the largest first, each to the core that is free first.
+Costs are FLOPs; the tasks that pack weights, memory bandwidth and barriers are left out. Tasks are cut anew for each
+number of threads.
 """
 
 import heapq

@@ -3,10 +3,11 @@
     git worktree add ../before HEAD~1 && (cd ../before && python setup.py -q build_clib build_ext --inplace)
     python bench/turns.py ../before . --cases ti16,s16 --threads 1
 
-Each folder holds a cvit built in place. Each build runs in a process of its own that is stopped when it is not its turn; in a round
-every build takes one short turn and the probe of the peak another. Neighbours of a shared machine come and go within seconds, and short
-turns put all builds into the same moments: the median of the rounds' ratios counts, and the best rounds tell of quiet moments.
-`--restarts` starts the processes anew, since where a process's memory comes to lie makes a percent or two.
+Each folder holds a cvit built in place. Each build runs in a process of its own that is stopped when it is not its
+turn; in a round every build takes one short turn and the probe of the peak another. Neighbours of a shared machine come
+and go within seconds, and short turns put all builds into the same moments: the median of the rounds' ratios counts,
+and the best rounds tell of quiet moments. `--restarts` starts the processes anew, since where a process's memory comes
+to lie makes a percent or two.
 """
 
 import argparse

@@ -1,14 +1,14 @@
 /* What csrc offers: one table of kernels for each instruction set and element type, all compiled from the same source.
  *
- * A kernel works on one tile or one run of rows, on one thread; it allocates nothing and knows nothing of models. A call is a struct
- * with named fields; Cython sees the same names in cvit/engine/kernels.pxd. Operands are `void *`: which element they hold, the table
- * knows. There are two kinds:
+ * A kernel works on one tile or one run of rows, on one thread; it allocates nothing and knows nothing of models. A
+ * call is a struct with named fields; Cython sees the same names in cvit/engine/kernels.pxd. Operands are `void *`:
+ * which element they hold, the table knows. There are two kinds:
  *
  *   real     tokens, statistics, biases, gradients: what arithmetic is done in, `size` bytes each
  *   packed   the operands of a product, as the packers lay them out, `packed_size` bytes each
  *
- * Letters: m, n, k are a product's rows, columns and depth. `ld` is the distance between rows in elements, d… a gradient. A pointer that
- * may be NULL says so; strides, offsets and sizes count elements unless they say bytes.
+ * Letters: m, n, k are a product's rows, columns and depth. `ld` is the distance between rows in elements, d… a
+ * gradient. A pointer that may be NULL says so; strides, offsets and sizes count elements unless they say bytes.
  */
 #ifndef CVIT_H
 #define CVIT_H

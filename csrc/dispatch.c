@@ -18,7 +18,8 @@ static cvit_table tables[] = {
 };
 
 /* A CPU that has wide registers is not enough: the operating system must save them when it switches threads, which it
- * announces in XCR0 (Intel SDM vol. 1, 13.1 and 14.3, 15.2): bits 1, 2 for AVX's YMM; 5, 6, 7 for AVX-512's mask and ZMM. */
+ * announces in XCR0 (Intel SDM vol. 1, 13.1 and 14.3, 15.2): bits 1, 2 for AVX's YMM; 5, 6, 7 for AVX-512's mask and
+ * ZMM. */
 static void detect(void)
 {
     unsigned a, b, c, d;

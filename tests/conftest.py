@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cvit
-from cvit.engine import memory
+from cvit.engine import memory, plan, vectors
 from cvit.ops import _kernels as _ops
 
 pytest.register_assert_rewrite("checks")
@@ -20,7 +20,8 @@ hypothesis.settings.load_profile("cvit")
 
 
 def _exact(count, dtype):
-    """As `memory.allocate`, but a block of its own that ends where the vector does: AddressSanitizer guards what lies behind."""
+    """As `memory.allocate`, but a block of its own that ends where the vector does: AddressSanitizer guards what lies
+    behind."""
     address, size = ctypes.c_void_p(), max(count, 1) * np.dtype(dtype).itemsize
     libc = ctypes.CDLL(None)
     assert libc.posix_memalign(ctypes.byref(address), ctypes.c_size_t(64), ctypes.c_size_t(size)) == 0
@@ -29,10 +30,10 @@ def _exact(count, dtype):
     return np.frombuffer(block, dtype)
 
 
-_engine.THREAD_FLOPS = 1e-3  # the tests' models are small; share their passes out all the same
+plan.THREAD_FLOPS = 1e-3  # the tests' models are small; share their passes out all the same
 
 if "CVIT_EXACT_MEMORY" in os.environ:  # `make asan`
-    memory.allocate = _ops.allocate = _exact
+    memory.allocate = plan.allocate = vectors.allocate = _ops.allocate = _exact
 
 
 @pytest.fixture(autouse=True)

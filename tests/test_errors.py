@@ -1,7 +1,8 @@
-"""Wrong input: for every public function and class one clear error that names the argument, before anything has changed.
+"""Wrong input: for every public function and class one clear error that names the argument, before anything has
+changed.
 
-Each table's row is what is wrong and what the error says. (Files, optimizers, training, data and the command line have theirs beside
-their other tests.)
+Each table's row is what is wrong and what the error says. (Files, optimizers, training, data and the command line have
+theirs beside their other tests.)
 """
 
 import copy
@@ -28,7 +29,8 @@ def ids(value):
 
 
 def refuses(call, arguments, error, message):
-    """`call(*arguments)` raises `error` with `message` somewhere in it, and leaves every array among the arguments as it was."""
+    """`call(*arguments)` raises `error` with `message` somewhere in it, and leaves every array among the arguments as
+    it was."""
     before = copy.deepcopy([a for a in arguments if isinstance(a, np.ndarray)])
     with pytest.raises(error, match=re.escape(message)) as caught:
         call(*arguments)
@@ -459,8 +461,8 @@ def test_loss_and_grad(model, options, error, message):
     given = {"y": np.array([1, 2]), **options}
     if "read-only" in message:
         given["out"].flags.writeable = False
-    model.loss_and_grad(IMAGES, [3, 4])
-    logits, gradient, before = model.logits.copy(), model._grad.copy(), model.weights.copy()
+    _, own = model.loss_and_grad(IMAGES, [3, 4])
+    logits, gradient, before = model.logits.copy(), own.copy(), model.weights.copy()
     y, *rest = given.values()
     keywords = [name for name in given if name != "y"]
     refuses(
@@ -469,7 +471,7 @@ def test_loss_and_grad(model, options, error, message):
         error,
         message,
     )
-    assert same_bits((model.logits, model._grad, model.weights), (logits, gradient, before))
+    assert same_bits((model.logits, own, model.weights), (logits, gradient, before))
 
 
 def test_the_gradient_may_not_go_over_its_sources(model):

@@ -79,7 +79,8 @@ def test_the_environment_is_checked():
 
 
 def test_tiles_fit_their_registers():
-    """MR x NR accumulators, one row of B and one broadcast: at most 32 vectors for AVX-512 and NEON, 16 for the others."""
+    """MR x NR accumulators, one row of B and one broadcast: at most 32 vectors for AVX-512 and NEON, 16 for the
+    others."""
     vectors = {"portable": (16, 4), "avx2": (16, 8), "avx512": (32, 16), "neon": (32, 4)}
     for name in cvit.available_isas():
         cvit.set_isa(name)

@@ -44,11 +44,18 @@ FILES = sorted(path for kind in ("py", "pyx", "pxd", "pyi") for path in (ROOT / 
 MODULES = {module_of(path) for path in FILES}
 
 
+class _TypesLeftOut(ast.NodeTransformer):
+    """Takes `if TYPE_CHECKING:` out of a module: what stands there is not imported when it runs."""
+
+    def visit_If(self, node):
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+
 def statements(path: Path):
     """Every import of a file as (module as it is written, names imported from it or None)."""
     text = path.read_text(encoding="utf-8")
     if path.suffix in (".py", ".pyi"):
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(_TypesLeftOut().visit(ast.parse(text))):
             if isinstance(node, ast.Import):
                 yield from ((alias.name, None) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

@@ -1,7 +1,7 @@
 """The whole model against tests/reference.py and against finite differences, for every part a configuration can have.
 
-float32's bound: a value goes through depth + 2 stages (embedding, blocks, head), each of which sums at most `longest` terms; the
-gradient comes back the same way. So many roundings, relative to the largest entry, are allowed.
+float32's bound: a value goes through depth + 2 stages (embedding, blocks, head), each of which sums at most `longest`
+terms; the gradient comes back the same way. So many roundings, relative to the largest entry, are allowed.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from cvit import Layout, ViT, ViTConfig
 
 TINY = ViTConfig(image_size=(4, 6), patch_size=2, channels=2, width=12, depth=2, heads=3, hidden=20, classes=5)
 
-# name: (batch, configuration). Tokens of width 1 have no variance, so that their norm multiplies rounding by 1/sqrt(eps): a larger eps.
+# name: (batch, configuration). Tokens of width 1 have no variance, so that their norm multiplies rounding by
+# 1/sqrt(eps): a larger eps.
 CASES = {
     "digits": (5, ViTConfig(image_size=8, patch_size=2, channels=1, width=64, depth=2, heads=4, hidden=128, classes=10)),
     "everything 1": (1, ViTConfig(image_size=1, patch_size=1, channels=1, width=1, depth=1, heads=1, hidden=1, classes=1, pool="mean", eps=0.01)),
@@ -59,7 +60,10 @@ def bound(config, N, dtype):
 
 
 def rounded_problem(config, N, dtype):
-    """Weights, images, labels of `problem`, rounded to dtype. Entries of 0.5 would let wide models saturate: 1/sqrt(fan in) instead."""
+    """Weights, images, labels of `problem`, rounded to dtype.
+
+    Entries of 0.5 would let wide models saturate: 1/sqrt(fan in) instead.
+    """
     flat, x, y = problem(config, N)
     for name, view in Layout.of(config).views(flat).items():
         if view.ndim == 2 and name != "pos_embed":
@@ -83,7 +87,8 @@ def check_model(config, N, dtype, label_smoothing=0.1):
     allowed = bound(config, N, dtype)
     expected_logits, expected_features, _ = ref.forward(config, model.layout.views(flat), x)
     expected_loss, expected_grad = ref.loss_and_grad(config, flat, x, y, label_smoothing)
-    # The terms that are summed may be larger than what is left: positions are among the features' terms, and so on to the logits.
+    # The terms that are summed may be larger than what is left: positions are among the features' terms, and so on to
+    # the logits.
     weights = model.layout.views(flat)
     terms = np.abs(expected_features) + np.abs(weights["pos_embed"]).max()
     logit_terms = terms @ np.abs(weights["head.weight"]) + np.abs(weights.get("head.bias", 0))
@@ -218,7 +223,9 @@ def test_gradient_goes_where_it_is_told():
     assert grad is out
     again = model.loss_and_grad(x, y)
     assert again[0] == loss and again[1] is not out and same_bits(again[1], out)
-    assert model.loss_and_grad(x, y)[1] is again[1]  # the model's own, used again
+    kept = again[1].copy()
+    other = model.loss_and_grad(-x, y)[1]
+    assert other is not again[1] and same_bits(again[1], kept)  # a gradient that is still held is left alone
 
 
 def test_results_are_new_arrays():
@@ -232,7 +239,8 @@ def test_results_are_new_arrays():
 
 
 def test_batch_sizes_and_modes_do_not_mix():
-    """Engines are kept by batch size and mode, the oldest one leaves: whatever the order, results are those of a fresh model."""
+    """Engines are kept by batch size and mode, the oldest one leaves: whatever the order, results are those of a fresh
+    model."""
     flat, x, y = rounded_problem(TINY, 9, np.float32)
     model = ViT(TINY, flat)
     for N in (3, 1, 9, 2, 5, 3, 7, 9, 1):

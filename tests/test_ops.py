@@ -1,4 +1,5 @@
-"""Each kernel of cvit.ops against tests/reference.py: every instruction set, both dtypes, 1, 2, 3 and 5 threads with equal bits.
+"""Each kernel of cvit.ops against tests/reference.py: every instruction set, both dtypes, 1, 2, 3 and 5 threads with
+equal bits.
 
 The growth factors below count roundings of half a unit each, see checks.py; they are worst cases of the op's own sums.
 """
@@ -201,8 +202,9 @@ def check_attention(rng, dtype, N, H, T, dh, spread=1.0):
     ],
 )  # fmt: skip
 def test_attention(isa, rng, dtype, N, H, T, dh):
-    """T beyond 80 takes strips of queries, beyond 112 several blocks of them, beyond 384 several of keys (the online softmax); backward
-    beyond 112 strips of keys, beyond 384 several blocks of queries. With 1 more than a multiple of 16 the last query goes alone."""
+    """T beyond 80 takes strips of queries, beyond 112 several blocks of them, beyond 384 several of keys (the online
+    softmax); backward beyond 112 strips of keys, beyond 384 several blocks of queries. With 1 more than a multiple of
+    16 the last query goes alone."""
     check_attention(rng, dtype, N, H, T, dh)
 
 
@@ -219,7 +221,8 @@ def test_attention_of_any_shape(N, H, T, dh, dtype):
 
 @pytest.mark.parametrize("T", [7, 300])
 def test_attention_with_large_scores(isa, rng, dtype, T):
-    """Scores in the hundreds make softmax nearly a choice; nothing overflows, in whichever block of keys the largest stands."""
+    """Scores in the hundreds make softmax nearly a choice; nothing overflows, in whichever block of keys the largest
+    stands."""
     check_attention(rng, dtype, 1, 2, T, 8, spread=100.0)
 
 

@@ -1,7 +1,8 @@
-"""The engine's promises: the same bits for any number of threads, images that do not see each other, no allocation in a step.
+"""The engine's promises: the same bits for any number of threads, images that do not see each other, no allocation in a
+step.
 
-(The fourth, a clear error before anything is changed, is test_errors.py.) That single calls give the same bits with 1, 2, 3 and 5
-threads is also checked wherever a test uses `on_all_threads`.
+(The fourth, a clear error before anything is changed, is test_errors.py.) That single calls give the same bits with 1,
+2, 3 and 5 threads is also checked wherever a test uses `on_all_threads`.
 """
 
 import dataclasses
@@ -42,7 +43,8 @@ def model(config, dtype=np.float32):
     return ViT(config, weights)
 
 
-# ------------------------------------------------------------------------------- 1: the same bits for any number of threads
+# ------------------------------------------------------------------------------- 1: the same bits for any number of
+# threads
 
 
 @pytest.mark.parametrize("optimizer", [
@@ -115,7 +117,8 @@ def test_blocks_of_rows_fit_a_threads_scratch(dtype, name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_batch_equals_one_by_one(isa, dtype, name, rng):
-    """Every batch size cuts the work in other pieces; an image's logits and features stay the same bits, wherever it stands."""
+    """Every batch size cuts the work in other pieces; an image's logits and features stay the same bits, wherever it
+    stands."""
     config = CONFIGS[name]
     net = model(config, dtype)
     sizes = (1, 2, 3, 8, 33, 57, 65, 71) if config.tokens < 200 else (1, 2, 3, 5, 9, 17)
@@ -192,7 +195,8 @@ TRAINED = ViTConfig(image_size=16, patch_size=4, channels=3, width=96, depth=3, 
 
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
 def test_a_step_allocates_nothing(optimizer):
-    """After the first step Python's allocator (NumPy's arrays go through it) sees a few small objects come and go, no array."""
+    """After the first step Python's allocator (NumPy's arrays go through it) sees a few small objects come and go, no
+    array."""
     net = model(TRAINED)
     update = optimizer(net, 1e-3, weight_decay=0.1, **({"momentum": 0.9} if optimizer is SGD else {}))
     x, y = batch(TRAINED, 32)
@@ -294,7 +298,8 @@ def test_the_plan_tells_the_bytes(allocated, dtype, name, threads):
 
 
 def test_activations_may_lie_in_the_gradient():
-    """The room of gradients that are not written yet holds activations: wherever that vector begins, whatever it held."""
+    """The room of gradients that are not written yet holds activations: wherever that vector begins, whatever it
+    held."""
     config = dataclasses.replace(TRAINED, depth=5)
     net = model(config)
     plan = net.plan(2)

@@ -1,4 +1,5 @@
-"""README.md keeps its word: its Python examples run as they are written, its signatures and variables are those of the code."""
+"""README.md keeps its word: its Python examples run as they are written, its signatures and variables are those of the
+code."""
 
 import inspect
 import re

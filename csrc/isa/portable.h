@@ -1,4 +1,5 @@
-/* The plainest set that every CPU of an architecture has: SSE2 on x86-64 (16 registers), NEON on AArch64, or plain C. */
+/* The plainest set that every CPU of an architecture has: SSE2 on x86-64 (16 registers), NEON on AArch64, or plain C.
+ * */
 #define ISA portable
 #define VECTOR_BYTES 16
 #define MR 6

@@ -1,9 +1,9 @@
 /* The vector vocabulary: one set of names for every instruction set and element type.
  *
- * A file that includes this has defined `real` (float or double), REAL_BITS (32 or 64) and VECTOR_BYTES. Everything below is
- * GCC/Clang vector extensions, which compile to AVX-512, AVX2, SSE2 or NEON alike; arithmetic (+ - * /) and comparisons work
- * on `vec` directly, and `a * b + c` becomes one fused multiply-add where the machine has it (-ffp-contract=fast). Only max,
- * min and sqrt, which the extensions lack, name an instruction.
+ * A file that includes this has defined `real` (float or double), REAL_BITS (32 or 64) and VECTOR_BYTES. Everything
+ * below is GCC/Clang vector extensions, which compile to AVX-512, AVX2, SSE2 or NEON alike; arithmetic (+ - * /) and
+ * comparisons work on `vec` directly, and `a * b + c` becomes one fused multiply-add where the machine has it
+ * (-ffp-contract=fast). Only max, min and sqrt, which the extensions lack, name an instruction.
  */
 #include <math.h>
 #include <stddef.h>
@@ -80,8 +80,8 @@ INLINE void store_upto(real *p, vec v, ptrdiff_t n)
         store_n(p, v, n);
 }
 
-/* sum + *x * v with *x read anew, if the machine can in the multiply-add itself (AVX-512: one instruction less to issue, one more
- * load). A compiler would keep a broadcast *x that it has. */
+/* sum + *x * v with *x read anew, if the machine can in the multiply-add itself (AVX-512: one instruction less to
+ * issue, one more load). A compiler would keep a broadcast *x that it has. */
 #if VECTOR_BYTES == 64
 INLINE vec add_product(vec sum, const real *x, vec v)
 {
@@ -96,8 +96,8 @@ INLINE vec add_product(vec sum, const real *x, vec v)
 INLINE vec add_product(vec sum, const real *x, vec v) { return sum + *x * v; }
 #endif
 
-/* 1 / x for x >= 1, to a rounding or two; above 2^126, where 1 / x is subnormal, to an absolute 2^-126. A 512-bit division takes 16
- * cycles; an estimate of 14 bits and one Newton step are far less. */
+/* 1 / x for x >= 1, to a rounding or two; above 2^126, where 1 / x is subnormal, to an absolute 2^-126. A 512-bit
+ * division takes 16 cycles; an estimate of 14 bits and one Newton step are far less. */
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
 INLINE vec reciprocal(vec x)
 {
@@ -139,7 +139,8 @@ INLINE vec vsqrt(vec a)
 }
 #endif
 
-/* Lane sums and maxima in one fixed tree, so that their bits depend on nothing but the lanes: the upper half onto the lower, and so on. */
+/* Lane sums and maxima in one fixed tree, so that their bits depend on nothing but the lanes: the upper half onto the
+ * lower, and so on. */
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
 INLINE real sum_lanes(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE real max_lanes(vec v) { return _mm512_reduce_max_ps((__m512)v); }
@@ -206,7 +207,8 @@ INLINE void transpose(vec *rows)
     }
 }
 
-/* The sum (maximum) of the lanes of each of VL vectors, as the lanes of one: a transposition that adds on the way. `rows` is used up. */
+/* The sum (maximum) of the lanes of each of VL vectors, as the lanes of one: a transposition that adds on the way.
+ * `rows` is used up. */
 INLINE vec sum_rows(vec *rows)
 {
 #pragma GCC unroll 4

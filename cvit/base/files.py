@@ -1,7 +1,8 @@
 """Files out: the one way in which cvit writes a file, and a trial of it before the work whose result it shall hold.
 
-A file is written under a temporary name beside its target, flushed to the disk, and renamed. The rename is atomic (POSIX
-rename(2)), so whoever opens the target finds the old content or the new, also after a crash, a full disk or a Ctrl-C.
+A file is written under a temporary name beside its target, flushed to the disk, and renamed. The rename is atomic
+(POSIX rename(2)), so whoever opens the target finds the old content or the new, also after a crash, a full disk or a
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)  # 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary file beside `path` to write to; at the end it takes `path`'s place, after an error it is removed.
+    """Give a temporary file beside `path` to write to; at the end it takes `path`'s place, after an error it is
+    removed.
 
     A symbolic link stays, and the file that it points to is replaced. A new file has the mode that the umask leaves, a
     replaced one keeps its mode, and its owner where that is allowed. The content is on the disk when the block ends.
@@ -27,8 +29,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Raises
     ------
     OSError
-        With `path` as its file name: for anything that is not a regular file (a directory, a FIFO, a device), for a file
-        that may not be written to, and for whatever the system reports, a full disk for instance.
+        With `path` as its file name: for anything that is not a regular file (a directory, a FIFO, a device), for a
+        file that may not be written to, and for whatever the system reports, a full disk for instance.
     """
     path = Path(path)
     with _named(path):
@@ -64,7 +66,10 @@ def check_writable(path: str | os.PathLike, size: int = 0) -> None:
 
 
 def _target(path: Path) -> tuple[Path, os.stat_result | None]:
-    """The file to replace, symbolic links resolved, and its state (None: there is none yet). Opens it to see that it may be written."""
+    """The file to replace, symbolic links resolved, and its state (None: there is none yet).
+
+    Opens it to see that it may be written.
+    """
     try:
         old = os.stat(path)
     except FileNotFoundError:
@@ -78,14 +83,20 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
 
 
 def _create(target: Path) -> Path:
-    """A new, empty file beside `target`, with the mode that the umask leaves. Its name is short whatever the target's length."""
+    """A new, empty file beside `target`, with the mode that the umask leaves.
+
+    Its name is short whatever the target's length.
+    """
     temporary = target.with_name(f".cvit-{secrets.token_hex(4)}")
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
     return temporary
 
 
 def _finish(temporary: Path, old: os.stat_result | None, mode: int) -> None:
-    """Owner, mode and content of the written file brought to the disk. Whoever wrote it may have made it anew (safetensors does)."""
+    """Owner, mode and content of the written file brought to the disk.
+
+    Whoever wrote it may have made it anew (safetensors does).
+    """
     file = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if old is not None:
@@ -112,7 +123,8 @@ def _sync_directory(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _named(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Let an `OSError` of the block name `path`, where it names the temporary file or none: a full disk's error has no name."""
+    """Let an `OSError` of the block name `path`, where it names the temporary file or none: a full disk's error has no
+    name."""
     try:
         yield
     except OSError as error:

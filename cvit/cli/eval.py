@@ -23,12 +23,12 @@ def run(args) -> None:
     need_demo_extra(["sklearn", "safetensors"])
     use_threads(args.threads)
 
-    from .. import data
+    from ..data import digits
     from ..formats import checkpoint
     from ..train.evaluation import confusion_matrix, evaluate
 
     model = checkpoint.load(args.file)
-    _, test = data.digits()
+    _, test = digits()
     result = evaluate(model, *test, batch_size=args.batch_size)
     print(f"accuracy {result.accuracy:.2%} of {len(test.images)} test images, cross-entropy {result.loss:.4f}\n")
     print("confusion matrix: rows are true classes, columns predicted ones")

@@ -50,7 +50,10 @@ def run(args) -> None:
 
 
 def _model(name: str):
-    """The model of a file or a variant, and the notes in the file. A variant's weights are zeros: nothing here reads them."""
+    """The model of a file or a variant, and the notes in the file.
+
+    A variant's weights are zeros: nothing here reads them.
+    """
     import numpy as np
 
     from ..formats import checkpoint

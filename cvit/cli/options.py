@@ -74,9 +74,9 @@ def threads_option(parser: argparse.ArgumentParser) -> None:
 def use_threads(threads: int | None) -> None:
     """Use that many threads, None for the default."""
     if threads is not None:
-        import cvit
+        from ..engine.runtime import set_num_threads
 
-        cvit.set_num_threads(threads)
+        set_num_threads(threads)
 
 
 def need_demo_extra(modules) -> None:

@@ -1,4 +1,5 @@
-"""Standard output as a command sees it: it may be closed, full, or read by nobody, and that must never cost a result."""
+"""Standard output as a command sees it: it may be closed, full, or read by nobody, and that must never cost a
+result."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ LONGEST_LINE = 1000  # characters of an error: a message can hold what a hostile
 
 
 class Output:
-    """The text stream `stream`; an error of it names standard output, and what is written after the first error is dropped.
+    """The text stream `stream`; an error of it names standard output, and what is written after the first error is
+    dropped.
 
-    With `expendable` the error is kept in `error` and not raised: the command goes on to save its result, and raises it then.
+    With `expendable` the error is kept in `error` and not raised: the command goes on to save its result, and raises it
+    then.
     """
 
     def __init__(self, stream: TextIO, expendable: bool = False):
@@ -51,14 +54,18 @@ class Output:
 
 @contextlib.contextmanager
 def expendable() -> Iterator[Output]:
-    """Standard output without errors while the block runs. Call `raise_error()` of what it gives when the work is saved."""
+    """Standard output without errors while the block runs.
+
+    Call `raise_error()` of what it gives when the work is saved.
+    """
     with contextlib.redirect_stdout(Output(sys.stdout, expendable=True)) as output:
         yield output
         output.flush()
 
 
 def silence(stream: TextIO) -> None:
-    """Send what is still in `stream`'s buffer, and all that follows, nowhere: Python flushes it once more at its end."""
+    """Send what is still in `stream`'s buffer, and all that follows, nowhere: Python flushes it once more at its
+    end."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, as tests have
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -68,8 +75,9 @@ def silence(stream: TextIO) -> None:
 def open_standard_streams() -> None:
     """Give the process the standard streams that it was started without (`>&-`), and let none fail on a character.
 
-    Else the next file that is opened gets the free descriptor, and whatever prints there writes into it. A closed standard
-    output becomes one that cannot be written to, so that printing is the usual error; a closed standard error drops its lines.
+    Else the next file that is opened gets the free descriptor, and whatever prints there writes into it. A closed
+    standard output becomes one that cannot be written to, so that printing is the usual error; a closed standard error
+    drops its lines.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:

@@ -8,7 +8,8 @@ import time
 
 
 def progress(epochs: int, images: int):
-    """A context manager with `on_step` and `on_epoch`, as `fit` calls them, for `epochs` passes over `images` images."""
+    """A context manager with `on_step` and `on_epoch`, as `fit` calls them, for `epochs` passes over `images`
+    images."""
     return (Bar if sys.stdout.isatty() else Lines)(epochs, images)
 
 

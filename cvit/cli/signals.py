@@ -15,7 +15,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """The first ending signal raises `KeyboardInterrupt(number)`, so that files and processes are cleaned up; a second one kills."""
+    """The first ending signal raises `KeyboardInterrupt(number)`, so that files and processes are cleaned up; a second
+    one kills."""
 
     def handler(number, frame):
         signal.signal(number, signal.SIG_DFL)
@@ -50,7 +51,10 @@ def recorded() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def _handled_by(handler: Callable) -> Iterator[None]:
-    """`handler` for the ending signals that are not ignored. Only the main thread may set one; elsewhere nothing changes."""
+    """`handler` for the ending signals that are not ignored.
+
+    Only the main thread may set one; elsewhere nothing changes.
+    """
     before = {}
     try:
         if threading.current_thread() is threading.main_thread():

@@ -49,7 +49,7 @@ def run(args) -> int:
     need_demo_extra(DEMO_MODULES)
     use_threads(args.threads)
 
-    from .. import data
+    from ..data import digits, random_affine
     from ..formats import checkpoint
     from ..model.config import ViTConfig
     from ..model.vit import ViT
@@ -58,14 +58,14 @@ def run(args) -> int:
     from ..train.loop import fit
     from ..train.optim import AdamW, warmup_cosine
 
-    train, test = data.digits()
+    train, test = digits()
     config = ViTConfig(
         image_size=train.images.shape[2:], channels=train.images.shape[1], classes=int(train.labels.max()) + 1,
         patch_size=args.patch_size, width=args.width, depth=args.depth, heads=args.heads, hidden=args.hidden,
     )  # fmt: skip
     model = ViT(config, seed=args.seed)
-    # The usual positions, 50 times smaller than the embedded patches, leave the model blind to where a patch lies for the
-    # first ten epochs; as large as the patches they are seen at once.
+    # The usual positions, 50 times smaller than the embedded patches, leave the model blind to where a patch lies for
+    # the first ten epochs; as large as the patches they are seen at once.
     model.layout.views(model.weights)["pos_embed"][...] *= 50
     optimizer = AdamW(model, args.lr, weight_decay=args.weight_decay)
     steps_per_epoch = math.ceil(len(train.images) / args.batch_size)
@@ -89,7 +89,7 @@ def run(args) -> int:
             history = fit(
                 model, train, test, epochs=args.epochs, batch_size=args.batch_size, optimizer=optimizer,
                 schedule=schedule, clip_norm=args.clip_norm, label_smoothing=args.label_smoothing,
-                augment=data.random_affine, seed=args.seed, on_step=on_step, on_epoch=shown.on_epoch,
+                augment=random_affine, seed=args.seed, on_step=on_step, on_epoch=shown.on_epoch,
             )  # fmt: skip
         # From here to the last file nothing is printed and no signal raises: what was learnt is saved first.
         result = evaluate(model, *test)
@@ -107,7 +107,8 @@ def run(args) -> int:
 
 
 def _check_files(out: Path, size: int) -> tuple[Path, Path]:
-    """The paths of history.csv and history.png, after all three files were found to be writable and not someone else's."""
+    """The paths of history.csv and history.png, after all three files were found to be writable and not someone
+    else's."""
     from ..base.files import check_writable
     from ..train.history import is_history
     from ..train.plots import is_curves

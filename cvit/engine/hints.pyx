@@ -1,9 +1,10 @@
 """Prefetch hints, derived from the program: what each product of a task fetches while it runs.
 
-A core waits for a dozen lines of memory at most; behind a product they cost next to nothing. So what a task will read from memory is fetched
-by a product before it: as late as possible, each product fetching one thing, in the order of the reads. What the task has read or written
-already is in the cache, and so is all of its thread's scratch. After the last step come the rows that the thread's next task begins with. A
-product whose results' rows are in the cache is told so, and does not prefetch them. No result depends on a hint.
+A core waits for a dozen lines of memory at most; behind a product they cost next to nothing. So what a task will read
+from memory is fetched by a product before it: as late as possible, each product fetching one thing, in the order of the
+reads. What the task has read or written already is in the cache, and so is all of its thread's scratch. After the last
+step come the rows that the thread's next task begins with. A product whose results' rows are in the cache is told so,
+and does not prefetch them. No result depends on a hint.
 """
 
 from libc.string cimport memset
@@ -88,7 +89,8 @@ cdef void backward_events(const Pass* p, Events* events, Step* step) noexcept:
 
 
 cdef void assign(Events* events) noexcept:
-    """Each read to the latest product before it that is before those of all later reads; the first read's rows of the next task come last."""
+    """Each read to the latest product before it that is before those of all later reads; the first read's rows of the
+    next task come last."""
     cdef int i, reader, product
     cdef Hint* hint
     for i in range(events.count):

@@ -1,7 +1,7 @@
 """What csrc/cvit.h declares, as Cython sees it: operands, a struct for each kind of call, the table of kernels.
 
-Fields and kernels are explained in csrc/cvit.h. A struct is never made by keywords (Cython leaves members that are not named
-uninitialised): the constructors below set every member, and a caller then sets what differs.
+Fields and kernels are explained in csrc/cvit.h. A struct is never made by keywords (Cython leaves members that are not
+named uninitialised): the constructors below set every member, and a caller then sets what differs.
 """
 
 cdef extern from "cvit.h" nogil:
@@ -215,7 +215,8 @@ cdef inline Panels panels(void* at, Py_ssize_t depth, Py_ssize_t row=0) noexcept
     return b
 
 
-# ------------------------------------------------------------------------------------ calls: every member set, then those that differ
+# ------------------------------------------------------------------------------------ calls: every member set, then
+# those that differ
 cdef inline Gemm product(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, PackedRows a, Panels b, Matrix c) noexcept nogil:
     cdef Gemm g
     g.m, g.n, g.k = m, n, k
@@ -310,7 +311,8 @@ cdef inline ColumnSums summing(Py_ssize_t rows, Py_ssize_t n, Matrix x, void* su
     return call
 
 
-# --------------------------------------------------------------------------------------------------------- sizes, in elements
+# --------------------------------------------------------------------------------------------------------- sizes, in
+# elements
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
 

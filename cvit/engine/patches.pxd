@@ -5,7 +5,8 @@ from libc.string cimport memcpy
 
 cdef inline void cut_patches(const char* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch,
                              Py_ssize_t first, Py_ssize_t last, Py_ssize_t size, char* out) noexcept nogil:
-    """(C, H, W) -> (patches, C·P·P): rows first to last of the grid, each patch flattened as (C, P, P); `size` bytes an element."""
+    """(C, H, W) -> (patches, C·P·P): rows first to last of the grid, each patch flattened as (C, P, P); `size` bytes an
+    element."""
     cdef Py_ssize_t gy, gx, c, y, run = patch * size
     for gy in range(first, last):
         for gx in range(width // patch):

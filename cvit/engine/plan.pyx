@@ -1,12 +1,12 @@
 """The plan of a pass: what lies where in memory, how the work is cut into tasks; and the calls that run it.
 
-`Plan` is one plan: a program, a batch size, a mode and an element type. It owns an arena for activations and gradients of activations,
-packed weights and a piece of scratch for each thread, and allocates nothing after its first call with so many threads. Weights and the
-flat gradient belong to the caller. The passes themselves are in stages.pyx.
+`Plan` is one plan: a program, a batch size, a mode and an element type. It owns an arena for activations and gradients
+of activations, packed weights and a piece of scratch for each thread, and allocates nothing after its first call with
+so many threads. Weights and the flat gradient belong to the caller. The passes themselves are in stages.pyx.
 
-All memory follows from the program. The slots of a block are what its steps name: a slot that the backward reads is kept for each block, one
-between the rows stages and the heads lies with the stages, all others in the scratch. Every product has room for its packed matrix and, for
-its weight gradient, for the packed dy.
+All memory follows from the program. The slots of a block are what its steps name: a slot that the backward reads is
+kept for each block, one between the rows stages and the heads lies with the stages, all others in the scratch. Every
+product has room for its packed matrix and, for its weight gradient, for the packed dy.
 """
 
 import numpy as np
@@ -46,9 +46,11 @@ TITLES = {
 
 LINE = 64  # bytes: every buffer begins with a cache line
 
-# Row blocks hold about so many bytes of scratch, so that it stays in a core's second-level cache beside the weights' panels.
+# Row blocks hold about so many bytes of scratch, so that it stays in a core's second-level cache beside the weights'
+# panels.
 BLOCK_BYTES = 512 << 10
-# Every block streams all of a layer's weights, which one of fewer rows than 56 would wait for; with many threads smaller ones are better.
+# Every block streams all of a layer's weights, which one of fewer rows than 56 would wait for; with many threads
+# smaller ones are better.
 MOST_ROWS, LEAST_ROWS, UNIT_ROWS = 168, 56, 28
 TASKS_PER_THREAD, MANY_THREADS = 16, 17
 SHORT = 80  # tokens of an image, of which a task takes a few through a whole block
@@ -77,10 +79,11 @@ NOWHERE = (SCRATCH, 0, 0, 0)
 cdef class Plan:
     """One plan for (program, batch, dtype, mode). See `cvit.model.ViT`, which makes and keeps these.
 
-    mode: "train" for run_training, "infer" for the forward programs. With `checkpoint` training keeps only the blocks' inputs. With
-    `frozen` the plan keeps all weights packed; `owner` may be another frozen plan of the same model, whose packed weights are shared.
-    `dry` plans are not for running. `fused=False` runs the blocks' steps as the program has them, `hints=False` without prefetching: to
-    the same bits, both. `kernels` is the address of a cvit_kernels to use in place of the selected table.
+    mode: "train" for run_training, "infer" for the forward programs. With `checkpoint` training keeps only the blocks'
+    inputs. With `frozen` the plan keeps all weights packed; `owner` may be another frozen plan of the same model, whose
+    packed weights are shared. `dry` plans are not for running. `fused=False` runs the blocks' steps as the program has
+    them, `hints=False` without prefetching: to the same bits, both. `kernels` is the address of a cvit_kernels to use
+    in place of the selected table.
     """
 
     cdef Pass p
@@ -170,7 +173,8 @@ cdef class Plan:
         return max([block.heads.heads for block in self.program.blocks], default=1)
 
     cdef Py_ssize_t _blocks(self, int threads, int share):
-        """How many blocks of rows: enough, a multiple of `share`, of a size that stays in the cache and is worth streaming weights for."""
+        """How many blocks of rows: enough, a multiple of `share`, of a size that stays in the cache and is worth
+        streaming weights for."""
         cdef Pass* p = &self.p
         per_row = p.K.size * (p.K.lda * (ceil_div(p.D, p.K.kc) + 1) + p.D)
         most = min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
@@ -182,7 +186,8 @@ cdef class Plan:
         return max(1, self.p.T // LEAST_QUERIES)
 
     cdef _query_parts(self, int threads):
-        """In how many parts the forward takes a head's queries: each packs all keys and values, few and large ones keep threads waiting."""
+        """In how many parts the forward takes a head's queries: each packs all keys and values, few and large ones keep
+        threads waiting."""
         heads, tokens = self.p.N * self._heads(), self.p.T
 
         def time(parts):
@@ -191,8 +196,8 @@ cdef class Plan:
         return min(range(1, self._most_query_parts() + 1), key=time)
 
     cdef _cut_for(self, int threads):
-        """The rest, for so many threads: blocks of token rows, with or without all of a block's stages, parts of heads, and tiles of weight
-        gradients; then the schedules of stages."""
+        """The rest, for so many threads: blocks of token rows, with or without all of a block's stages, parts of heads,
+        and tiles of weight gradients; then the schedules of stages."""
         cdef Pass* p = &self.p
         cdef Py_ssize_t i
         if threads == self.cut_threads:
@@ -220,13 +225,14 @@ cdef class Plan:
         self.schedules.clear()
         self.cut_threads = threads
 
-    # ------------------------------------------------------------------------------------------------------------- memory
+    # -------------------------------------------------------------------------------------------------------------
+    # memory
     def _place_kept(self):
         """Where every block keeps what its backward needs: for each block a dict of slots.
 
-        The gradient of a block's weights is written when all later blocks are done. Until then its room is lent to what those keep, as
-        much as fits; the embedding's gradient, the last of all, to every block. With checkpointing, or without a backward, the blocks
-        take turns in one place.
+        The gradient of a block's weights is written when all later blocks are done. Until then its room is lent to what
+        those keep, as much as fits; the embedding's gradient, the last of all, to every block. With checkpointing, or
+        without a backward, the blocks take turns in one place.
         """
         cdef Pass* p = &self.p
         size, R = p.K.size, p.R
@@ -421,7 +427,8 @@ cdef class Plan:
         linear.bias[i] = matrix.bias * self.p.K.size if matrix.bias >= 0 else -1
         linear.layer_scale = -1
 
-    # -------------------------------------------------------------------------------------------------------------- steps
+    # --------------------------------------------------------------------------------------------------------------
+    # steps
     cdef void* _structs(self, Py_ssize_t count, Py_ssize_t size):
         """Zeroed memory for `count` structs that lives as long as the plan."""
         memory = np.zeros(max(count, 1) * size, np.uint8)
@@ -429,7 +436,8 @@ cdef class Plan:
         return address(memory)
 
     def _build_blocks(self):
-        """The steps of every block, from the program's parts; and the buffers that a backward shares among the blocks."""
+        """The steps of every block, from the program's parts; and the buffers that a backward shares among the
+        blocks."""
         cdef Pass* p = &self.p
         cdef Py_ssize_t layer, size = p.K.size
         cdef Block* block
@@ -580,7 +588,8 @@ cdef class Plan:
             linear.panels[i] = shared[key][i]
         return linear
 
-    # -------------------------------------------------------------------------------------------------------------- calls
+    # --------------------------------------------------------------------------------------------------------------
+    # calls
     def _packed_size(self):
         return self.pack_blocks + (self.pack_rooms * self.pack_stride if self.p.L else 0)
 
@@ -710,10 +719,14 @@ cdef class Plan:
             loss += losses[row]
         return loss / self.p.pooled_rows
 
-    # --------------------------------------------------------------------------------------------------- what others look at
+    # --------------------------------------------------------------------------------------------------- what others
+    # look at
     @property
     def idle(self):
-        """Whether passes only go through their stages, take every task and do none. `cvit bench --overhead` times that."""
+        """Whether passes only go through their stages, take every task and do none.
+
+        `cvit bench --overhead` times that.
+        """
         return bool(self.p.idle)
 
     @idle.setter
@@ -722,12 +735,14 @@ cdef class Plan:
 
     @property
     def whole_blocks(self):
-        """Whether a task takes a few short images through a whole block, as tasks are cut for the threads that a call uses now."""
+        """Whether a task takes a few short images through a whole block, as tasks are cut for the threads that a call
+        uses now."""
         self._cut_for(self.threads())
         return bool(self.p.whole_blocks)
 
     def stages(self, kind=None):
-        """The stages of a pass ("forward", "training", …): of each the kinds of its tasks, as (name, block or -1, tasks)."""
+        """The stages of a pass ("forward", "training", …): of each the kinds of its tasks, as (name, block or -1,
+        tasks)."""
         self._cut_for(self.threads())
         return self._schedule(kind or ("training" if self.p.training else "forward")).listing()
 

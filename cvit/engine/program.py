@@ -1,21 +1,21 @@
 """What the engine can run: the vocabulary of a program, and the two rewritings that make it fast.
 
-A model describes itself in these words (cvit/model/parts.py does so from a configuration); the engine turns them into steps, buffers and
-tasks and knows nothing else of models. Rows of tokens go from slot to slot, and a slot is a name:
+A model describes itself in these words (cvit/model/parts.py does so from a configuration); the engine turns them into
+steps, buffers and tasks and knows nothing else of models. Rows of tokens go from slot to slot, and a slot is a name:
 
     "x"            the block's input, the residual stream          "y"   its output, the next block's "x"
     any other      rows that a step of the block leaves for a later one, such as "qkv", "o", "mid", "u"
 
 A weight is the offset of its first element in the flat weight tensor, -1 if there is none.
 
-    Norm           target = layer norm of source
-    Linear         target = source @ W + b, times the layer scale, + add; several matrices that share their source stand side by side
-    Activation     target = f(source), or f(first half) * second half
-    Heads          target = softmax attention of source, which holds q, k and v side by side
-    Hidden         Linear, Activation and Linear in one: the hidden rows never leave the cache
+    Norm target = layer norm of source Linear target = source @ W + b, times the layer scale, + add; several matrices
+    that share their source stand side by side Activation target = f(source), or f(first half) * second half Heads
+    target = softmax attention of source, which holds q, k and v side by side Hidden Linear, Activation and Linear in
+    one: the hidden rows never leave the cache
 
-`fuse` puts Hidden in the place of the three, and lets a norm write the packed rows that the product behind it reads. Both change where
-values lie and not how they are computed: `Plan(..., fused=False)` runs the program as it was given, to the same bits.
+`fuse` puts Hidden in the place of the three, and lets a norm write the packed rows that the product behind it reads.
+Both change where values lie and not how they are computed: `Plan(..., fused=False)` runs the program as it was given,
+to the same bits.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class Embed:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Tokens [first, first + count) of each image, through the norm if there is one: their mean, or, with `each`, all of them."""
+    """Tokens [first, first + count) of each image, through the norm if there is one: their mean, or, with `each`, all
+    of them."""
 
     first: int
     count: int

@@ -90,7 +90,8 @@ def available_cpus() -> int:
 
 
 def _omp_num_threads(text: str) -> int | None:
-    """The number in `OMP_NUM_THREADS`, of a list the outermost level's; None where there is none that OpenMP accepts."""
+    """The number in `OMP_NUM_THREADS`, of a list the outermost level's; None where there is none that OpenMP
+    accepts."""
     numbers = [number.strip() for number in text.split(",")]
     if not all(re.fullmatch(r"\+?[0-9]{1,9}", number) and int(number) > 0 for number in numbers):
         return None

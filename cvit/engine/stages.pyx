@@ -1,8 +1,8 @@
 """A pass over the model as a list of stages: forward, and forward with backward, each on one screen.
 
-A stage is some kinds of tasks, which the threads of the team share out, and a barrier. `Schedule` makes the list once for a plan and a
-number of threads; `work` is what each thread of the team does with it. What a task does is in steps/, what is where in memory and how the
-work is cut in plan.pyx.
+A stage is some kinds of tasks, which the threads of the team share out, and a barrier. `Schedule` makes the list once
+for a plan and a number of threads; `work` is what each thread of the team does with it. What a task does is in steps/,
+what is where in memory and how the work is cut in plan.pyx.
 """
 
 import numpy as np
@@ -18,7 +18,8 @@ from .task cimport Block, Linear, Pass, Section, Task, block_start
 from .team cimport Team, Turn, sync, take, turn_of
 
 
-# ------------------------------------------------------------------------------------------------ tasks over blocks of rows
+# ------------------------------------------------------------------------------------------------ tasks over blocks of
+# rows
 cdef inline Task rows_task(const Task* t, Py_ssize_t block) noexcept nogil:
     cdef Task rows = t[0]
     rows.block, rows.first = block, block_start(t.p, block)
@@ -74,7 +75,8 @@ cdef void run_block_backward(const Task* t, const Batch* batch, Py_ssize_t task)
     steps_backward(&rows, &batch.block.before)
 
 
-# ------------------------------------------------------------------------------------------------------------- other tasks
+# ------------------------------------------------------------------------------------------------------------- other
+# tasks
 cdef void run_embed(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
     embed_task(t, task)
 
@@ -197,7 +199,8 @@ cdef class Schedule:
             stage.batches[stage.count] = batch
             stage.count += 1
 
-    # ----------------------------------------------------------------------------------------------------------- forward
+    # -----------------------------------------------------------------------------------------------------------
+    # forward
     cdef void forward(self) except *:
         self.embed()
         self.blocks()
@@ -238,7 +241,8 @@ cdef class Schedule:
         b.layer, b.block = layer, &self.p.blocks[layer]
         return b
 
-    # ---------------------------------------------------------------------------------------------------------- backward
+    # ----------------------------------------------------------------------------------------------------------
+    # backward
     cdef void backward(self) except *:
         """Weight gradients run right after the rows stage that wrote their packed dy, while those are in the cache."""
         cdef Pass* p = self.p
@@ -283,7 +287,8 @@ cdef class Schedule:
         self.stage(of_rows(p, "rows after attention, again", layer, &block.after, run_rows_again))
         self.stage(pack_section(p, layer, True, True))
 
-    # ------------------------------------------------------------------------------------------------------ parts of a pass
+    # ------------------------------------------------------------------------------------------------------ parts of a
+    # pass
     cdef void pack_first_block(self) except *:
         self.stage(pack_section(self.p, 0, False, False))
         self.beside(pack_section(self.p, 0, True, False))
@@ -310,7 +315,8 @@ cdef class Schedule:
         return stages
 
 
-# -------------------------------------------------------------------------------------------------------- running a pass
+# -------------------------------------------------------------------------------------------------------- running a
+# pass
 cdef void work(void* argument, Team* team, int thread) noexcept nogil:
     """One thread's part in a pass."""
     cdef Job* job = <Job*> argument

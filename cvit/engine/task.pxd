@@ -1,12 +1,13 @@
 """What the steps of a pass share: where rows lie, what a step knows, what a task gets.
 
-Letters as everywhere: N images, T tokens, D width, H heads, F hidden width, C channels, P patch, L blocks; R = N·T rows of tokens.
-Every offset counts bytes, every stride (`ld`) elements; -1 stands for a weight that the model lacks.
+Letters as everywhere: N images, T tokens, D width, H heads, F hidden width, C channels, P patch, L blocks; R = N·T rows
+of tokens. Every offset counts bytes, every stride (`ld`) elements; -1 stands for a weight that the model lacks.
 """
 
 from .kernels cimport Kernels, Matrix, matrix
 
-# ------------------------------------------------------------------------------------------------------------ where rows lie
+# ------------------------------------------------------------------------------------------------------------ where
+# rows lie
 cdef enum Place:
     ARENA        # the plan's own memory
     LENT         # the gradient vector, which holds activations until gradients are written there
@@ -19,7 +20,8 @@ ctypedef struct Slot:
     Py_ssize_t own     # STAGE: the same in the thread's scratch
     Py_ssize_t ld
 
-# ---------------------------------------------------------------------------------------------------------------- weights
+# ----------------------------------------------------------------------------------------------------------------
+# weights
 cdef enum:
     MATRICES = 3       # of one Linear, at most
     HINTS = 3          # products of one step that fetch something, at most
@@ -44,7 +46,8 @@ ctypedef struct Linear:
     Py_ssize_t rows, segments, input_segment  # of the input, in `segments` runs `input_segment` bytes apart
     Py_ssize_t dy, dy_ld, dy_segment  # the embedding's and the head's: where dy lies in the arena unpacked; dy is -1 for the others
 
-# ------------------------------------------------------------------------------------------------------------------- steps
+# -------------------------------------------------------------------------------------------------------------------
+# steps
 ctypedef struct Hint:          # what a product fetches while it runs: this slot's rows, of this task or of the next one
     int given, next_task
     Slot slot
@@ -101,7 +104,8 @@ ctypedef struct Block:
     Heads heads
     Section after
 
-# ------------------------------------------------------------------------------------------------------------------- a pass
+# ------------------------------------------------------------------------------------------------------------------- a
+# pass
 ctypedef struct Pass:
     const Kernels* K
     Py_ssize_t N, T, D, L, R, classes
@@ -160,7 +164,8 @@ cdef inline Py_ssize_t part_start(Py_ssize_t count, Py_ssize_t parts, Py_ssize_t
 
 
 cdef inline Py_ssize_t unit_start(const Pass* p, Py_ssize_t unit) noexcept nogil:
-    """The first row of a unit: whole images, or equal ones of whole panels, so that the products' tiles are full but for the last."""
+    """The first row of a unit: whole images, or equal ones of whole panels, so that the products' tiles are full but
+    for the last."""
     if p.unit_images:
         return min(p.R, unit * p.unit_images * p.T)
     return min(p.R, part_start((p.R + p.panel - 1) // p.panel, p.units, unit) * p.panel)

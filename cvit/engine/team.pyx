@@ -1,8 +1,9 @@
 """The selected kernel table, the number of threads, and the one parallel region: the only door to csrc and to OpenMP.
 
-A pass over the model is one parallel region. Inside it each thread runs the same function (`Work`): it takes tasks of the current
-stage with `take`, and meets the others with `sync` between stages. A thread has a run of the tasks of its own and then helps the
-others, so that one kept off its core costs little; what a task computes, and in which order it sums, never depends on it.
+A pass over the model is one parallel region. Inside it each thread runs the same function (`Work`): it takes tasks of
+the current stage with `take`, and meets the others with `sync` between stages. A thread has a run of the tasks of its
+own and then helps the others, so that one kept off its core costs little; what a task computes, and in which order it
+sums, never depends on it.
 """
 
 import os
@@ -156,7 +157,8 @@ cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
 
 
 def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2):
-    """Multiply-adds in registers on `threads` threads (0: as many as a pass would use), in floating-point operations a second.
+    """Multiply-adds in registers on `threads` threads (0: as many as a pass would use), in floating-point operations a
+    second.
 
     The best of several runs that together take about `seconds`.
     """

@@ -1,10 +1,11 @@
 """Optimizer passes over the flat weight tensor, and the gradient's norm: one read and one write of each value.
 
-The vector is divided into chunks of CHUNK values, by its length alone: a task is a chunk. `decay_runs` (R, 2) holds [start, stop) of the
-parts that weight decay applies to, increasing and apart; a chunk is divided again where a run begins or ends. The kernels are in
-csrc/kernels/update.inc; train/optim.py validates and owns the state.
+The vector is divided into chunks of CHUNK values, by its length alone: a task is a chunk. `decay_runs` (R, 2) holds
+[start, stop) of the parts that weight decay applies to, increasing and apart; a chunk is divided again where a run
+begins or ends. The kernels are in csrc/kernels/update.inc; train/optim.py validates and owns the state.
 
-Vectors are anything with a buffer: float32 or float64, contiguous, all of one call alike in type and length (TypeError, ValueError).
+Vectors are anything with a buffer: float32 or float64, contiguous, all of one call alike in type and length (TypeError,
+ValueError).
 """
 
 import numpy as np

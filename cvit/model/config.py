@@ -14,7 +14,7 @@ import numpy as np
 
 from ..base.errors import check, short
 from ..base.numbers import as_int, finite
-from . import config_format
+from .config_format import read, write
 from .parts import forward_macs
 from .variants import VARIANTS
 
@@ -298,7 +298,7 @@ class ViTConfig:
 
     def to_json(self) -> str:
         """The configuration as a JSON object: one key a field, and the number of the format (see config_format.py)."""
-        return config_format.write(dataclasses.asdict(self))
+        return write(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ViTConfig:
@@ -307,7 +307,7 @@ class ViTConfig:
         A key that the file's format lacks has the default of that format's time. An unknown key, a later format or a
         wrong value is a `ValueError`.
         """
-        fields = config_format.read(text)
+        fields = read(text)
         try:
             return cls(**fields)
         except (TypeError, ValueError, OverflowError) as error:

@@ -1,8 +1,8 @@
 """A configuration as JSON, in a format with a number, so that every file that was ever written can be read.
 
-A file says which format it is of; one without the key "format" is of format 1. Each format has its own table of keys and
-of the values that missing keys stand for. These tables never change: a default of `ViTConfig` may change later, what an
-old file means may not. Whoever adds a field to `ViTConfig`, renames one or changes a default therefore
+A file says which format it is of; one without the key "format" is of format 1. Each format has its own table of keys
+and of the values that missing keys stand for. These tables never change: a default of `ViTConfig` may change later,
+what an old file means may not. Whoever adds a field to `ViTConfig`, renames one or changes a default therefore
 
 1. adds 1 to `FORMAT`, names in `READER` the first release that reads the new format,
 2. adds the new format's table to `DEFAULTS` and what turns the fields of the format before into its own to `UPGRADES`,

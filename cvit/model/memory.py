@@ -18,7 +18,8 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """All memory beside weights and gradient: activations, their gradients, packed weights, all threads' scratch."""
+        """All memory beside weights and gradient: activations, their gradients, packed weights, all threads'
+        scratch."""
         return sum(self.buffers.values())
 
     def __str__(self):

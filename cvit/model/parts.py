@@ -138,8 +138,8 @@ class Kind(enum.Enum):
 class Part:
     """One step of the computation: the tensors that it reads, and how rows of tokens go through it.
 
-    Rows go from slot to slot: "x" is a block's input, "y" its output, any other name stands for what one part leaves to a
-    later one. Linear parts that have a target in common write side by side.
+    Rows go from slot to slot: "x" is a block's input, "y" its output, any other name stands for what one part leaves to
+    a later one. Linear parts that have a target in common write side by side.
     """
 
     name: str

@@ -1,4 +1,5 @@
-"""From parts to a program: what the engine is to run for a configuration (the words are those of cvit/engine/program.py)."""
+"""From parts to a program: what the engine is to run for a configuration (the words are those of
+cvit/engine/program.py)."""
 
 from __future__ import annotations
 

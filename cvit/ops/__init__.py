@@ -1,8 +1,9 @@
 """Each kernel alone, with its backward: patches, linear, layer norm, activations, attention, cross-entropy.
 
-Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on all threads; no graph
-and no state: a backward takes what its forward took or gave. A gradient is named d + its array. What each formula means is derived in
-docs/backward.md. A model does not call these: it runs the same kernels fused (cvit/engine).
+Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on all
+threads; no graph and no state: a backward takes what its forward took or gave. A gradient is named d + its array. What
+each formula means is derived in docs/backward.md. A model does not call these: it runs the same kernels fused
+(cvit/engine).
 """
 
 from __future__ import annotations
@@ -271,7 +272,8 @@ def _elementwise(function: int, x) -> np.ndarray:
 def exp(x) -> np.ndarray:
     """e^x of every element; 0 below the smallest normal number, not above e^88.37 (float32) or e^709.4 (float64).
 
-    Without fused multiply-adds (the instruction set "portable") very small results are right to within that smallest number alone.
+    Without fused multiply-adds (the instruction set "portable") very small results are right to within that smallest
+    number alone.
     """
     return _elementwise(0, x)
 

@@ -1,8 +1,8 @@
 """Each kernel alone over whole arrays, for cvit/ops: a parallel loop over rows, images or heads around one call.
 
-A model's pass does not come this way: there the same kernels are fused into steps (cvit/engine). Arguments were checked by ops:
-C-contiguous, one dtype, outputs allocated; rows are the last axis of a two-dimensional view. Loops are divided by shapes alone, and every
-turn runs with a pass's floating-point mode (engine/team.h).
+A model's pass does not come this way: there the same kernels are fused into steps (cvit/engine). Arguments were checked
+by ops: C-contiguous, one dtype, outputs allocated; rows are the last axis of a two-dimensional view. Loops are divided
+by shapes alone, and every turn runs with a pass's floating-point mode (engine/team.h).
 """
 
 import numpy as np
@@ -55,7 +55,8 @@ def patches_backward(const real[:, :, ::1] dout, Py_ssize_t patch, real[:, :, :,
         join_patches(<char*> &dout[n, 0, 0], dx.shape[1], dx.shape[2], dx.shape[3], patch, sizeof(real), <char*> &dx[n, 0, 0, 0])
 
 
-# ------------------------------------------------------------------------------------------------------------------ linear
+# ------------------------------------------------------------------------------------------------------------------
+# linear
 def linear(const real[:, ::1] x, const real[:, ::1] w, const real[::1] bias, real[:, ::1] y):
     """y = x @ w + bias; bias may be None."""
     multiply(x, w, False, bias, y)
@@ -138,7 +139,8 @@ cdef void gradient_tile(const Kernels* K, Py_ssize_t M, Py_ssize_t m, Py_ssize_t
     float_leave(before)
 
 
-# -------------------------------------------------------------------------------------------------------------- layer norm
+# -------------------------------------------------------------------------------------------------------------- layer
+# norm
 def layernorm(const real[:, ::1] x, const real[::1] scale, const real[::1] shift, double eps, real[:, ::1] y, real[::1] mean,
               real[::1] rstd):
     cdef const Kernels* K = table_of(&mean[0])
@@ -197,7 +199,8 @@ cdef void add_up(const Kernels* K, Py_ssize_t tasks, Py_ssize_t d, real* partial
     float_leave(before)
 
 
-# -------------------------------------------------------------------------------------------------------------- activations
+# --------------------------------------------------------------------------------------------------------------
+# activations
 def activation(int kind, const real[::1] x, const real[::1] value, real[::1] y):
     """y = f(x), or f(x) * value unless that is None."""
     cdef const Kernels* K = table_of(&y[0])
@@ -235,7 +238,8 @@ cdef void activate_run_backward(const Kernels* K, int kind, Py_ssize_t n, real* 
     float_leave(before)
 
 
-# ---------------------------------------------------------------------------------------------------------------- attention
+# ----------------------------------------------------------------------------------------------------------------
+# attention
 def attention(const real[:, :, ::1] q, const real[:, :, ::1] k, const real[:, :, ::1] v, real[:, :, ::1] o, real[:, ::1] lse):
     """Heads (N·H, T, dh)."""
     cdef const Kernels* K = table_of(&lse[0, 0])
@@ -288,7 +292,8 @@ cdef void attend_backward(const Kernels* K, AttentionBackward call, Py_ssize_t h
     float_leave(before)
 
 
-# --------------------------------------------------------------------------------------------------- loss, elementary functions
+# --------------------------------------------------------------------------------------------------- loss, elementary
+# functions
 def cross_entropy(const real[:, ::1] logits, const long long[::1] labels, double smoothing, real[::1] losses,
                   real[:, ::1] dlogits):
     """Losses (N,), and the gradient of their mean unless dlogits is None."""

@@ -48,7 +48,8 @@ class History:
 
 
 def is_history(path) -> bool:
-    """Whether the file `path` begins as `History.write_csv` begins one, in this version or one with other columns at the end."""
+    """Whether the file `path` begins as `History.write_csv` begins one, in this version or one with other columns at
+    the end."""
     begin = ",".join(Epoch._fields[:4]).encode()
     with open(path, "rb") as file:
         return file.read(len(begin)) == begin

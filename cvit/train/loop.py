@@ -129,7 +129,10 @@ def _check_objects(optimizer, history, functions) -> None:
 
 
 def _scheduled(schedule, step: int) -> float:
-    """The schedule's learning rate. None would mean the optimizer's own rate to `step`, which is not what a schedule says."""
+    """The schedule's learning rate.
+
+    None would mean the optimizer's own rate to `step`, which is not what a schedule says.
+    """
     return finite(f"the learning rate that schedule gives for step {step}", schedule(step))
 
 

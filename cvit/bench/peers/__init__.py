@@ -51,7 +51,8 @@ class Peer:
     def __init__(self, name: str, threads: int, python: str | None = None, package: Path = HERE.parents[2]):
         """Start worker `name` with `threads` threads under the interpreter `python` (default: this one).
 
-        cvit's worker takes the package in the folder `package`: the one this file belongs to, not another that happens to be installed.
+        cvit's worker takes the package in the folder `package`: the one this file belongs to, not another that happens
+        to be installed.
         """
         check(name in WORKERS, f"peer must be one of {', '.join(WORKERS)}, got {name!r}")
         script, variant = WORKERS[name]

@@ -3,8 +3,8 @@
     forward     o = softmax(q kᵀ / sqrt(dh)) v                        keeps o and each query's log-sum-exp (training)
     backward    dq, dk, dv from do, q, k, v, o, lse
 
-A task is one head of one image, or a part of its queries (forward) or keys (backward), or a few small heads. Each part of the keys makes
-a dq of its own; the rows stage behind adds them up, in order.
+A task is one head of one image, or a part of its queries (forward) or keys (backward), or a few small heads. Each part
+of the keys makes a dq of its own; the rows stage behind adds them up, in order.
 """
 
 from ..kernels cimport AddRows, Attention, AttentionBackward, Matrix, adding, matrix
@@ -12,7 +12,8 @@ from ..task cimport Block, Heads, Pass, Slot, Step, Task, columns, part_start, r
 
 
 cdef inline Py_ssize_t divide(Py_ssize_t a, Py_ssize_t b, Py_ssize_t* rest) noexcept nogil:
-    """a // b and what is left over, of numbers below 2^32: a division of 64 bits takes as long as a small task's products."""
+    """a // b and what is left over, of numbers below 2^32: a division of 64 bits takes as long as a small task's
+    products."""
     cdef unsigned int quotient = <unsigned int> a // <unsigned int> b
     rest[0] = <unsigned int> a - quotient * <unsigned int> b
     return quotient

@@ -1,10 +1,11 @@
-"""Images to tokens: patches, their embedding, the tokens before them, positions; and the gradients of tokens and positions.
+"""Images to tokens: patches, their embedding, the tokens before them, positions; and the gradients of tokens and
+positions.
 
     x[n] = [tokens; patches(image n) @ W + b] + pos                               (Dosovitskiy et al. 2021, eq. 1)
     dpos = sum over images of dx,  dtokens = its first rows,  dW = patchesᵀ dx,  db = sum of dx over patches
 
-Positions may be those of the patches alone. Forward keeps the patches. A task of the forward is a band of patch rows in a group of images;
-of the backward a token's columns. dW and db are tiles of the weight stage, in weights.pyx.
+Positions may be those of the patches alone. Forward keeps the patches. A task of the forward is a band of patch rows in
+a group of images; of the backward a token's columns. dW and db are tiles of the weight stage, in weights.pyx.
 """
 
 from libc.string cimport memcpy

@@ -4,8 +4,8 @@
     backward    dx = sum over i of dy_i W_iᵀ; dy_i is also left packed, as the weight gradient reads it (weights.pyx)
 
 A residual's own gradient is dy as it stands: the residual stream's gradient has one buffer, in which dy becomes dx.
-With a layer scale g (Touvron et al. 2021, arXiv:2103.17239) y = (x W + b) g is a product with the packed matrix W' = W g and the bias
-b g: nothing changes here, and weights.pyx derives dg.
+With a layer scale g (Touvron et al. 2021, arXiv:2103.17239) y = (x W + b) g is a product with the packed matrix W' = W
+g and the bias b g: nothing changes here, and weights.pyx derives dg.
 """
 
 from ..kernels cimport Gemm, Matrix, PackedRows, Panels, packed_rows, packing_rows, panels, product

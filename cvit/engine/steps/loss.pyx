@@ -3,8 +3,8 @@
     logits = pooled @ W + b,   loss = mean over rows of the softmax cross-entropy
     dlogits = (softmax - target) / rows,   dpooled = dlogits @ Wᵀ
 
-Rows are the pooled ones: an image each, or a token each where nothing is pooled. Forward keeps pooled and logits. Tasks: groups of images;
-for the two products with W a block of rows by a strip of columns. dW is in weights.pyx.
+Rows are the pooled ones: an image each, or a token each where nothing is pooled. Forward keeps pooled and logits.
+Tasks: groups of images; for the two products with W a block of rows by a strip of columns. dW is in weights.pyx.
 """
 
 from ..kernels cimport CrossEntropy, Gemm, PackRows, ceil_div, matrix, packed_rows, packed_rows_size, packing_rows, product

@@ -1,12 +1,13 @@
 """The MLP's middle: an activation alone, and the hidden block that fuses it with the products on both sides.
 
-    forward     u = x W_1 + b_1,   g = f(u),   y = g W_2 + b_2 + a residual                                  keeps u (training)
-    backward    dg = dy W_2ᵀ,   du = dg f'(u),   dx = du W_1ᵀ;   u becomes g, which the gradient of W_2 reads
+    forward u = x W_1 + b_1, g = f(u), y = g W_2 + b_2 + a residual keeps u (training) backward dg = dy W_2ᵀ, du = dg
+    f'(u), dx = du W_1ᵀ; u becomes g, which the gradient of W_2 reads
 
-A gated MLP (Dauphin et al. 2017, arXiv:1612.08083; Shazeer 2020, arXiv:2002.05202) has two matrices in W_1: g = f(u) * v with
-[u v] = x [W_gate W_value] + b, so du = dg v f'(u), dv = dg f(u).
+A gated MLP (Dauphin et al. 2017, arXiv:1612.08083; Shazeer 2020, arXiv:2002.05202) has two matrices in W_1: g = f(u) *
+v with [u v] = x [W_gate W_value] + b, so du = dg v f'(u), dv = dg f(u).
 
-The hidden block goes over the hidden rows kc columns at a time: they are made, activated and multiplied while they are in the cache.
+The hidden block goes over the hidden rows kc columns at a time: they are made, activated and multiplied while they are
+in the cache.
 """
 
 from ..kernels cimport (

@@ -3,9 +3,10 @@
     forward     y = (x - mean) rstd scale + shift                     keeps mean and rstd of every row (training)
     backward    dx += norm'(dy);  dscale = sum of dy (x - mean) rstd,  dshift = sum of dy, over all rows
 
-Where a product reads the norm, y goes straight into packed rows and is kept nowhere: the weight gradient makes it again from x, mean and
-rstd. A row's dx is added to what flows past the norm in the residual stream. dscale and dshift are sums over all rows of the batch: each
-unit of rows has a part of its own, whatever blocks the threads take, so that the bits do not depend on their number; `norm_sums` adds them.
+Where a product reads the norm, y goes straight into packed rows and is kept nowhere: the weight gradient makes it again
+from x, mean and rstd. A row's dx is added to what flows past the norm in the residual stream. dscale and dshift are
+sums over all rows of the batch: each unit of rows has a part of its own, whatever blocks the threads take, so that the
+bits do not depend on their number; `norm_sums` adds them.
 """
 
 from libc.string cimport memset

@@ -1,10 +1,11 @@
 """The last block's tokens to what the head sees: final norm and pooling, and back.
 
-    z = norm(x) at tokens [first, first + count) of each image;  pooled = mean of z over them, or z itself where each has its own
-    dz = dpooled / count at each of them,  dx = norm'(dz), and zero at all other tokens
+    z = norm(x) at tokens [first, first + count) of each image; pooled = mean of z over them, or z itself where each has
+    its own dz = dpooled / count at each of them, dx = norm'(dz), and zero at all other tokens
 
-Only tokens that reach the logits are normalised: of a class token model one an image. Forward keeps the norm's mean and rstd. A task is a
-group of images, with its own part of the norm's scale and shift gradients; `final_norm_sums` adds them in order.
+Only tokens that reach the logits are normalised: of a class token model one an image. Forward keeps the norm's mean and
+rstd. A task is a group of images, with its own part of the norm's scale and shift gradients; `final_norm_sums` adds
+them in order.
 """
 
 from libc.string cimport memcpy, memset

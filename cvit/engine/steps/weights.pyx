@@ -1,16 +1,17 @@
 """Everything done to weight matrices: packing them for the products, and the tiles of their gradients.
 
-Packing. A pass multiplies by W (forward) or Wᵀ (backward), from panels that gemm.inc describes. A matrix is packed once per pass, in
-strips of columns, as extra tasks of the stage before the one that needs it; one block's panels are kept at a time. A frozen model
-keeps all of them.
+Packing. A pass multiplies by W (forward) or Wᵀ (backward), from panels that gemm.inc describes. A matrix is packed once
+per pass, in strips of columns, as extra tasks of the stage before the one that needs it; one block's panels are kept at
+a time. A frozen model keeps all of them.
 
 Gradients, for y = x @ W + b over all rows of tokens:
 
     dW = xᵀ dy,   db = column sums of dy
 
-A task is one tile of one Linear's dW, of all its matrices side by side, since they share x: it runs over the rows in a few equal blocks,
-in order, packs its columns of x (normalising them again where x is a norm's output) and adds the product to the tile. The dy of a block's
-gradients lie packed already: the rows stages wrote them so. The tiles at the top of a dW also add up db.
+A task is one tile of one Linear's dW, of all its matrices side by side, since they share x: it runs over the rows in a
+few equal blocks, in order, packs its columns of x (normalising them again where x is a norm's output) and adds the
+product to the tile. The dy of a block's gradients lie packed already: the rows stages wrote them so. The tiles at the
+top of a dW also add up db.
 """
 
 from ..kernels cimport (
@@ -65,7 +66,10 @@ cdef void pack_task(const Task* t, const Linear* linears, int count, bint transp
 
 # ----------------------------------------------------------------------------------------------------------- gradients
 cdef void count_tiles(const Pass* p, const Linear* w, Py_ssize_t* high, Py_ssize_t* wide) noexcept nogil:
-    """How many tiles a gradient has. A tile is as wide as it can be, since its columns of x are packed once for all its columns of dy."""
+    """How many tiles a gradient has.
+
+    A tile is as wide as it can be, since its columns of x are packed once for all its columns of dy.
+    """
     cdef Py_ssize_t rows
     wide[0] = 1 if w.dy < 0 else ceil_div(w.n, WIDEST)
     rows = min(<Py_ssize_t> MOST_ROWS, max(p.tile_rows, p.tile_area * wide[0] // (w.n * w.count)))
@@ -97,7 +101,10 @@ cdef void gradient_task(const Task* t, const Linear* linears, int count, Py_ssiz
 
 
 cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_t m1, Py_ssize_t n0, Py_ssize_t n1) noexcept nogil:
-    """Rows m0 to m1 and columns n0 to n1 of every dW, and that part of every db where m0 is 0. Packed dy are taken as a whole."""
+    """Rows m0 to m1 and columns n0 to n1 of every dW, and that part of every db where m0 is 0.
+
+    Packed dy are taken as a whole.
+    """
     cdef const Pass* p = t.p
     cdef Py_ssize_t size = t.K.size, depth = gradient_depth(p), blocks = ceil_div(w.rows, depth), segment, block, row, rows
     cdef char* a = t.scratch
@@ -138,7 +145,8 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
 
 
 cdef inline Py_ssize_t gradient_depth(const Pass* p) noexcept nogil:
-    """The most rows that a tile multiplies at a time: an eighth more than other products do, so that few are left over."""
+    """The most rows that a tile multiplies at a time: an eighth more than other products do, so that few are left
+    over."""
     return p.K.kc * 9 // 8
 
 
