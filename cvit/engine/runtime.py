@@ -2,15 +2,16 @@
 
 Threads. The number used by the next call is
 - what `set_num_threads` said, if it was called;
-- else OpenMP's number (`OMP_NUM_THREADS`, CPU affinity), but not more than the CPUs that the process's cgroup allows, unless
-  `OMP_NUM_THREADS` is set;
-- and never more than `threadpoolctl.threadpool_limits` allows at the moment of the call. (OpenMP does not tell a limit equal to its own
-  default from none: after `set_num_threads(8)` on 4 cores a limit of 3 counts, one of 4 does not.)
-A process forked after cvit was imported uses one thread: OpenMP's threads do not survive a fork. Results are the same bits for any
-number of threads.
+- else OpenMP's number (CPU affinity), but not more than the CPUs that the process's cgroup allows; `OMP_NUM_THREADS`,
+  where it holds a number that OpenMP accepts (of a list, such as "4,2", the first), takes the place of both;
+- and never more than `threadpoolctl.threadpool_limits` allows at the moment of the call. (OpenMP does not tell a limit
+  equal to its own default from none: after `set_num_threads(8)` on 4 cores a limit of 3 counts, one of 4 does not.)
+A process forked after cvit was imported uses one thread: OpenMP's threads do not survive a fork. Results are the same
+bits for any number of threads. The largest number is `MAX_THREADS`, more than any machine has cores: the operating
+system ends a process that asks OpenMP for more threads than it may have.
 
-Instruction set. The best one that the CPU and the operating system support is selected at import; `CVIT_ISA` in the environment or
-`set_isa` choose another. Results differ between instruction sets in the last bits.
+Instruction set. The best one that the CPU and the operating system support is selected at import; `CVIT_ISA` in the
+environment or `set_isa` choose another. Results differ between instruction sets in the last bits.
 """
 
 from __future__ import annotations
@@ -18,22 +19,34 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 
 from ..base.numbers import as_int
+
+MAX_THREADS = 1024
+
+# What libgomp accepts for how long an idle thread spins: a count with a unit, or for ever; a policy.
+_SPINNING = {"GOMP_SPINCOUNT": r"\d+\s*[kmgt]?|infinite|infinity", "OMP_WAIT_POLICY": "active|passive"}
 
 
 @contextlib.contextmanager
 def _short_spinning():
-    """Have libgomp, if it is loaded only now, let idle threads sleep soon: spinning takes the core from a busy machine's others."""
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    if any(name in os.environ for name in names):
+    """Have libgomp, if it is loaded only now, let idle threads sleep early.
+
+    Threads that spin take the core from other programs. What the environment says about it validly is respected.
+    """
+    before = os.environ.get("GOMP_SPINCOUNT")
+    if any(re.fullmatch(form, os.environ.get(name, "").strip(), re.IGNORECASE) for name, form in _SPINNING.items()):
         yield
         return
     os.environ["GOMP_SPINCOUNT"] = "20000"
     try:
         yield
     finally:
-        del os.environ["GOMP_SPINCOUNT"]
+        if before is None:
+            del os.environ["GOMP_SPINCOUNT"]
+        else:
+            os.environ["GOMP_SPINCOUNT"] = before
 
 
 with _short_spinning():
@@ -52,7 +65,7 @@ def _cgroup_cpus(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -
     """CPUs that the cgroup's quota is worth (version 2, then version 1), infinity without one."""
     limit = math.inf
     for line in _read(own).splitlines():
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "" and path.startswith("/"):  # version 2: the tightest quota on the way up counts
             while True:
                 quota, _, period = _read(f"{root}{path.rstrip('/')}/cpu.max").partition(" ")
@@ -76,18 +89,34 @@ def available_cpus() -> int:
     return affinity if quota == math.inf else max(1, min(affinity, math.ceil(quota)))
 
 
+def _omp_num_threads(text: str) -> int | None:
+    """The number in `OMP_NUM_THREADS`, of a list the first; None where OpenMP accepts none."""
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(re.fullmatch(r"\+?[0-9]{1,9}", number) and int(number) > 0 for number in numbers):
+        return None
+    return int(numbers[0])
+
+
+def _default_limit() -> int:
+    """The most threads that a call uses while nobody has called `set_num_threads`."""
+    return min(_omp_num_threads(os.environ.get("OMP_NUM_THREADS", "")) or available_cpus(), MAX_THREADS)
+
+
 def get_num_threads() -> int:
     """Threads that the next call will use."""
-    return team.num_threads()
+    return max(1, team.num_threads())
 
 
 def set_num_threads(count: int | None) -> None:
-    """Use `count` threads from the next call on; None goes back to the default. More threads than cores are allowed."""
-    team.set_num_threads(0 if count is None else as_int("count", count))
+    """Use `count` threads from the next call on; None goes back to the default.
+
+    More threads than cores are allowed, up to `MAX_THREADS` = 1024.
+    """
+    team.set_num_threads(0 if count is None else as_int("count", count, maximum=MAX_THREADS))
 
 
 def available_isas() -> list[str]:
-    """Instruction sets that this machine runs, from the plainest to the best: of "portable", "avx2", "avx512", "neon"."""
+    """Instruction sets that this machine runs, from the plainest to the best: "portable", "avx2", "avx512", "neon"."""
     return team.isa_names()
 
 
@@ -104,7 +133,7 @@ def set_isa(name: str) -> None:
     team.set_isa(name)
 
 
-team.set_cpu_limit(2**30 if os.environ.get("OMP_NUM_THREADS") else available_cpus())
+team.set_cpu_limit(_default_limit())
 try:
     team.set_isa(os.environ.get("CVIT_ISA") or available_isas()[-1])
 except ValueError as error:
