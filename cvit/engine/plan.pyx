@@ -41,7 +41,7 @@ cdef Py_ssize_t scratch_size(real* kind, Pass* p) noexcept nogil:
 def allocate(Py_ssize_t count, dtype):
     """A vector of `count` elements, aligned to 64 bytes; large ones on huge pages where the system has them.
 
-    Its pages are mapped at their first use.
+    Its pages are mapped at their first use. `MemoryError` where the system has no room for it.
     """
     dtype = np.dtype(dtype)
     size = max(count, 1) * dtype.itemsize
@@ -49,7 +49,10 @@ def allocate(Py_ssize_t count, dtype):
         raw = np.empty(size + 64, np.uint8)
         start = -raw.ctypes.data % 64
         return raw[start : start + size].view(dtype)
-    region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"no room for {count:,} values of {dtype}, {size / 1e9:,.3f} GB: {error}") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             region.madvise(mmap.MADV_HUGEPAGE)
