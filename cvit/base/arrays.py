@@ -1,7 +1,7 @@
 """Arrays in: anything array-like becomes a C-contiguous NumPy array of the wanted type, or a clear error.
 
-A step on a small model takes no longer than a few dozen of these microseconds, so what every step calls (`as_float`, `as_labels`,
-`finite`) returns early and words its error only when there is one.
+A step on a small model takes no longer than a few dozen of these microseconds, so what every step calls (`as_float`,
+`as_labels`, `finite`) returns early and words its error only when there is one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ import numpy as np
 from .errors import check
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-INT64 = np.dtype(np.int64)
+INT64, UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
 
 
 def as_array(name: str, value) -> np.ndarray:
-    """`value` as a NumPy array without copying where possible: arrays, `__array__`, DLPack (torch and JAX on the CPU), lists."""
-    if isinstance(value, np.ndarray):
+    """`value` as a plain `np.ndarray`, without copying where possible.
+
+    It may be an array, have `__array__` or DLPack (torch and JAX on the CPU), or be a list. Whatever comes, checks and
+    kernels see one and the same object, whose methods are NumPy's own: a subclass of ndarray may answer `shape` or
+    `min` with anything. So it is viewed as its base class first; a masked array, whose view would unmask it, is
+    refused.
+    """
+    if type(value) is np.ndarray:
         return value
     if value is None:
         raise TypeError(f"{name} must be an array, got None")
@@ -27,10 +33,23 @@ def as_array(name: str, value) -> np.ndarray:
             raise TypeError(f"{name} must be an array on the CPU, got {type(value).__name__}: {error}") from None
     if hasattr(value, "requires_grad") and hasattr(value, "detach"):
         value = value.detach()  # a torch tensor under autograd refuses __array__
+    if _is_masked(value) or (isinstance(value, (list, tuple)) and any(map(_is_masked, value))):
+        raise _masked(name)
     try:
-        return np.asarray(value)
+        array = np.asanyarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be an array, got {type(value).__name__}: {error}") from None
+    if _is_masked(array):  # what `__array__` gave
+        raise _masked(name)
+    return np.asarray(array)
+
+
+def _is_masked(value) -> bool:
+    return isinstance(value, np.ma.MaskedArray)
+
+
+def _masked(name: str) -> TypeError:
+    return TypeError(f"{name} is a masked array: fill it first, with its method filled()")
 
 
 def as_float(name: str, value, shape: tuple, dtype=None) -> np.ndarray:
@@ -38,31 +57,41 @@ def as_float(name: str, value, shape: tuple, dtype=None) -> np.ndarray:
 
     In `shape` a number is that length, a string names a free one. A copy is made only where one is needed.
     """
+    array = any_float(name, value, shape)
+    return laid_out(array, np.dtype(array.dtype.type if dtype is None else dtype))
+
+
+def any_float(name: str, value, shape: tuple) -> np.ndarray:
+    """A float32 or float64 array of `shape` as it lies in memory: of any strides, alignment and byte order."""
     array = as_array(name, value)
     if array.dtype not in FLOATS and array.dtype.newbyteorder("=") not in FLOATS:
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
     if array.ndim != len(shape) or not all(w == n or isinstance(w, str) for w, n in zip(shape, array.shape)):
         wanted = "(" + ", ".join(str(length) for length in shape) + ("," if len(shape) == 1 else "") + ")"
         raise ValueError(f"{name} must have shape {wanted}, got {array.shape}")
-    dtype = np.dtype(array.dtype.type if dtype is None else dtype)
-    return _laid_out(array, dtype)
+    return array
 
 
 def as_labels(name: str, value, count: int, classes: int) -> np.ndarray:
-    """Integer labels (count,) in [0, classes) as a contiguous int64 vector."""
+    """Integer labels (count,) in [0, classes) as a contiguous int64 vector of its own.
+
+    Kernels use labels as indices. So they are copied before they are checked: what was checked is what the kernels
+    read, even if another thread writes to the caller's array meanwhile.
+    """
     array = as_array(name, value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must have an integer dtype, got {array.dtype}")
     if array.shape != (count,):
         raise ValueError(f"{name} must have shape ({count},), one label an image, got {array.shape}")
-    if count:
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= classes:
-            raise ValueError(f"{name} must lie in [0, {classes}), got values from {low} to {high}")
-    return _laid_out(array, INT64)
+    labels = array.astype(INT64, "C")
+    if count:  # as unsigned numbers the negative ones, and those that wrapped around in int64, are the largest
+        unsigned = labels.view(UINT64)
+        if unsigned.item(unsigned.argmax()) >= classes:
+            raise ValueError(f"{name} must lie in [0, {classes}), got values from {array.min()} to {array.max()}")
+    return labels
 
 
-def _laid_out(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def laid_out(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The array itself if it is of `dtype`, C-contiguous and aligned, else a copy that is."""
     if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
         return array
@@ -78,14 +107,21 @@ def common_dtype(**arrays) -> np.dtype:
     return np.result_type(*dtypes.values())
 
 
-def check_vector(name: str, vector, size: int, dtype: np.dtype, *, writable: bool = False) -> None:
-    """Raise unless `vector` is a NumPy array that a pass over the flat tensor can read (or write) in place."""
-    if not isinstance(vector, np.ndarray) or vector.dtype != dtype:
-        kind = f"{vector.dtype} array" if isinstance(vector, np.ndarray) else type(vector).__name__
-        raise TypeError(f"{name} must be a NumPy array of {dtype}, got {kind}")
-    check(vector.shape == (size,), f"{name} must have shape ({size},), got {vector.shape}")
-    check(vector.flags.c_contiguous and vector.flags.aligned, f"{name} must be contiguous and aligned")
-    check(not writable or vector.flags.writeable, f"{name} must be writable, got a read-only array")
+def as_vector(name: str, vector, size: int, dtype: np.dtype, *, writable: bool = False) -> np.ndarray:
+    """`vector` (size,) as a plain `np.ndarray` of the same memory, which kernels can read (or write) in place."""
+    if not isinstance(vector, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array of {dtype}, got {type(vector).__name__}")
+    array = as_array(name, vector)
+    if array.dtype != dtype:
+        raise TypeError(f"{name} must be a NumPy array of {dtype}, got {array.dtype} array")
+    flags = array.flags
+    if array.shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {array.shape}")
+    if not (flags.c_contiguous and flags.aligned):
+        raise ValueError(f"{name} must be contiguous and aligned")
+    if writable and not flags.writeable:
+        raise ValueError(f"{name} must be writable, got a read-only array")
+    return array
 
 
 def float_dtype(name: str, value) -> np.dtype:

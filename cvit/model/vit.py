@@ -1,51 +1,60 @@
 """`ViT`: a configuration and one flat weight tensor, with forward, loss and gradient.
 
-    images (N, C, H, W) -> patches -> +cls +pos -> [norm, attention, +; norm, MLP, +] x depth -> norm -> pool -> logits -> loss
+    images (N, C, H, W) -> patches -> +cls +pos
+        -> [norm, attention, +; norm, MLP, +] x depth -> norm -> pool -> logits -> loss
 
-The passes themselves are in _stages.pyx. A model keeps one engine for each batch size and mode it has seen lately, so that from the second
-call on nothing is allocated but the result.
+The passes themselves are in engine/stages.pyx. A model keeps one engine for each of the last few batch sizes and modes,
+so that from the second call on nothing is allocated but the result.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import threading
+import weakref
+from typing import NamedTuple
 
 import numpy as np
 
-from ..base.arrays import as_array, as_float, as_labels, check_vector, float_dtype
+from ..base.arrays import any_float, as_array, as_float, as_labels, as_vector, float_dtype, laid_out
 from ..base.errors import check
-from ..base.numbers import as_int, finite
+from ..base.numbers import as_int, representable, shown
 from ..engine import runtime
-from ..engine.plan import Engine, allocate
+from ..engine.plan import Engine
+from ..engine.vectors import Vectors
 from .config import ViTConfig
 from .initialize import init_weights
 from .layout import Layout
+from .memory import Plan
 
 ENGINES_KEPT = 4  # for training and evaluation, each with a last, smaller batch
 
+# Inference takes a batch in pieces whose activations need at most so many bytes, whatever the batch.
+PIECE_BYTES = 256 << 20
+# What the address space of a process has room for; sizes below it do not overflow the engine's 64-bit arithmetic.
+MOST_BYTES = 1 << 47
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The memory of one call, known before anything is allocated: bytes by buffer. `print(plan)` shows the table."""
 
-    mode: str
-    batch: int
-    threads: int
-    buffers: dict[str, int]
-    lent: int = 0  # bytes of activations that lie in the gradient vector until gradients are written there
+class _State(NamedTuple):
+    """What `freeze` and `unfreeze` change: replaced as one object, so that nobody sees half of it."""
 
-    @property
-    def bytes(self) -> int:
-        """All of it beside weights and gradient: activations, gradients of activations, packed weights, scratch of all threads."""
-        return sum(self.buffers.values())
+    weights: np.ndarray  # that calls read
+    packed: Engine | None  # of a frozen model
+    thawed: np.ndarray | None  # the vector that `unfreeze` gives back
+    engines: dict[tuple, Engine]
 
-    def __str__(self):
-        title = f"{'training' if self.mode == 'train' else 'inference'}, batch {self.batch}, {self.threads} threads"
-        rows = [*self.buffers.items(), ("total", self.bytes)]
-        if self.lent:
-            rows.insert(-1, ("(more in the gradient's room)", self.lent))
-        return "\n".join([title, *(f"  {name:<38}{size / 1e6:>12.3f} MB" for name, size in rows)])
+
+_models: weakref.WeakValueDictionary[int, ViT] = weakref.WeakValueDictionary()
+
+
+def _in_forked_child() -> None:
+    """The threads that held a lock when the process forked do not exist in the child, and would never release it."""
+    for model in _models.values():
+        model._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 class ViT:
@@ -55,18 +64,42 @@ class ViT:
     ----------
     config : ViTConfig
     weights : array (size,), optional
-        The flat weight tensor in the order of `Layout.of(config)`, float32 or float64. A contiguous, writable NumPy vector is kept, not
-        copied: an optimizer updates it in place. None draws `init_weights(config, seed)`.
+        The flat weight tensor in the order of `Layout.of(config)`, float32 or float64. A contiguous, writable NumPy
+        vector is kept, not copied: an optimizer updates it in place. None draws `init_weights(config, seed)`.
     seed : int
         For `weights=None`.
     dtype : float32 or float64
         For `weights=None`; given weights keep theirs.
     checkpoint : "block", optional
-        Training keeps only the blocks' inputs and computes the rest again in the backward: far less memory, about a fifth more time, the
-        same bits (Chen et al. 2016, arXiv:1604.06174).
+        Training keeps only the blocks' inputs and computes the rest again in the backward: far less memory, about a
+        fifth more time, the same bits (Chen et al. 2016, arXiv:1604.06174).
 
-    Attributes: `config`, `layout`, `dtype`, `weights`, and after `loss_and_grad` the `logits` (N, classes) of that pass.
-    A model may be called from several threads; its calls take turns. Two models run at the same time.
+    Attributes
+    ----------
+    config, layout, dtype, checkpoint
+        Of the model for its lifetime; read-only.
+    weights : array (size,)
+        May be written to, `model.weights[:] = best`, and assigned, `model.weights = best`: a vector of the model's
+        dtype is then kept or copied as by the constructor. A frozen model's are read-only.
+    frozen : bool
+        Whether `freeze` was called last, not `unfreeze`.
+    logits : array (N, classes) or None
+        Of the calling thread's last `loss_and_grad`.
+
+    What a call returns
+    -------------------
+    `forward`, `features` and `logits` give arrays of their own. A gradient from `loss_and_grad` is valid for as long as
+    it or a view of it is referenced, and its memory is used again after that: gradients may be kept, compared and added
+    up, and a training loop still allocates nothing. (A loop that still refers to the last gradient at the next call
+    takes turns with two vectors. With `out` there is one, the caller's own.) A raw address, such as `grad.ctypes.data`,
+    is no reference.
+
+    A model may be called from several threads: its calls take turns, and each thread gets its own results, logits
+    included. Two models run at the same time. A forked child may use the model, whatever other threads did at the fork.
+
+    A model can be pickled and copied. `copy.copy(model)` shares the vector of weights, `copy.deepcopy(model)` and a
+    pickled model have their own; engines, gradients and logits stay behind, and a frozen model is packed again. (Do not
+    unpickle what you do not trust: `cvit.save` writes files that are safe to load.)
 
     Examples
     --------
@@ -80,36 +113,96 @@ class ViT:
     ):
         if not isinstance(config, ViTConfig):
             raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
+        check(checkpoint in (None, "block"), f"checkpoint must be None or 'block', got {shown(checkpoint)}")
         if weights is None:
             weights = init_weights(config, seed, dtype=float_dtype("dtype", dtype))
-        check(checkpoint in (None, "block"), f"checkpoint must be None or 'block', got {checkpoint!r}")
-        self.config = config
-        self.checkpoint = checkpoint
-        self.layout = Layout.of(config)
+        self._config = config
+        self._checkpoint = checkpoint
+        self._layout = Layout.of(config)
+        self._size = self._layout.size
         flat = as_array("weights", weights)
-        self.layout.check_flat(flat)
-        flat = as_float("weights", flat, (self.layout.size,))
-        self.weights = flat if flat.flags.writeable else flat.copy()
-        self.dtype = flat.dtype
-        self.logits = None
-        self._grad = None
-        self._engines: dict[tuple, Engine] = {}
-        self._frozen: Engine | None = None
+        self._layout.check_flat(flat)
+        flat = self._kept(flat)
+        self._dtype = flat.dtype
+        representable("the configuration's eps", config.eps, self._dtype, positive=True)
+        self._state = _State(flat, None, None, {})
+        self._gradients = Vectors(self._size, self._dtype)
+        self._most_in_piece = 0  # images of an inference, 0 before it is known
+        self._own = threading.local()
         self._lock = threading.Lock()
+        _models[id(self)] = self
 
     def __repr__(self):
-        return f"ViT({self.config}, {self.layout.size:,} weights, {self.dtype})"
+        return f"ViT({self._config}, {self._size:,} weights, {self._dtype})"
+
+    # ------------------------------------------------------------------------------------------------- attributes
+    @property
+    def config(self) -> ViTConfig:
+        return self._config
+
+    @property
+    def layout(self) -> Layout:
+        """The table of the flat weight tensor."""
+        return self._layout
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32 or float64: of weights, images inside, gradients and results."""
+        return self._dtype
+
+    @property
+    def checkpoint(self) -> str | None:
+        return self._checkpoint
+
+    @property
+    def frozen(self) -> bool:
+        return self._state.packed is not None
+
+    @property
+    def logits(self) -> np.ndarray | None:
+        """The logits (N, classes) of the calling thread's last `loss_and_grad`, None before."""
+        return getattr(self._own, "logits", None)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The flat weight tensor (size,), not a copy."""
+        return self._state.weights
+
+    @weights.setter
+    def weights(self, value) -> None:
+        flat = as_array("weights", value)
+        self._layout.check_flat(flat)
+        if flat.dtype.newbyteorder("=") != self._dtype:
+            raise TypeError(f"weights must be {self._dtype}, as the model is, got {flat.dtype}")
+        flat = self._kept(flat)
+        with self._lock:
+            check(not self.frozen, "this model is frozen: call unfreeze() before giving it other weights")
+            self._state = self._state._replace(weights=flat)
+
+    def _kept(self, flat: np.ndarray) -> np.ndarray:
+        """The vector itself if it can be read and updated in place, else a copy."""
+        flat = as_float("weights", flat, (self._size,))
+        return flat if flat.flags.writeable else flat.copy()
 
     # ------------------------------------------------------------------------------------------------------ calls
     def forward(self, x) -> np.ndarray:
-        """Logits (N, classes) of images x (N, C, H, W), a new array. An image's logits do not depend on the others, bit for bit."""
-        return self._infer(x)[0]
+        """Logits (N, classes) of images x (N, C, H, W), a new array.
+
+        An image's logits do not depend on the other images, bit for bit. A large batch is computed in pieces, so that
+        the memory it takes is bounded (`PIECE_BYTES`), but for the result.
+        """
+        return self._infer(x, 0, self._config.classes)
 
     def features(self, x) -> np.ndarray:
-        """Pooled features (N, D) of images x (N, C, H, W), after the final norm: what the head sees. A new array."""
-        return self._infer(x)[1]
+        """Pooled features (N, D) of images x (N, C, H, W), a new array: what the head sees, after the final norm.
 
-    def loss_and_grad(self, x, y, *, label_smoothing: float = 0.0, out=None) -> tuple[float, np.ndarray]:
+        Computed as by `forward`.
+        """
+        return self._infer(x, 1, self._config.width)
+
+    def loss_and_grad(
+        self, x, y, *, label_smoothing: float = 0.0, out=None, accumulate: bool = False
+    ) -> tuple[float, np.ndarray]:
         """Mean softmax cross-entropy of a batch, and its gradient with respect to every weight.
 
         Parameters
@@ -119,104 +212,185 @@ class ViT:
         label_smoothing : float in [0, 1)
             s in the target (1 - s) onehot(y) + s / classes (Szegedy et al. 2016, arXiv:1512.00567).
         out : array (size,), optional
-            Where the gradient goes; by default a vector that the model owns and uses again at the next call. Until the gradient is
-            written it holds activations.
+            Where the gradient goes: a contiguous vector of the model's dtype. Until the gradient is written it holds
+            activations. By default the model gives a vector of its own, see "What a call returns" in the class.
+        accumulate : bool
+            Add the gradient to what is in `out`, which must be given. The sum over k batches of equal size is k times
+            the gradient of their mean loss.
 
         Returns
         -------
         loss : float
-        grad : array (size,), in the order of `layout`
+        grad : array (size,), in the order of `layout`; `out` itself where that was given
         """
         x = self._images(x)
-        y = as_labels("y", y, len(x), self.config.classes)
-        smoothing = finite("label_smoothing", label_smoothing)
-        check(smoothing < 1, f"label_smoothing must be below 1, got {label_smoothing!r}")
-        check(self._frozen is None, "this model is frozen: call unfreeze() before training it")
+        labels = as_labels("y", y, len(x), self._config.classes)
+        smoothing = representable("label_smoothing", label_smoothing, self._dtype, below_one=True)
+        if not isinstance(accumulate, bool):
+            raise TypeError(f"accumulate must be True or False, got {shown(accumulate)}")
+        check(out is not None or not accumulate, "accumulate needs out, the vector that the gradient is added to")
+        target = None
         if out is not None:
-            check_vector("out", out, self.layout.size, self.dtype, writable=True)
-            check(not np.may_share_memory(out, self.weights), "out must not overlap the weights")
-            check(not np.may_share_memory(out, x), "out must not overlap x")
-            check(not np.may_share_memory(out, y), "out must not overlap y")  # out holds activations before y is read
+            target = as_vector("out", out, self._size, self._dtype, writable=True)
+            for name, array in (("x", x), ("y", as_array("y", y))):
+                check(not np.may_share_memory(target, array), f"out must not overlap {name}")
+        x = laid_out(x, self._dtype)
         with self._lock:
-            if out is None:
-                if self._grad is None:
-                    self._grad = allocate(self.layout.size, self.dtype)[: self.layout.size]
-                out = self._grad
+            state = self._checked_state()
+            check(state.packed is None, "this model is frozen: call unfreeze() before training it")
+            if out is not None:
+                check(not np.may_share_memory(target, state.weights), "out must not overlap the weights")
+            grad = self._gradients.take() if out is None or accumulate else target
             engine = self._engine(len(x), "train")
-            loss = engine.loss_and_grad(self.weights, x, y, smoothing, out)
-            self.logits = engine.logits()
-        return loss, out
+            loss = engine.loss_and_grad(state.weights, x, labels, smoothing, grad)
+            self._own.logits = engine.logits().copy()
+        if accumulate:
+            np.add(target, grad, out=target)
+        return loss, grad if out is None else out
 
     def freeze(self) -> ViT:
-        """Make the weights read-only and pack them once, so that every forward starts at once. Returns the model."""
+        """Pack the weights once, so that every forward starts at once. Returns the model.
+
+        The model then computes with a copy of the weights, which is read-only: writing to the vector that was the
+        model's before changes nothing. A freeze that fails, for want of memory, leaves the model as it was.
+        """
         with self._lock:
-            self.weights = self.weights.view()
-            self.weights.flags.writeable = False
-            self._frozen = None
-            self._engines.clear()
-            self._frozen = self._pack_all()
+            state = self._checked_state()
+            if state.packed is None:
+                weights = state.weights.copy()
+                weights.flags.writeable = False
+                # A view of it, which cannot be made writable again.
+                self._state = _State(weights[:], self._pack_all(weights), state.weights, {})
         return self
 
     def unfreeze(self) -> ViT:
-        """Take `freeze` back. Returns the model."""
+        """Take `freeze` back: `weights` is the vector that it was before, with what it holds now. Returns the model."""
         with self._lock:
-            if self._frozen is not None:
-                base = self.weights.base
-                self.weights = (
-                    base
-                    if base is not None and base.flags.writeable and base.shape == self.weights.shape
-                    else self.weights.copy()
-                )
-                self._frozen = None
-                self._engines.clear()
+            if self._state.packed is not None:
+                self._state = _State(self._state.thawed, None, None, {})
         return self
 
     def plan(self, batch: int, mode: str = "train") -> Plan:
-        """The memory that a call on `batch` images takes beside weights and gradient; mode "train" or "infer"."""
+        """The memory that a call on `batch` images takes beside weights, gradient and results.
+
+        mode: "train" for `loss_and_grad`, "infer" for `forward` and `features`.
+        """
         batch = as_int("batch", batch)
-        check(mode in ("train", "infer"), f"mode must be 'train' or 'infer', got {mode!r}")
-        engine = self._make_engine(batch, mode, dry=True)
-        threads = engine.threads()
-        buffers = {name: count * self.dtype.itemsize for name, count in engine.buffers.items()}
-        buffers[f"scratch of {threads} threads"] = buffers.pop("scratch of a thread") * threads
-        return Plan(mode, batch, threads, buffers, engine.lent)
+        check(mode in ("train", "infer"), f"mode must be 'train' or 'infer', got {shown(mode)}")
+        piece = batch if mode == "train" else self._piece(batch)
+        engine = self._make_engine(piece, mode, dry=True)
+        return Plan(mode, batch, engine.threads(), self._buffers(engine), engine.lent, piece)
+
+    # ---------------------------------------------------------------------------------------------------- copies
+    def __getstate__(self) -> dict:
+        """What makes the model again: no lock, no engine, no gradient. Attributes that the caller added go along."""
+        state = self._state
+        inside = dict(
+            config=self._config, weights=state.weights, checkpoint=self._checkpoint, frozen=state.packed is not None
+        )
+        return {"model": inside, "added": {name: v for name, v in vars(self).items() if name not in _ATTRIBUTES}}
+
+    def __setstate__(self, state: dict) -> None:
+        inside = state["model"]
+        ViT.__init__(self, inside["config"], inside["weights"], checkpoint=inside["checkpoint"])
+        if inside["frozen"]:
+            self.freeze()
+        vars(self).update(state["added"])
 
     # ---------------------------------------------------------------------------------------------------- inside
+    @property
+    def _engines(self) -> dict[tuple, Engine]:
+        return self._state.engines
+
     def _images(self, x) -> np.ndarray:
-        config = self.config
-        x = as_float("x", x, ("N", config.channels, *config.image_size), self.dtype)
-        check(len(x) > 0, "x must hold at least one image, got a batch of 0")
+        """The images as they lie in memory, checked but not yet converted."""
+        x = any_float("x", x, ("N", self._config.channels, *self._config.image_size))
+        if len(x) == 0:
+            raise ValueError("x must hold at least one image, got a batch of 0")
         return x
 
-    def _infer(self, x):
-        x = self._images(x)
-        with self._lock:
-            logits, pooled = self._engine(len(x), "infer").forward(self.weights, x)
-            return logits.copy(), pooled.copy()
+    def _checked_state(self) -> _State:
+        """The state, if its weights are still as they were checked: whoever holds the array may have resized it."""
+        state = self._state
+        weights = state.weights
+        if weights.size != self._size or weights.dtype != self._dtype:
+            raise ValueError(
+                f"weights must have shape ({self._size},) and be {self._dtype}, "
+                f"but the vector that the model was given now has {weights.shape} and is {weights.dtype}"
+            )
+        return state
 
-    def _pack_all(self):
-        engine = Engine(self.config, self.layout, 1, self.dtype, "infer", frozen=True)
-        engine.freeze(self.weights)
+    def _infer(self, x, which: int, width: int) -> np.ndarray:
+        """Logits (which = 0) or pooled features (1) of images x, a new array (N, width)."""
+        x = self._images(x)
+        N, piece = len(x), self._piece(len(x))
+        with self._lock:
+            weights = self._checked_state().weights
+            engine = self._engine(piece, "infer")
+            if piece == N:
+                return engine.forward(weights, laid_out(x, self._dtype))[which].copy()
+            result = np.empty((N, width), self._dtype)
+            for start in range(0, N, piece):
+                start = min(
+                    start, N - piece
+                )  # the last piece is as large as the others and begins within the one before
+                images = laid_out(x[start : start + piece], self._dtype)
+                result[start : start + piece] = engine.forward(weights, images)[which]
+        return result
+
+    def _piece(self, N: int) -> int:
+        """How many of N images inference takes at a time: equal pieces, as few as keep to `PIECE_BYTES`."""
+        if N == 1:
+            return 1
+        if self._most_in_piece == 0:
+            one, most = self._bytes(1, "infer"), 1
+            while self._bytes(2 * most, "infer") - one <= PIECE_BYTES:
+                most *= 2
+            self._most_in_piece = most
+        pieces = -(-N // self._most_in_piece)
+        return -(-N // pieces)
+
+    def _buffers(self, engine: Engine) -> dict[str, int]:
+        """Bytes of everything that the engine needs, by name."""
+        buffers = {name: count * self._dtype.itemsize for name, count in engine.buffers.items()}
+        threads = engine.threads()
+        buffers[f"scratch of {threads} threads"] = buffers.pop("scratch of a thread") * threads
+        return buffers
+
+    def _bytes(self, batch: int, mode: str) -> int:
+        return sum(self._buffers(self._make_engine(batch, mode, dry=True)).values())
+
+    def _pack_all(self, weights: np.ndarray) -> Engine:
+        engine = Engine(self._config, self._layout, 1, self._dtype, "infer", frozen=True)
+        engine.freeze(weights)
         return engine
 
-    def _make_engine(self, batch: int, mode: str, dry: bool = False):
-        checkpoint = mode == "train" and self.checkpoint == "block"
+    def _make_engine(self, batch: int, mode: str, dry: bool = False) -> Engine:
+        if batch > 1:
+            most = MOST_BYTES // self._bytes(1, mode)
+            check(batch <= most, f"batch must be at most {most} for this model, got {batch}: more than 2^47 bytes")
+        packed = self._state.packed
         return Engine(
-            self.config, self.layout, batch, self.dtype, mode, frozen=self._frozen is not None, owner=self._frozen,
-            checkpoint=checkpoint, dry=dry,
+            self._config, self._layout, batch, self._dtype, mode, frozen=packed is not None, owner=packed,
+            checkpoint=mode == "train" and self._checkpoint == "block", dry=dry,
         )  # fmt: skip
 
-    def _engine(self, batch: int, mode: str):
+    def _engine(self, batch: int, mode: str) -> Engine:
         """The engine for a batch size and mode, kept from earlier or made; the least recently used one goes."""
-        isa = runtime.get_isa()
-        if self._frozen is not None and self._frozen.isa != isa:
-            self._frozen = self._pack_all()
-            self._engines.clear()
-        key = (batch, mode, isa)
-        engine = self._engines.pop(key, None)
+        isa, state = runtime.get_isa(), self._state
+        if state.packed is not None and state.packed.isa != isa:
+            self._state = state = state._replace(packed=self._pack_all(state.weights), engines={})
+        engines, key = state.engines, (batch, mode, isa)
+        engine = engines.pop(key, None)
         if engine is None:
             engine = self._make_engine(batch, mode)
-            if len(self._engines) >= ENGINES_KEPT:
-                self._engines.pop(next(iter(self._engines)))
-        self._engines[key] = engine
+            if len(engines) >= ENGINES_KEPT:
+                engines.pop(next(iter(engines)))
+        engines[key] = engine
         return engine
+
+
+# What a model holds beside attributes that a caller adds.
+_ATTRIBUTES = frozenset(
+    ["_config", "_checkpoint", "_layout", "_size", "_dtype", "_state", "_gradients", "_most_in_piece", "_own", "_lock"]
+)

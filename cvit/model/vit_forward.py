@@ -51,7 +51,8 @@ def vit_forward(seed, image, patch_size, d_model, num_heads, d_ff, num_layers, n
     check(init in _SCHEMES, f"init must be one of {tuple(_SCHEMES)}, got {init!r}")
 
     image = as_array("image", image)
-    if image.dtype.kind not in "biufV":  # V is bfloat16 and the like, registered by ml_dtypes
+    # V is also the kind of bfloat16 and the like, which ml_dtypes registers
+    if image.dtype.kind not in "biufV" or image.dtype.type in (np.void, np.record):
         raise TypeError(f"image must hold real numbers, got {image.dtype}")
     check(image.ndim == 3, f"image must have shape (height, width, channels), got {image.shape}")
     height, width, channels = image.shape

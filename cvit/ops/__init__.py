@@ -1,8 +1,9 @@
 """Each kernel alone, with its backward: patches, linear, layer norm, GELU, attention, cross-entropy.
 
-Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on all threads; no graph
-and no state: a backward takes what its forward took or gave. A gradient is named d + its array. What each formula means is derived in
-docs/backward.md. A model does not call these: it runs the same kernels fused (cvit/_block.pyx).
+Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on all
+threads; no graph and no state: a backward takes what its forward took or gave. A gradient is named d + its array. What
+each formula means is derived in docs/backward.md. A model does not call these: it runs the same kernels fused
+(cvit/_block.pyx).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..base.arrays import as_array, as_float, as_labels, common_dtype
 from ..base.errors import check
-from ..base.numbers import as_int, finite
+from ..base.numbers import as_int, representable, shown
 from . import _kernels as _ops
 
 __all__ = [
@@ -57,7 +58,7 @@ def _any_rows(name: str, value, dtype, last: int | None = None) -> np.ndarray:
 
 
 def patches(x, patch_size: int) -> np.ndarray:
-    """Cut images x (N, C, H, W) into patches (N, patches, C·P·P), row by row over the grid, each flattened as (C, P, P)."""
+    """Cut images x (N, C, H, W) into patches (N, patches, C·P·P), row by row over the grid, each flat (C, P, P)."""
     x = as_float("x", x, ("N", "C", "H", "W"))
     _not_empty(x=x)
     P = as_int("patch_size", patch_size)
@@ -72,8 +73,8 @@ def patches_backward(dpatches, image_shape: tuple[int, int, int], patch_size: in
     """dx (N, C, H, W) from dpatches (N, patches, C·P·P), with image_shape = (C, H, W)."""
     P = as_int("patch_size", patch_size)
     if not isinstance(image_shape, (tuple, list)):
-        raise TypeError(f"image_shape must be (channels, height, width), got {image_shape!r}")
-    check(len(image_shape) == 3, f"image_shape must be (channels, height, width), got {image_shape!r}")
+        raise TypeError(f"image_shape must be (channels, height, width), got {shown(image_shape)}")
+    check(len(image_shape) == 3, f"image_shape must be (channels, height, width), got {shown(image_shape)}")
     C, H, W = (as_int("image_shape", length) for length in image_shape)
     check(H % P == 0 and W % P == 0, f"patch_size must divide the image size {H}x{W}, got {P}")
     dpatches = as_float("dpatches", dpatches, ("N", (H // P) * (W // P), C * P * P))
@@ -119,12 +120,18 @@ def layernorm(x, scale=None, shift=None, eps: float = 1e-6) -> tuple[np.ndarray,
     if scale is not None:
         scale, shift = as_float("scale", scale, (D,), x.dtype), as_float("shift", shift, (D,), x.dtype)
     y, mean, rstd = np.empty_like(x), np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
-    _ops.layernorm(_rows(x), scale, shift, finite("eps", eps), _rows(y), mean.reshape(-1), rstd.reshape(-1))
+    eps = representable(
+        "eps", eps, x.dtype, positive=eps != 0
+    )  # 0 is the caller's word, not what a small number became
+    _ops.layernorm(_rows(x), scale, shift, eps, _rows(y), mean.reshape(-1), rstd.reshape(-1))
     return y, mean, rstd
 
 
 def layernorm_backward(dy, x, mean, rstd, scale=None) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """dx (…, D), dscale (D,) and dshift (D,) from dy and x (…, D), mean and rstd (…,); the latter two None without `scale`."""
+    """dx (…, D), dscale (D,) and dshift (D,) from dy and x (…, D), mean and rstd (…,).
+
+    dscale and dshift are None without `scale`.
+    """
     dtype = common_dtype(dy=dy, x=x)
     x = _any_rows("x", x, dtype)
     D = x.shape[-1]
@@ -141,7 +148,7 @@ def layernorm_backward(dy, x, mean, rstd, scale=None) -> tuple[np.ndarray, np.nd
 
 
 def _exact(form: str) -> bool:
-    check(form in FORMS, f"form must be one of {FORMS}, got {form!r}")
+    check(form in FORMS, f"form must be one of {FORMS}, got {shown(form)}")
     return form == "erf"
 
 
@@ -202,8 +209,7 @@ def _cross_entropy(logits, labels, label_smoothing, wanted: bool):
     logits = as_float("logits", logits, ("N", "classes"))
     _not_empty(logits=logits)
     labels = as_labels("labels", labels, *logits.shape)
-    smoothing = finite("label_smoothing", label_smoothing)
-    check(smoothing < 1, f"label_smoothing must be below 1, got {label_smoothing!r}")
+    smoothing = representable("label_smoothing", label_smoothing, logits.dtype, below_one=True)
     losses = np.empty(len(logits), logits.dtype)
     dlogits = np.empty_like(logits) if wanted else None
     _ops.cross_entropy(logits, labels, smoothing, losses, dlogits)
@@ -211,7 +217,10 @@ def _cross_entropy(logits, labels, label_smoothing, wanted: bool):
 
 
 def cross_entropy(logits, labels, label_smoothing: float = 0.0) -> float:
-    """Mean softmax cross-entropy of logits (N, classes) against labels (N,), with the target (1 - s) onehot + s / classes."""
+    """Mean softmax cross-entropy of logits (N, classes) against labels (N,).
+
+    The target is (1 - s) onehot + s / classes, with s = label_smoothing.
+    """
     return float(_cross_entropy(logits, labels, label_smoothing, False)[0].mean(dtype=np.float64))
 
 
@@ -228,7 +237,7 @@ def _elementwise(function: int, x) -> np.ndarray:
 
 
 def exp(x) -> np.ndarray:
-    """e^x of every element; 0 below the smallest normal number, and not above e^88.37 (float32) or e^709.4 (float64)."""
+    """e^x of every element; 0 below the smallest normal number, at most e^88.37 (float32) or e^709.4 (float64)."""
     return _elementwise(0, x)
 
 
