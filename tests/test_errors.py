@@ -1,8 +1,7 @@
-"""Wrong input: for every public function and class one clear error that names the argument, before anything has
-changed.
+"""Wrong input: for every public function and class one clear error that names the argument, before anything has changed.
 
-Each table's row is what is wrong and what the error says. (Files, optimizers, training, data and the command line have
-theirs beside their other tests.)
+Each table's row is what is wrong and what the error says. (Files, optimizers, training, data and the command line have theirs beside
+their other tests.)
 """
 
 import copy
@@ -29,8 +28,7 @@ def ids(value):
 
 
 def refuses(call, arguments, error, message):
-    """`call(*arguments)` raises `error` with `message` somewhere in it, and leaves every array among the arguments as
-    it was."""
+    """`call(*arguments)` raises `error` with `message` somewhere in it, and leaves every array among the arguments as it was."""
     before = copy.deepcopy([a for a in arguments if isinstance(a, np.ndarray)])
     with pytest.raises(error, match=re.escape(message)) as caught:
         call(*arguments)
@@ -184,6 +182,14 @@ def test_vit_train_step(change, error, message):
     refuses(cvit.vit_train_step, plain_arguments("vit_train_step", change), error, message)
 
 
+def test_vit_train_step_in_float32():
+    given = [
+        a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype == float else a
+        for a in plain_arguments("vit_train_step", {})
+    ]
+    refuses(cvit.vit_train_step, [*given[:-1], 1e39], ValueError, "lr must be at most 3.403e+38, the largest float32")
+
+
 BLOCK = dict(zip(cvit.model.functional.PARTS, PLAIN["blocks_weights"][0]))
 TOKENS = np.ones((2, 7, 12))
 
@@ -312,6 +318,12 @@ NOT_AN_INT = X.astype(int)
         (ops.layernorm, (X, None, None, -1), ValueError, "eps must be finite and at least 0, got -1"),
         (ops.layernorm, (X, None, None, np.nan), ValueError, "eps must be finite and at least 0, got nan"),
         (ops.layernorm, (X, None, None, "small"), TypeError, "eps must be a number, got 'small'"),
+        (
+            ops.layernorm,
+            (X.astype("f4"), None, None, 1e-46),
+            ValueError,
+            "eps must be at least 1.175e-38, the smallest",
+        ),
         (ops.layernorm_backward, (DY, X, ROW, ROW), ValueError, "dy must have shape (3, 4), got (3, 5)"),
         (ops.layernorm_backward, (X, X, ROW[:2], ROW), ValueError, "mean must have shape (3,), got (2,)"),
         (ops.layernorm_backward, (X, X, ROW, ROW[:, None]), ValueError, "rstd must have shape (3,), got (3, 1)"),
@@ -355,6 +367,12 @@ NOT_AN_INT = X.astype(int)
                 ((X, LABELS, -0.1), ValueError, "label_smoothing must be finite and at least 0, got -0.1"),
                 ((X, LABELS, np.nan), ValueError, "label_smoothing must be finite and at least 0, got nan"),
                 ((X, LABELS, "some"), TypeError, "label_smoothing must be a number, got 'some'"),
+                (
+                    (X.astype("f4"), LABELS, 1 - 1e-9),
+                    ValueError,
+                    "label_smoothing must be below 1, got 0.999999999 (it",
+                ),
+                ((X, np.ma.masked_array([1, 2, 10**6], [0, 0, 1])), TypeError, "labels is a masked array"),
             ]
         ],
         *[
@@ -394,6 +412,8 @@ def test_ops(op, arguments, error, message):
         (dict(dtype=None), ValueError, "dtype must be float32 or float64, got None"),
         (dict(seed=-1), ValueError, "seed must be at least 0, got -1"),
         (dict(seed="one"), TypeError, "seed must be an integer, got 'one'"),
+        (dict(weights=np.ma.zeros(SIZE)), TypeError, "weights is a masked array: fill it first"),
+        (dict(checkpoint="layer"), ValueError, "checkpoint must be None or 'block', got 'layer'"),
     ],
     ids=ids,
 )
@@ -453,6 +473,11 @@ def test_images(model, call, x, error, message):
             ValueError,
             "out must be writable, got a read-only array",
         ),
+        ({"out": np.ma.ones(SIZE, np.float32)}, TypeError, "out is a masked array: fill it first"),
+        ({"accumulate": True}, ValueError, "accumulate needs out, the vector that the gradient is added to"),
+        ({"accumulate": 1}, TypeError, "accumulate must be True or False, got 1"),
+        ({"label_smoothing": 1 - 1e-9}, ValueError, "label_smoothing must be below 1, got 0.999999999 (it rounds to 1"),
+        ({"y": np.ma.masked_array([1, 10**6], [0, 1])}, TypeError, "y is a masked array: fill it first"),
     ],
     ids=ids,
 )
@@ -461,8 +486,8 @@ def test_loss_and_grad(model, options, error, message):
     given = {"y": np.array([1, 2]), **options}
     if "read-only" in message:
         given["out"].flags.writeable = False
-    _, own = model.loss_and_grad(IMAGES, [3, 4])
-    logits, gradient, before = model.logits.copy(), own.copy(), model.weights.copy()
+    _, gradient = model.loss_and_grad(IMAGES, [3, 4])
+    before = model.logits.copy(), gradient.copy(), model.weights.copy()
     y, *rest = given.values()
     keywords = [name for name in given if name != "y"]
     refuses(
@@ -471,7 +496,7 @@ def test_loss_and_grad(model, options, error, message):
         error,
         message,
     )
-    assert same_bits((model.logits, own, model.weights), (logits, gradient, before))
+    assert same_bits((model.logits, gradient, model.weights), before)
 
 
 def test_the_gradient_may_not_go_over_its_sources(model):
@@ -492,6 +517,9 @@ def test_the_gradient_may_not_go_over_its_sources(model):
         ((0,), ValueError, "batch must be at least 1, got 0"),
         ((2.5,), ValueError, "batch must be a whole number, got 2.5"),
         (("two",), TypeError, "batch must be an integer, got 'two'"),
+        ((2**62,), ValueError, "batch must be at most "),
+        ((10**15,), ValueError, "batch must be at most "),
+        ((10**50,), ValueError, "batch must be at most "),
         ((2, "eval"), ValueError, "mode must be 'train' or 'infer', got 'eval'"),
         ((2, None), ValueError, "mode must be 'train' or 'infer', got None"),
     ],
@@ -499,6 +527,51 @@ def test_the_gradient_may_not_go_over_its_sources(model):
 )
 def test_plan(model, arguments, error, message):
     refuses(model.plan, arguments, error, message)
+
+
+@pytest.mark.parametrize(
+    "value, error, message",
+    [
+        (np.zeros(SIZE), TypeError, "weights must be float32, as the model is, got float64"),
+        (np.zeros(SIZE, ">f8"), TypeError, "weights must be float32, as the model is, got >f8"),
+        (np.zeros(SIZE, np.int32), TypeError, "weights must be float32, as the model is, got int32"),
+        (np.zeros(SIZE - 5, np.float32), ValueError, f"weights must have shape ({SIZE},) for this configuration, got"),
+        (np.zeros((SIZE, 1), np.float32), ValueError, f"weights must have shape ({SIZE},) for this configuration, got"),
+        (np.ma.zeros(SIZE, np.float32), TypeError, "weights is a masked array: fill it first"),
+        (None, TypeError, "weights must be an array, got None"),
+        ("best", ValueError, f"weights must have shape ({SIZE},) for this configuration, got ()"),
+    ],
+    ids=ids,
+)
+def test_weights_assigned(model, value, error, message):
+    kept, before = model.weights, model.weights.copy()
+    refuses(lambda value: setattr(model, "weights", value), [value], error, message)
+    assert model.weights is kept and same_bits(kept, before)
+
+
+@pytest.mark.parametrize("name", ["config", "layout", "dtype", "checkpoint", "frozen", "logits"])
+def test_what_a_model_is_can_not_be_set(model, name):
+    before = getattr(model, name)
+    with pytest.raises(AttributeError, match=name):
+        setattr(model, name, before)
+    assert getattr(model, name) is before
+
+
+@pytest.mark.parametrize("call", ["forward", "features", "loss_and_grad", "freeze"])
+def test_weights_that_were_resized_behind_the_models_back(call):
+    weights = cvit.init_weights(CONFIG, 1)
+    model = ViT(CONFIG, weights)
+    weights.resize(5, refcheck=False)
+    arguments = [] if call == "freeze" else [IMAGES, [0, 1]] if call == "loss_and_grad" else [IMAGES]
+    refuses(getattr(model, call), arguments, ValueError, f"weights must have shape ({SIZE},) and be float32, but")
+
+
+def test_an_eps_that_is_none_in_the_models_dtype():
+    config = ViTConfig(**{**CONFIG.__dict__, "eps": 1e-46})
+    with pytest.raises(ValueError, match=r"the configuration's eps must be at least 1.175e-38, the smallest normal"):
+        ViT(config)
+    x = np.ones((1, 2, 4, 6))  # all tokens are constant
+    assert np.isfinite(ViT(config, dtype=np.float64).forward(x)).all()
 
 
 # -------------------------------------------------------------------------------------------- configuration, layout
@@ -577,7 +650,7 @@ def test_variant(name):
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", "null", "{", None, 3, '{"width": 3}', "[" * 100_000])
 def test_config_from_json(text):
-    with pytest.raises(ValueError, match="config (is not valid JSON|must be a JSON object)"):
+    with pytest.raises(ValueError, match=r"config (is not valid JSON|must be a JSON object)"):
         ViTConfig.from_json(text)
 
 

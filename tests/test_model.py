@@ -1,7 +1,7 @@
 """The whole model against tests/reference.py and against finite differences, for every part a configuration can have.
 
-float32's bound: a value goes through depth + 2 stages (embedding, blocks, head), each of which sums at most `longest`
-terms; the gradient comes back the same way. So many roundings, relative to the largest entry, are allowed.
+float32's bound: a value goes through depth + 2 stages (embedding, blocks, head), each of which sums at most `longest` terms; the
+gradient comes back the same way. So many roundings, relative to the largest entry, are allowed.
 """
 
 import dataclasses
@@ -20,8 +20,7 @@ from cvit import Layout, ViT, ViTConfig
 
 TINY = ViTConfig(image_size=(4, 6), patch_size=2, channels=2, width=12, depth=2, heads=3, hidden=20, classes=5)
 
-# name: (batch, configuration). Tokens of width 1 have no variance, so that their norm multiplies rounding by
-# 1/sqrt(eps): a larger eps.
+# name: (batch, configuration). Tokens of width 1 have no variance, so that their norm multiplies rounding by 1/sqrt(eps): a larger eps.
 CASES = {
     "digits": (5, ViTConfig(image_size=8, patch_size=2, channels=1, width=64, depth=2, heads=4, hidden=128, classes=10)),
     "everything 1": (1, ViTConfig(image_size=1, patch_size=1, channels=1, width=1, depth=1, heads=1, hidden=1, classes=1, pool="mean", eps=0.01)),
@@ -60,10 +59,7 @@ def bound(config, N, dtype):
 
 
 def rounded_problem(config, N, dtype):
-    """Weights, images, labels of `problem`, rounded to dtype.
-
-    Entries of 0.5 would let wide models saturate: 1/sqrt(fan in) instead.
-    """
+    """Weights, images, labels of `problem`, rounded to dtype. Entries of 0.5 would let wide models saturate: 1/sqrt(fan in) instead."""
     flat, x, y = problem(config, N)
     for name, view in Layout.of(config).views(flat).items():
         if view.ndim == 2 and name != "pos_embed":
@@ -87,8 +83,7 @@ def check_model(config, N, dtype, label_smoothing=0.1):
     allowed = bound(config, N, dtype)
     expected_logits, expected_features, _ = ref.forward(config, model.layout.views(flat), x)
     expected_loss, expected_grad = ref.loss_and_grad(config, flat, x, y, label_smoothing)
-    # The terms that are summed may be larger than what is left: positions are among the features' terms, and so on to
-    # the logits.
+    # The terms that are summed may be larger than what is left: positions are among the features' terms, and so on to the logits.
     weights = model.layout.views(flat)
     terms = np.abs(expected_features) + np.abs(weights["pos_embed"]).max()
     logit_terms = terms @ np.abs(weights["head.weight"]) + np.abs(weights.get("head.bias", 0))
@@ -169,104 +164,3 @@ def test_gradient_at_size_by_finite_differences(case, rng):
 
     some = rng.choice(flat.size, size=30, replace=False)
     assert_close(grad[some], ref.numerical_gradient(loss, flat, some), 1e-9, floor=np.abs(grad).max())
-
-
-# --------------------------------------------------------------------------------------------------- what a ViT is
-
-
-def test_every_engine_starts_from_nothing(monkeypatch):
-    """Memory that is full of NaN gives the same bits: nothing is read before it was written."""
-    from cvit.engine import plan as _engine
-
-    allocate = _engine.allocate
-
-    def full_of_nan(count, dtype):
-        memory = allocate(count, dtype)
-        memory.view(np.uint8)[:] = 255  # every float of ones alone is a NaN
-        return memory
-
-    for N, config in CASES.values():
-        flat, x, y = rounded_problem(config, N, np.float32)
-        results = []
-        for dirty in (False, True):
-            monkeypatch.setattr(_engine, "allocate", full_of_nan if dirty else allocate)
-            model = ViT(config, flat)
-            loss, grad = model.loss_and_grad(x, y)
-            results.append((loss, grad.copy(), model.logits.copy(), model.forward(x), model.freeze().forward(x)))
-        assert same_bits(*results)
-
-
-def test_weights_are_kept_and_used_as_they_are_now():
-    flat, x, y = rounded_problem(TINY, 2, np.float32)
-    model = ViT(TINY, flat)
-    assert model.weights is flat and model.dtype == np.float32
-    before = model.forward(x)
-    flat *= np.float32(0.5)
-    after = model.forward(x)
-    assert not same_bits(before, after)
-    assert same_bits(after, ViT(TINY, flat.copy()).forward(x))
-
-
-def test_read_only_weights_are_copied():
-    flat, x, y = rounded_problem(TINY, 2, np.float64)
-    flat.flags.writeable = False
-    model = ViT(TINY, flat)
-    model.weights[:] = 0
-    assert flat.any() and not model.forward(x).any()
-
-
-def test_gradient_goes_where_it_is_told():
-    flat, x, y = rounded_problem(TINY, 2, np.float32)
-    model = ViT(TINY, flat)
-    out = np.full_like(flat, np.nan)
-    loss, grad = model.loss_and_grad(x, y, out=out)
-    assert grad is out
-    again = model.loss_and_grad(x, y)
-    assert again[0] == loss and again[1] is not out and same_bits(again[1], out)
-    kept = again[1].copy()
-    other = model.loss_and_grad(-x, y)[1]
-    assert other is not again[1] and same_bits(again[1], kept)  # a gradient that is still held is left alone
-
-
-def test_results_are_new_arrays():
-    flat, x, y = rounded_problem(TINY, 2, np.float32)
-    model = ViT(TINY, flat)
-    for call in (model.forward, model.features):
-        first = call(x)
-        kept = first.copy()
-        second = call(x * 2)
-        assert same_bits(first, kept) and not np.may_share_memory(first, second)
-
-
-def test_batch_sizes_and_modes_do_not_mix():
-    """Engines are kept by batch size and mode, the oldest one leaves: whatever the order, results are those of a fresh
-    model."""
-    flat, x, y = rounded_problem(TINY, 9, np.float32)
-    model = ViT(TINY, flat)
-    for N in (3, 1, 9, 2, 5, 3, 7, 9, 1):
-        fresh = ViT(TINY, flat)
-        assert same_bits(model.forward(x[:N]), fresh.forward(x[:N]))
-        assert same_bits(model.loss_and_grad(x[:N], y[:N]), fresh.loss_and_grad(x[:N], y[:N]))
-
-
-@pytest.mark.parametrize(
-    "kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">i4", list]
-)
-def test_labels_of_any_integer_dtype(kind):
-    flat, x, y = rounded_problem(TINY, 4, np.float32)
-    labels = y.tolist() if kind is list else y.astype(kind)
-    assert same_bits(ViT(TINY, flat).loss_and_grad(x, labels), ViT(TINY, flat).loss_and_grad(x, y))
-
-
-def test_images_of_the_other_dtype_are_converted():
-    flat, x, y = rounded_problem(TINY, 2, np.float32)
-    assert same_bits(ViT(TINY, flat).forward(x.astype(np.float64)), ViT(TINY, flat).forward(x))
-    assert ViT(TINY, flat.astype(np.float64)).forward(x).dtype == np.float64
-
-
-def test_fresh_weights_start_from_equal_logits():
-    model = ViT(TINY, seed=3, dtype=np.float64)
-    assert same_bits(model.weights, cvit.init_weights(TINY, 3, dtype=np.float64))
-    loss, _ = model.loss_and_grad(np.ones((2, 2, 4, 6)), [0, 4])
-    assert loss == pytest.approx(np.log(5), rel=1e-14)
-    assert "12" in repr(model) and f"{model.weights.size:,}" in repr(model)

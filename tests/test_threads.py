@@ -46,7 +46,17 @@ def test_set_and_get():
 
 
 @pytest.mark.parametrize(
-    "count, error", [(0, ValueError), (-1, ValueError), (2.5, ValueError), ("2", TypeError), (True, TypeError)]
+    "count, error",
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (2.5, ValueError),
+        ("2", TypeError),
+        (True, TypeError),
+        (2**31, ValueError),
+        (1025, ValueError),
+        (3 * 10**9, ValueError),
+    ],
 )
 def test_a_wrong_number_changes_nothing(count, error):
     cvit.set_num_threads(2)
@@ -77,9 +87,42 @@ def test_omp_num_threads(threads):
 
 
 @openmp
-def test_an_empty_omp_num_threads_is_none():
-    told = python("import cvit; print(cvit.get_num_threads())", OMP_NUM_THREADS="")
+@pytest.mark.parametrize("text", ["", " ", "0", "abc", "-3", "3.0", "4,", "1000000000"])
+def test_an_omp_num_threads_that_says_nothing_is_none(text):
+    told = python("import cvit; print(cvit.get_num_threads())", OMP_NUM_THREADS=text)
     assert int(told.stdout) == runtime.available_cpus()
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [("3", 3), (" 3 ", 3), ("+3", 3), ("3,2", 3), ("3 , 2", 3), ("999999999", runtime.MAX_THREADS)]
+    + [
+        (text, None)
+        for text in ("", " ", "0", "abc", "-3", "3,0", "3,x", "3,", ",3", "3.0", "0x3", "1e3", "2147483648")
+    ],
+)
+def test_the_quota_counts_unless_omp_num_threads_is_a_number(monkeypatch, text, number):
+    monkeypatch.setattr(runtime, "available_cpus", lambda: 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert runtime._default_limit() == (number or 1)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert runtime._default_limit() == 1
+
+
+@pytest.mark.parametrize(
+    "name, text, given",
+    [("GOMP_SPINCOUNT", "5k", None), ("GOMP_SPINCOUNT", "infinite", None), ("OMP_WAIT_POLICY", "Passive", None)]
+    + [("GOMP_SPINCOUNT", text, "20000") for text in ("", " ", "many")]
+    + [("OMP_WAIT_POLICY", text, "20000") for text in ("", "maybe")],
+)
+def test_how_long_idle_threads_spin(monkeypatch, name, text, given):
+    for variable in runtime._SPINNING:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, text)
+    before = dict(os.environ)
+    with runtime._short_spinning():
+        assert os.environ.get("GOMP_SPINCOUNT") == (given or before.get("GOMP_SPINCOUNT"))
+    assert dict(os.environ) == before
 
 
 @openmp
@@ -222,6 +265,60 @@ def test_one_model_in_two_python_threads():
         assert all(same_bits(one, wanted) for one in logits)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_two_python_threads_train_one_model(threads):
+    """Each gets its own loss, gradient and logits, and those of a call stay as they are."""
+    cvit.set_num_threads(threads)
+    model = ViT(CONFIG, seed=1)
+    model.weights += 0.1 * np.random.default_rng(0).standard_normal(model.weights.size).astype(np.float32)
+    data = [batch(5, 1), batch(5, 2), batch(3, 3)]
+
+    def call(x, y):
+        loss, grad = model.loss_and_grad(x, y)
+        return loss, grad, model.logits
+
+    def copied(result):
+        return result[0], result[1].copy(), result[2].copy()
+
+    expected = [copied(call(*d)) for d in data]
+    assert len({e[0] for e in expected}) == 3
+
+    def many(d, wanted):
+        last = None
+        for _ in range(60):
+            result = call(*d)
+            assert same_bits(result, wanted) and (last is None or same_bits(last, wanted))
+            last = result
+        return True
+
+    assert all(run_together([lambda d=d, e=e: many(d, e) for d, e in zip(data, expected)]))
+    assert same_bits(model.logits, expected[2][2])  # this thread's own
+
+
+def test_weights_may_be_assigned_and_frozen_beside_calls():
+    """A call sees one state or the other, never half of one."""
+    x, _ = batch(4, 1)
+    vectors = [ViT(CONFIG, seed=seed).weights + np.float32(0.01) for seed in (1, 2)]
+    expected = [ViT(CONFIG, vector).forward(x) for vector in vectors]
+    model, done = ViT(CONFIG, vectors[0]), threading.Event()
+
+    def change():
+        try:
+            for i in range(60):
+                model.weights = vectors[i % 2]
+                model.freeze().unfreeze()
+        finally:
+            done.set()
+
+    def look():
+        while not done.is_set():
+            logits = model.forward(x)
+            assert any(same_bits(logits, wanted) for wanted in expected)
+
+    run_together([change, look, look])
+    assert model.weights is vectors[1]
+
+
 def test_ops_in_two_python_threads(rng):
     x, w = rng.standard_normal((2, 300, 60))
     expected = cvit.ops.linear(x, w.T.copy()), cvit.ops.gelu(x)
@@ -340,3 +437,78 @@ def test_a_childs_child_computes_the_same():
         return os.read(read, 20)
 
     assert in_child(grandchild) == b"same"
+
+
+@fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("call", ["forward", "loss_and_grad", "freeze"])
+def test_a_fork_while_another_thread_is_inside_a_call(call):
+    """The child has that thread's lock, but not the thread."""
+    model = ViT(CONFIG, seed=1)
+    x, y = batch()
+    expected = result(model, x, y)
+    model._lock.acquire()  # as a call in another thread holds it
+    try:
+        work = {
+            "forward": lambda: model.forward(x),
+            "loss_and_grad": lambda: result(model, x, y)[:2],
+            "freeze": lambda: model.freeze().forward(x),
+        }[call]
+        answer = in_child(work)
+    finally:
+        model._lock.release()
+    assert same_bits(answer, expected[:2] if call == "loss_and_grad" else expected[2])
+    assert same_bits(result(model, x, y), expected)
+
+
+@fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forks_in_the_middle_of_calls():
+    model = ViT(CONFIG, seed=1)
+    x, y = batch(32)
+    expected = result(model, x, y)
+    stop = threading.Event()
+
+    def train():
+        while not stop.is_set():
+            model.loss_and_grad(x, y)
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert same_bits(in_child(lambda: result(model, x, y)), expected)
+    finally:
+        stop.set()
+        thread.join()
+
+
+# --------------------------------------------------------------------------------------------------- out of memory
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the address space")
+def test_out_of_memory_says_what_was_asked_for():
+    """And the model goes on with a smaller batch."""
+    code = """if True:
+        import cvit, numpy as np, resource
+        config = cvit.ViTConfig(image_size=32, patch_size=4, channels=3, width=64, depth=4, heads=4, classes=10)
+        model = cvit.ViT(config)
+        x = np.ones((3000, 3, 32, 32), np.float32)
+        y = np.zeros(3000, int)
+        model.loss_and_grad(x[:4], y[:4])
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), hard))
+        try:
+            model.loss_and_grad(x, y)
+        except MemoryError as error:
+            print(error)
+        print(model.loss_and_grad(x[:4], y[:4])[0])
+        """
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("reads /proc")
+    told = python(code)
+    assert told.returncode == 0, told.stderr
+    message, loss = told.stdout.splitlines()
+    assert message.startswith("no room for ") and " values of float32, " in message and " GB: " in message
+    assert float(loss) == pytest.approx(math.log(10))

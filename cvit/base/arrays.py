@@ -83,10 +83,11 @@ def as_labels(name: str, value, count: int, classes: int) -> np.ndarray:
         raise TypeError(f"{name} must have an integer dtype, got {array.dtype}")
     if array.shape != (count,):
         raise ValueError(f"{name} must have shape ({count},), one label an image, got {array.shape}")
-    labels = np.array(array, INT64, order="C")
-    # As unsigned numbers the negative ones, and those that wrapped around in int64, are the largest.
-    if count and np.maximum.reduce(labels.view(UINT64)) >= classes:
-        raise ValueError(f"{name} must lie in [0, {classes}), got values from {array.min()} to {array.max()}")
+    labels = array.astype(INT64, "C")
+    if count:  # as unsigned numbers the negative ones, and those that wrapped around in int64, are the largest
+        unsigned = labels.view(UINT64)
+        if unsigned.item(unsigned.argmax()) >= classes:
+            raise ValueError(f"{name} must lie in [0, {classes}), got values from {array.min()} to {array.max()}")
     return labels
 
 

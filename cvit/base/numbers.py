@@ -70,6 +70,8 @@ def representable(name: str, value, dtype: np.dtype, *, positive: bool = False, 
     a subnormal number, which kernels flush to 0; and where it must lie `below_one`, not round to 1. Other numbers may
     become 0, as a learning rate that a schedule has let fade.
     """
+    if type(value) is float and (1e-30 < value < 0.99 or (value == 0 and not positive)):
+        return value  # nearly all calls: every step makes some
     number = finite(name, value)
     largest, normal, one = _LIMITS[dtype.itemsize]
     if number > largest:

@@ -90,8 +90,7 @@ def available_cpus() -> int:
 
 
 def _omp_num_threads(text: str) -> int | None:
-    """The number in `OMP_NUM_THREADS`, of a list the outermost level's; None where there is none that OpenMP
-    accepts."""
+    """The number in `OMP_NUM_THREADS`, of a list the first; None where OpenMP accepts none."""
     numbers = [number.strip() for number in text.split(",")]
     if not all(re.fullmatch(r"\+?[0-9]{1,9}", number) and int(number) > 0 for number in numbers):
         return None

@@ -1,4 +1,4 @@
-"""Large vectors that are handed out, and whose memory is used again when nobody holds them any more."""
+"""Large vectors that are handed out, and whose memory is used again when nothing refers to them any more."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 from .memory import allocate
 
-KEPT = 4  # vectors whose memory is kept: for a few threads, or for a caller who looks at the last few
+KEPT = 4  # vectors whose memory is kept: enough for a few threads that train one model
 
 
 class Vectors:
-    """Vectors of one length and type, each without overlap with any other that is still held.
+    """Vectors of one length and type, none of which overlaps another that is still referenced.
 
     Every vector is a new array object on memory of this pool. A view of it refers to it: NumPy shortens a chain of
     bases only from array to array, and its base is a memoryview. So does whatever took its buffer or its DLPack
@@ -24,13 +24,16 @@ class Vectors:
         self._kept: list[tuple[memoryview, weakref.ref]] = []
 
     def take(self) -> np.ndarray:
-        """A vector of any content. It is the caller's for as long as he holds it or a view of it."""
-        free = next((i for i, (_, vector) in enumerate(self._kept) if vector() is None), None)
-        if free is not None:
-            memory, _ = self._kept.pop(free)
+        """A vector of any content, valid for as long as it or a view of it is referenced."""
+        for i, (memory, holder) in enumerate(self._kept):  # noqa: B007
+            if holder() is None:
+                break
         else:
             memory = memoryview(allocate(self._size, self._dtype)[: self._size])
-            del self._kept[: len(self._kept) - KEPT + 1]  # the oldest: its memory goes with who holds it
-        taken = np.frombuffer(memory, self._dtype)
-        self._kept.append((memory, weakref.ref(taken)))
-        return taken
+            del self._kept[
+                : max(0, len(self._kept) + 1 - KEPT)
+            ]  # the oldest: its memory is freed with the last reference
+            i = len(self._kept)
+        vector = np.frombuffer(memory, self._dtype)
+        self._kept[i : i + 1] = [(memory, weakref.ref(vector))]
+        return vector

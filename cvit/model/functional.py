@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base.arrays import as_array, as_float, as_labels, common_dtype
 from ..base.errors import check
-from ..base.numbers import as_int, finite
+from ..base.numbers import as_int, representable
 from ..engine import update
 from ..engine.plan import Plan as Engine
 from .program import program_of
@@ -178,8 +178,8 @@ def vit_train_step(x, y, w_proj, cls_token, pos_embed, blocks_weights, w_head, n
     array (size,), all updated weights, flat, in the order w_proj, cls_token, pos_embed, blocks_weights, w_head:
     `unpack_weights` gives them back their shapes. The arguments are not modified.
     """
-    lr = finite("lr", lr)
     x, model = _model(x, w_proj, cls_token, pos_embed, blocks_weights, w_head, num_heads)
+    lr = representable("lr", lr, model.dtype)
     as_labels("y", y, len(x), model.config.classes)
     _, grad = model.loss_and_grad(x, y)
     update.sgd(model.weights, grad, None, lr, 0.0, False, 0.0, np.empty((0, 2), np.int64), 1.0)

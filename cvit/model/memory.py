@@ -18,8 +18,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """All memory beside weights and gradient: activations, their gradients, packed weights, all threads'
-        scratch."""
+        """All memory beside weights and gradient: activations, their gradients, packed weights, scratch."""
         return sum(self.buffers.values())
 
     def __str__(self):

@@ -89,11 +89,11 @@ class ViT:
 
     What a call returns
     -------------------
-    `forward`, `features` and `logits` are arrays of their own. A gradient from `loss_and_grad` is the caller's for as
-    long as he holds it or a view of it, and its memory is used again after that: gradients may be kept, compared and
-    added up, and a training loop still allocates nothing. (A loop in which the last gradient is still held at the next
-    call takes turns with two vectors. With `out` it is one, the caller's own.) A raw address, such as
-    `grad.ctypes.data`, does not hold it.
+    `forward`, `features` and `logits` give arrays of their own. A gradient from `loss_and_grad` is valid for as long as
+    it or a view of it is referenced, and its memory is used again after that: gradients may be kept, compared and added
+    up, and a training loop still allocates nothing. (A loop that still refers to the last gradient at the next call
+    takes turns with two vectors. With `out` there is one, the caller's own.) A raw address, such as `grad.ctypes.data`,
+    is no reference.
 
     A model may be called from several threads: its calls take turns, and each thread gets its own results, logits
     included. Two models run at the same time. A forked child may use the model, whatever other threads did at the fork.
@@ -115,7 +115,8 @@ class ViT:
         if not isinstance(config, ViTConfig):
             raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
         check(checkpoint in (None, "block"), f"checkpoint must be None or 'block', got {shown(checkpoint)}")
-        check(not unsupported(config), f"config has options that are not computed yet: {', '.join(unsupported(config))}")
+        missing = unsupported(config)
+        check(not missing, f"config has options that are not computed yet: {', '.join(missing)}")
         if weights is None:
             weights = init_weights(config, seed, dtype=float_dtype("dtype", dtype))
         self._config = config
@@ -261,7 +262,7 @@ class ViT:
             if state.packed is None:
                 weights = state.weights.copy()
                 weights.flags.writeable = False
-                # A view of it: that can not be made writable again.
+                # A view of it, which cannot be made writable again.
                 self._state = _State(weights[:], self._pack_all(weights), state.weights, {})
         return self
 
