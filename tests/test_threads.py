@@ -510,5 +510,5 @@ def test_out_of_memory_says_what_was_asked_for():
     told = python(code)
     assert told.returncode == 0, told.stderr
     message, loss = told.stdout.splitlines()
-    assert message.startswith("no room for ") and " values of float32, " in message and " GB: " in message
+    assert message.startswith("no room for ") and " bytes, " in message and " GB: " in message
     assert float(loss) == pytest.approx(math.log(10))

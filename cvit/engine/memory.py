@@ -22,7 +22,7 @@ def allocate(count: int, dtype) -> np.ndarray:
     try:
         region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as error:
-        raise MemoryError(f"cannot allocate {size:,} bytes: {error}") from None
+        raise MemoryError(f"no room for {size:,} bytes, {size / 1e9:,.3f} GB: {error}") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without huge pages
             region.madvise(mmap.MADV_HUGEPAGE)
