@@ -102,6 +102,33 @@ def gelu_backward(dy, u, form):
     return dy * 0.5 * (1.0 + t + u * (1.0 - t**2) * TANH_SCALE * (1.0 + 3.0 * TANH_CUBIC * u**2))
 
 
+def sigmoid(u):
+    return 0.5 * (1.0 + np.tanh(0.5 * u))
+
+
+def activation_forward(u, kind):
+    """f(u): GELU in both forms, u · σ(1.702 u) for "quick_gelu", u · σ(u) for "silu", max(u, 0) for "relu"."""
+    if kind == "relu":
+        return np.maximum(u, 0.0)
+    if kind in ("quick_gelu", "silu"):
+        return u * sigmoid(SIGMOID_SCALE[kind] * u)
+    return gelu_forward(u, kind.removeprefix("gelu_"))
+
+
+def activation_backward(dy, u, kind):
+    """du = dy · f'(u); relu'(0) = 0."""
+    if kind == "relu":
+        return dy * (u > 0)
+    if kind in ("quick_gelu", "silu"):
+        a = SIGMOID_SCALE[kind]
+        s = sigmoid(a * u)
+        return dy * s * (1.0 + a * u * (1.0 - s))
+    return gelu_backward(dy, u, kind.removeprefix("gelu_"))
+
+
+SIGMOID_SCALE = {"quick_gelu": 1.702, "silu": 1.0}
+
+
 def split_heads(x, H):
     """(N, T, D) -> (N, H, T, D/H); `merge_heads` is its inverse and, a permutation, its backward."""
     N, T, D = x.shape
@@ -182,14 +209,16 @@ def block_forward(config, weights, i, x):
     o, lse = attention_forward(q, k, v)
     x_mid = x + linear_forward(merge_heads(o), *part(weights, f"{at}.attn.proj"))
     b, mean2, rstd2 = layernorm_forward(x_mid, *part(weights, f"{at}.norm2"), config.eps)
-    u = linear_forward(b, *part(weights, f"{at}.mlp.fc1"))
-    x_out = x_mid + linear_forward(gelu_forward(u, config.gelu), *part(weights, f"{at}.mlp.fc2"))
-    return x_out, (x, mean1, rstd1, q, k, v, o, lse, x_mid, mean2, rstd2, u)
+    u = linear_forward(b, *part(weights, f"{at}.mlp.{'fc1_gate' if config.gated else 'fc1'}"))
+    value = linear_forward(b, *part(weights, f"{at}.mlp.fc1")) if config.gated else 1.0
+    g = activation_forward(u, config.activation) * value
+    x_out = x_mid + linear_forward(g, *part(weights, f"{at}.mlp.fc2"))
+    return x_out, (x, mean1, rstd1, q, k, v, o, lse, x_mid, mean2, rstd2, u, value)
 
 
 def block_backward(config, weights, grads, i, dx_out, cache):
     """dx of block i from dx_out (N, T, D), in the engine's order; the block's weight gradients go into `grads`."""
-    x, mean1, rstd1, q, k, v, o, lse, x_mid, mean2, rstd2, u = cache
+    x, mean1, rstd1, q, k, v, o, lse, x_mid, mean2, rstd2, u, value = cache
 
     def linear(name, dy, x_in):
         dx_in, *dparams = linear_backward(dy, x_in, weights[f"blocks.{i}.{name}.weight"])
@@ -202,9 +231,12 @@ def block_backward(config, weights, grads, i, dx_out, cache):
         return dx_in
 
     # rows: back through the MLP and the output projection
-    du = gelu_backward(linear("mlp.fc2", dx_out, gelu_forward(u, config.gelu)), u, config.gelu)
+    f = activation_forward(u, config.activation)
+    dg = linear("mlp.fc2", dx_out, f * value)
+    du = activation_backward(dg * value, u, config.activation)
     b = layernorm_apply(x_mid, mean2, rstd2, *part(weights, f"blocks.{i}.norm2"))
-    dx_mid = dx_out + norm("norm2", linear("mlp.fc1", du, b), x_mid, mean2, rstd2)
+    db = linear("mlp.fc1_gate", du, b) + linear("mlp.fc1", dg * f, b) if config.gated else linear("mlp.fc1", du, b)
+    dx_mid = dx_out + norm("norm2", db, x_mid, mean2, rstd2)
     do = split_heads(linear("attn.proj", dx_mid, merge_heads(o)), config.heads)
     # heads
     dqkv = attention_backward(do, q, k, v, o, lse)

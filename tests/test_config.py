@@ -176,8 +176,6 @@ def test_the_class_token_follows_the_pooling_unless_it_is_given():
         ("pos_tokens", dict(pos_tokens="patches")),
         ("pool", dict(pool="mean_all")),
         ("pool", dict(pool="none")),
-        ("activation", dict(activation="relu")),
-        ("gated", dict(gated=True)),
     ],
 )
 def test_options_that_no_engine_computes_are_refused(option, values):

@@ -319,7 +319,7 @@ cdef class Plan:
         """A thread's scratch: packed rows, blocks of hidden rows, and the slots that no other task reads."""
         cdef Pass* p = &self.p
         rows, size = p.block_rows, p.K.size
-        sizes, widths = {}, {}
+        sizes, widths, shared = {}, {}, {}
 
         def need(name, count, width=0):
             sizes[name] = max(sizes.get(name, 0), count)
@@ -335,6 +335,7 @@ cdef class Plan:
                     width = part.n * (1 + part.gated)
                     need(part.target, rows * part.n * size, part.n)
                     need(f"d {part.source}", rows * width * size, width)
+                    shared[f"d {part.target}"] = f"d {part.source}"  # where the activation's backward works in place
                     if part.source not in self.kept[layer]:
                         need(part.source, rows * width * size, width)
                 if isinstance(part, Hidden):
@@ -350,6 +351,8 @@ cdef class Plan:
         for name, count in sizes.items():
             self.scratch_slots[name] = (SCRATCH, offset, 0, widths[name])
             offset += lines(count)
+        for name, place in shared.items():
+            self.scratch_slots[name] = self.scratch_slots[place]
         own = max(offset, head_scratch(p), pool_scratch(p.D) * size)
         dh = max([block.heads.width // block.heads.heads for block in self.program.blocks], default=1)
         own = max(own, p.K.attention_scratch(p.T, dh, 0) * size)

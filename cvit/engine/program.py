@@ -14,8 +14,9 @@ A weight is the offset of its first element in the flat weight tensor, -1 if the
     one: the hidden rows never leave the cache
 
 `fuse` puts Hidden in the place of the three, and lets a norm write the packed rows that the product behind it reads.
-Both change where values lie and not how they are computed: `Plan(..., fused=False)` runs the program as it was given,
-to the same bits.
+Both change
+where values lie and not how they are computed: `Plan(..., fused=False)` runs the program as it was given, to the same
+bits. (But for the gradient of a wide gated MLP's input, whose two matrices' parts are then added up in another order.)
 """
 
 from __future__ import annotations

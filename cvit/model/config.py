@@ -51,8 +51,6 @@ _NOT_YET: dict[str, Callable[[ViTConfig], bool]] = {
     "registers": lambda config: config.registers > 0,
     "pos_tokens": lambda config: config.pos_rows != config.tokens,
     "pool": lambda config: config.pool not in ("cls", "mean"),
-    "activation": lambda config: config.activation not in GELUS.values(),
-    "gated": lambda config: config.gated,
 }
 
 

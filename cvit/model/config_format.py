@@ -61,7 +61,11 @@ def read(text: str) -> Fields:
     """
     try:
         fields = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:  # ValueError: not JSON, or an integer of thousands of digits
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # ValueError: not JSON, or an integer of thousands of digits
         raise ValueError(f"config is not valid JSON: {short(error, 200)}") from None
     check(isinstance(fields, dict), f"config must be a JSON object, got {short(repr(fields))}")
     number, reader = fields.pop("format", 1), fields.pop("reader", None)
@@ -75,7 +79,9 @@ def read(text: str) -> Fields:
     known = DEFAULTS[number]
     unknown, missing = fields.keys() - known.keys(), known.keys() - fields.keys()
     check(not unknown, f"config has keys that format {number} does not know: {listed(unknown)}")
-    check(number > 1 or not missing, f"config must be a JSON object with all keys of format 1, it lacks {listed(missing)}")
+    check(
+        number > 1 or not missing, f"config must be a JSON object with all keys of format 1, it lacks {listed(missing)}"
+    )
     fields = {**known, **fields}
     for step in range(number, FORMAT):
         fields = UPGRADES[step](fields)

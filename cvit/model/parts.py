@@ -200,9 +200,7 @@ def linear(
     return Part(where.prefix + name, Kind.LINEAR, tuple(tensors), macs, source, target, add)
 
 
-def norm(
-    where: Where, name: str, width: int, *, affine: bool, flax: str, source: str = "", target: str = ""
-) -> Part:
+def norm(where: Where, name: str, width: int, *, affine: bool, flax: str, source: str = "", target: str = "") -> Part:
     """A layer norm of rows of `width` numbers, with a learned scale and shift or without."""
     tensors: tuple[Tensor, ...] = ()
     if affine:

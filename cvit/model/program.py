@@ -55,7 +55,8 @@ def _block(config: ViTConfig, layout: Layout, i: int) -> Block:
             case Kind.ATTENTION:
                 steps.append(Heads(_short(part), config.heads, config.width, part.source, part.target))
             case Kind.ACTIVATION:
-                steps.append(Activation(_short(part), config.activation, config.hidden, False, part.source, part.target))
+                kind, gated = config.activation, config.gated
+                steps.append(Activation(_short(part), kind, config.hidden, gated, part.source, part.target))
             case Kind.LINEAR:
                 steps.append(_linear(layout, part, steps))
     at = next(number for number, step in enumerate(steps) if isinstance(step, Heads))
