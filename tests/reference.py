@@ -36,18 +36,21 @@ def patches_backward(dpatches, shape, P):
     return grid.transpose(0, 3, 1, 4, 2, 5).reshape(shape)
 
 
-def embed_forward(projected, cls_token, pos_embed):
-    """Projected patches (N, patches, D) -> tokens (N, T, D): class token in front if there is one, positions added."""
-    if cls_token is not None:
-        first = np.broadcast_to(cls_token, (len(projected), 1, len(cls_token)))
-        projected = np.concatenate([first, projected], axis=1)
-    return projected + pos_embed
+def embed_forward(projected, prefix, pos_embed):
+    """Projected patches (N, patches, D) -> tokens (N, T, D): the prefix (p, D) in front, positions added.
+
+    pos_embed has T rows, one for each token, or one for each patch.
+    """
+    if len(pos_embed) == projected.shape[1]:
+        projected, pos_embed = projected + pos_embed, 0.0
+    first = np.broadcast_to(prefix, (len(projected), *prefix.shape))
+    return np.concatenate([first, projected], axis=1) + pos_embed
 
 
-def embed_backward(dtokens, has_cls):
-    """dtokens (N, T, D) -> dprojected (N, patches, D), dcls_token (D,) or None, dpos_embed (T, D)."""
-    dpos_embed = dtokens.sum(axis=0)
-    return (dtokens[:, 1:], dpos_embed[0], dpos_embed) if has_cls else (dtokens, None, dpos_embed)
+def embed_backward(dtokens, p, pos_rows):
+    """dtokens (N, T, D) -> dprojected (N, patches, D), dprefix (p, D), dpos_embed (pos_rows, D)."""
+    total = dtokens.sum(axis=0)
+    return dtokens[:, p:], total[:p], total[len(total) - pos_rows :]
 
 
 def linear_forward(x, weight, bias=None):
@@ -158,19 +161,28 @@ def attention_backward(do, q, k, v, o, lse):
     return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ do
 
 
-def pool_forward(x, pool):
-    """Tokens (N, T, D) -> features (N, D): token 0 for "cls", the mean over tokens for "mean"."""
-    return x[:, 0] if pool == "cls" else x.mean(axis=1)
+def pool_shares(T, pool, p=0):
+    """What share of each token (T,) the pooled features are: of p tokens before the patches "mean" takes none."""
+    if pool == "cls":
+        return np.eye(T)[0]
+    first = p if pool == "mean" else 0
+    return np.where(np.arange(T) >= first, 1.0 / (T - first), 0.0)
 
 
-def pool_backward(dfeatures, T, pool):
-    """dfeatures (N, D) -> dx (N, T, D): all of it to token 0, or a share 1/T to every token."""
-    share = np.eye(T)[0] if pool == "cls" else np.full(T, 1.0 / T)
-    return share[:, None] * dfeatures[:, None, :]
+def pool_forward(x, pool, p=0):
+    """Tokens (N, T, D) -> features (N, D); for "none" the tokens themselves."""
+    if pool == "none":
+        return x
+    return x[:, 0] if pool == "cls" else x[:, p if pool == "mean" else 0 :].mean(axis=1)
+
+
+def pool_backward(dfeatures, T, pool, p=0):
+    """dfeatures (N, D) -> dx (N, T, D): to each token its share; for "none" dfeatures are dx."""
+    return dfeatures if pool == "none" else pool_shares(T, pool, p)[:, None] * dfeatures[:, None, :]
 
 
 def smooth_targets(y, classes, label_smoothing):
-    """Labels (N,) -> target distributions (N, classes): (1 - s) · onehot + s / classes."""
+    """Labels (...) -> target distributions (..., classes): (1 - s) · onehot + s / classes."""
     return (1.0 - label_smoothing) * np.eye(classes)[y] + label_smoothing / classes
 
 
@@ -178,12 +190,12 @@ def cross_entropy_forward(logits, y, label_smoothing=0.0):
     """Mean over the batch of -Σ target · log softmax(logits). Returns it and the log-probabilities (N, classes)."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     logp = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return float(-(smooth_targets(y, logits.shape[1], label_smoothing) * logp).sum(axis=-1).mean()), logp
+    return float(-(smooth_targets(y, logits.shape[-1], label_smoothing) * logp).sum(axis=-1).mean()), logp
 
 
 def cross_entropy_backward(logp, y, label_smoothing=0.0):
-    """dlogits = (softmax(logits) - target) / N."""
-    return (np.exp(logp) - smooth_targets(y, logp.shape[1], label_smoothing)) / len(logp)
+    """dlogits = (softmax(logits) - target) / N, N the number of labels."""
+    return (np.exp(logp) - smooth_targets(y, logp.shape[-1], label_smoothing)) / np.size(y)
 
 
 # ---------------------------------------------------------------------------------------------------- the model
@@ -246,18 +258,26 @@ def block_backward(config, weights, grads, i, dx_out, cache):
     return dx_mid + norm("norm1", da, x, mean1, rstd1)
 
 
+def prefix(config, tensors):
+    """The tokens that stand before the patches, each tensor as rows (·, D): class token, distillation token, registers."""
+    names = [name for name in ("cls_token", "dist_token", "reg_token") if name in tensors]
+    return [tensors[name].reshape(-1, config.width) for name in names]
+
+
 def forward(config, weights, x):
     """Images x (N, C, height, width) -> logits (N, classes), features (N, D), cache; `weights` by Layout's names."""
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     patches = patches_forward(np.asarray(x, np.float64), config.patch_size)
     projected = linear_forward(patches, *part(weights, "patch_embed"))
-    x = embed_forward(projected, weights.get("cls_token"), weights["pos_embed"])
+    x = embed_forward(
+        projected, np.concatenate([np.empty((0, config.width)), *prefix(config, weights)]), weights["pos_embed"]
+    )
     blocks = []
     for i in range(config.depth):
         x, kept = block_forward(config, weights, i, x)
         blocks.append(kept)
     h, mean, rstd = layernorm_forward(x, *part(weights, "norm"), config.eps) if config.final_norm else (x, None, None)
-    features = pool_forward(h, config.pool)
+    features = pool_forward(h, config.pool, config.prefix_tokens)
     logits = linear_forward(features, *part(weights, "head"))
     return logits, features, (weights, patches, blocks, x, mean, rstd, features)
 
@@ -270,15 +290,15 @@ def backward(config, cache, dlogits):
     grads = layout.views(flat_grad)
     dfeatures, *dparams = linear_backward(dlogits, features, weights["head.weight"])
     put(grads, "head", *dparams)
-    dx = pool_backward(dfeatures, config.tokens, config.pool)
+    dx = pool_backward(dfeatures, config.tokens, config.pool, config.prefix_tokens)
     if config.final_norm:
         dx, *dparams = layernorm_backward(dx, x, mean, rstd, part(weights, "norm")[0])
         put(grads, "norm", *dparams)
     for i in reversed(range(config.depth)):
         dx = block_backward(config, weights, grads, i, dx, blocks[i])
-    dprojected, dcls_token, grads["pos_embed"][...] = embed_backward(dx, config.pool == "cls")
-    if config.pool == "cls":
-        grads["cls_token"][...] = dcls_token
+    dprojected, dprefix, grads["pos_embed"][...] = embed_backward(dx, config.prefix_tokens, len(grads["pos_embed"]))
+    for tokens in prefix(config, grads):
+        tokens[...], dprefix = dprefix[: len(tokens)], dprefix[len(tokens) :]
     _, *dparams = linear_backward(dprojected, patches, weights["patch_embed.weight"])
     put(grads, "patch_embed", *dparams)
     return flat_grad

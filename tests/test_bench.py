@@ -20,7 +20,22 @@ from cvit.model.layout import Layout
 
 BENCH = Path(__file__).parent.parent / "bench"
 TINY = {"image_size": (8, 12), "width": 16, "heads": 2, "hidden": 24, "depth": 2, "classes": 5, "batch": 3}
-TINY_FLAGS = ["--image", "8x12", "--width", "16", "--heads", "2", "--hidden", "24", "--depth", "2", "--classes", "5", "--batch", "3"]
+TINY_FLAGS = [
+    "--image",
+    "8x12",
+    "--width",
+    "16",
+    "--heads",
+    "2",
+    "--hidden",
+    "24",
+    "--depth",
+    "2",
+    "--classes",
+    "5",
+    "--batch",
+    "3",
+]
 PACKAGES = {"torch": ["torch"], "jax": ["jax"], "onnxruntime": ["onnx", "onnxruntime"], "openvino": ["openvino"]}
 
 

@@ -170,12 +170,6 @@ def test_the_class_token_follows_the_pooling_unless_it_is_given():
     "option, values",
     [
         ("layer_scale", dict(layer_scale=0.1)),
-        ("class_token", dict(pool="mean", class_token=True)),
-        ("dist_token", dict(dist_token=True)),
-        ("registers", dict(registers=1)),
-        ("pos_tokens", dict(pos_tokens="patches")),
-        ("pool", dict(pool="mean_all")),
-        ("pool", dict(pool="none")),
     ],
 )
 def test_options_that_no_engine_computes_are_refused(option, values):

@@ -642,7 +642,10 @@ def test_config(change, error, message):
 @pytest.mark.parametrize("name", ["X/16", "S", "S/", "S/x", "S/-1", "s/16", "S/16/2", "", None, 16])
 def test_variant(name):
     with pytest.raises(
-        ValueError, match=re.escape(f"name must be one of Ti, S, M, B, L, So400m, H, g, G, e with a patch size, like 'S/16', got {name!r}")
+        ValueError,
+        match=re.escape(
+            f"name must be one of Ti, S, M, B, L, So400m, H, g, G, e with a patch size, like 'S/16', got {name!r}"
+        ),
     ):
         ViTConfig.variant(name)
 

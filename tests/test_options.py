@@ -15,7 +15,22 @@ from cvit.model.program import program_of
 
 SMALL = dict(image_size=(6, 4), patch_size=2, channels=2, width=20, depth=2, heads=4, hidden=23, classes=5)
 
+TOKENS = {
+    "registers": dict(registers=3),
+    "registers without class token": dict(registers=2, pool="mean"),
+    "distillation token": dict(dist_token=True),
+    "all tokens": dict(dist_token=True, registers=4, pos_tokens="patches"),
+    "positions of patches": dict(pos_tokens="patches"),
+    "mean with class token": dict(class_token=True, pool="mean"),
+    "mean over all": dict(registers=1, class_token=True, pool="mean_all"),
+    "mean over all, no final norm": dict(registers=1, class_token=True, pool="mean_all", final_norm=False),
+    "none": dict(pool="none", class_token=True),
+    "none, no norm": dict(pool="none", registers=1, final_norm=False),
+    "one patch": dict(image_size=2, registers=2, pool="mean", class_token=True),
+    "width 1": dict(width=1, heads=1, hidden=1, registers=2, pos_tokens="patches"),
+}
 OPTIONS = {
+    **TOKENS,
     "gelu_erf": dict(activation="gelu_erf"),
     "quick_gelu": dict(activation="quick_gelu"),
     "silu": dict(activation="silu"),

@@ -59,17 +59,18 @@ def test_patches(rng, N, C, rows, cols, P):
     np.testing.assert_array_equal(ref.patches_backward(patches, x.shape, P), x)  # a permutation: inverse and adjoint
 
 
-@pytest.mark.parametrize("has_cls", [True, False])
-def test_embed(rng, has_cls):
-    projected, cls_token = rng.standard_normal((2, 3, 4)), rng.standard_normal(4)
-    pos_embed = rng.standard_normal((3 + has_cls, 4))
-    dy = rng.standard_normal((2, *pos_embed.shape))
-    dprojected, dcls_token, dpos_embed = ref.embed_backward(dy, has_cls)
-    if has_cls:
-        check_backward(ref.embed_forward, (projected, cls_token, pos_embed), (dprojected, dcls_token, dpos_embed), dy)
+@pytest.mark.parametrize("of_all", [True, False])
+@pytest.mark.parametrize("p", [0, 1, 3])
+def test_embed(rng, p, of_all):
+    projected, prefix = rng.standard_normal((2, 3, 4)), rng.standard_normal((p, 4))
+    pos_embed, dy = rng.standard_normal((3 + p * of_all, 4)), rng.standard_normal((2, 3 + p, 4))
+    gradients = ref.embed_backward(dy, p, len(pos_embed))
+    tokens = ref.embed_forward(projected, prefix, pos_embed)
+    np.testing.assert_array_equal(tokens[:, p:], projected + pos_embed[-3:])
+    if p:
+        check_backward(ref.embed_forward, (projected, prefix, pos_embed), gradients, dy)
     else:
-        assert dcls_token is None
-        check_backward(lambda p, e: ref.embed_forward(p, None, e), (projected, pos_embed), (dprojected, dpos_embed), dy)
+        check_backward(lambda x, e: ref.embed_forward(x, prefix, e), (projected, pos_embed), gradients[::2], dy)
 
 
 @pytest.mark.parametrize("shape, out", [((2, 3, 4), 5), ((1, 1), 1), ((3, 7), 2)])
@@ -155,11 +156,12 @@ def test_tiled_attention_of_backward_md(rng, block_q, block_k):
         assert_close(actual, wanted[0, 0], 1e-14)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("T", [1, 4])
-def test_pool(rng, pool, T):
-    x, dy = rng.standard_normal((2, T, 3)), rng.standard_normal((2, 3))
-    check_backward(lambda t: ref.pool_forward(t, pool), (x,), (ref.pool_backward(dy, T, pool),), dy)
+@pytest.mark.parametrize("pool", ["cls", "mean", "mean_all", "none"])
+@pytest.mark.parametrize("T, p", [(1, 0), (4, 0), (4, 2)])
+def test_pool(rng, pool, T, p):
+    x = rng.standard_normal((2, T, 3))
+    dy = rng.standard_normal(ref.pool_forward(x, pool, p).shape)
+    check_backward(lambda t: ref.pool_forward(t, pool, p), (x,), (ref.pool_backward(dy, T, pool, p),), dy)
 
 
 @pytest.mark.parametrize("N, classes, s", [(3, 5, 0.0), (3, 5, 0.1), (1, 2, 1.0), (2, 1, 0.3)])

@@ -72,8 +72,10 @@ def any_float(name: str, value, shape: tuple) -> np.ndarray:
     return array
 
 
-def as_labels(name: str, value, count: int, classes: int) -> np.ndarray:
+def as_labels(name: str, value, count: int, classes: int, tokens: int = 0) -> np.ndarray:
     """Integer labels (count,) in [0, classes) as a contiguous int64 vector of its own.
+
+    With `tokens` every token of an image has a label, (count, tokens), and the vector has all of them in order.
 
     Kernels use labels as indices. So they are copied before they are checked: what was checked is what the kernels
     read, even if another thread writes to the caller's array meanwhile.
@@ -81,9 +83,11 @@ def as_labels(name: str, value, count: int, classes: int) -> np.ndarray:
     array = as_array(name, value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must have an integer dtype, got {array.dtype}")
-    if array.shape != (count,):
+    if tokens and array.shape != (count, tokens):
+        raise ValueError(f"{name} must have shape ({count}, {tokens}), one label a token, got {array.shape}")
+    if not tokens and array.shape != (count,):
         raise ValueError(f"{name} must have shape ({count},), one label an image, got {array.shape}")
-    labels = array.astype(INT64, "C")
+    labels = array.astype(INT64, "C").reshape(-1)
     if count:  # as unsigned numbers the negative ones, and those that wrapped around in int64, are the largest
         unsigned = labels.view(UINT64)
         if unsigned.item(unsigned.argmax()) >= classes:

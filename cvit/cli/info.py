@@ -70,7 +70,9 @@ def _model(name: str):
 
 def _print_tensors(entries) -> None:
     """One line a tensor: name, shape, role where the layout tells one, and whether weight decay applies."""
-    rows = [(e.name, "×".join(map(str, e.shape)), str(getattr(e, "role", "")), "decay" if e.decay else "") for e in entries]
+    rows = [
+        (e.name, "×".join(map(str, e.shape)), str(getattr(e, "role", "")), "decay" if e.decay else "") for e in entries
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths) if width).rstrip())

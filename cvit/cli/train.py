@@ -70,7 +70,10 @@ def run(args) -> int:
     optimizer = AdamW(model, args.lr, weight_decay=args.weight_decay)
     steps_per_epoch = math.ceil(len(train.images) / args.batch_size)
     schedule = functools.partial(
-        warmup_cosine, total=args.epochs * steps_per_epoch, warmup=min(2, args.epochs) * steps_per_epoch, base_lr=args.lr
+        warmup_cosine,
+        total=args.epochs * steps_per_epoch,
+        warmup=min(2, args.epochs) * steps_per_epoch,
+        base_lr=args.lr,
     )
     csv_path, png_path = _check_files(args.out, model.weights.nbytes)
 

@@ -163,7 +163,9 @@ class Program:
                 i += 1
             lines += ["", f"block {first}" if i == first + 1 else f"blocks {first} to {i - 1}", *text]
         norm = "norm, " if pool.norm else ""
-        rows = "each token" if pool.each else f"mean of {pool.count} tokens" if pool.count > 1 else f"token {pool.first}"
+        rows = (
+            "each token" if pool.each else f"mean of {pool.count} tokens" if pool.count > 1 else f"token {pool.first}"
+        )
         lines += ["", f"pool     x -> {norm}{rows}", f"head     {self.width} -> {self.classes} logits"]
         return "\n".join(lines)
 
@@ -184,7 +186,9 @@ def _line_of(step) -> str:
             return f"attention   {step.source} -> {step.target}, {step.heads} heads of {step.width // step.heads}"
         case Linear():
             add = f" + {step.add}" if step.add else ""
-            shape = f"({step.k}, {len(step.matrices)} x {step.n})" if len(step.matrices) > 1 else f"({step.k}, {step.n})"
+            shape = (
+                f"({step.k}, {len(step.matrices)} x {step.n})" if len(step.matrices) > 1 else f"({step.k}, {step.n})"
+            )
             return f"linear      {step.source} @ {shape}{add} -> {step.target}   {step.name}"
         case Activation():
             return f"activation  {step.kind}({step.source}) -> {step.target} ({step.n})"

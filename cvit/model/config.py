@@ -46,11 +46,6 @@ ALIASES = {
 # What a configuration may say and no engine computes yet: the option's name, and whether a configuration has it.
 _NOT_YET: dict[str, Callable[[ViTConfig], bool]] = {
     "layer_scale": lambda config: config.layer_scale is not None,
-    "class_token": lambda config: config.has_class_token != (config.pool == "cls"),
-    "dist_token": lambda config: config.dist_token,
-    "registers": lambda config: config.registers > 0,
-    "pos_tokens": lambda config: config.pos_rows != config.tokens,
-    "pool": lambda config: config.pool not in ("cls", "mean"),
 }
 
 

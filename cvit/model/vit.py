@@ -123,6 +123,7 @@ class ViT:
         self._checkpoint = checkpoint
         self._layout = Layout.of(config)
         self._size = self._layout.size
+        self._token_rows = config.tokens if config.pool == "none" else 0  # of each image's logits
         flat = as_array("weights", weights)
         self._layout.check_flat(flat)
         flat = self._kept(flat)
@@ -189,19 +190,19 @@ class ViT:
 
     # ------------------------------------------------------------------------------------------------------ calls
     def forward(self, x) -> np.ndarray:
-        """Logits (N, classes) of images x (N, C, H, W), a new array.
+        """Logits (N, classes) of images x (N, C, H, W), a new array; (N, T, classes) for a model with pool="none".
 
         An image's logits do not depend on the other images, bit for bit. A large batch is computed in pieces, so that
         the memory it takes is bounded (`PIECE_BYTES`), but for the result.
         """
-        return self._infer(x, 0, self._config.classes)
+        return self._infer(x, 0)
 
     def features(self, x) -> np.ndarray:
         """Pooled features (N, D) of images x (N, C, H, W), a new array: what the head sees, after the final norm.
 
         Computed as by `forward`.
         """
-        return self._infer(x, 1, self._config.width)
+        return self._infer(x, 1)
 
     def loss_and_grad(
         self, x, y, *, label_smoothing: float = 0.0, out=None, accumulate: bool = False
@@ -211,7 +212,7 @@ class ViT:
         Parameters
         ----------
         x : array (N, C, H, W), float32 or float64
-        y : array (N,) of any integer dtype, labels in [0, classes)
+        y : array (N,) of any integer dtype, labels in [0, classes); (N, T) for a model with pool="none"
         label_smoothing : float in [0, 1)
             s in the target (1 - s) onehot(y) + s / classes (Szegedy et al. 2016, arXiv:1512.00567).
         out : array (size,), optional
@@ -227,7 +228,7 @@ class ViT:
         grad : array (size,), in the order of `layout`; `out` itself where that was given
         """
         x = self._images(x)
-        labels = as_labels("y", y, len(x), self._config.classes)
+        labels = as_labels("y", y, len(x), self._config.classes, self._token_rows)
         smoothing = representable("label_smoothing", label_smoothing, self._dtype, below_one=True)
         if not isinstance(accumulate, bool):
             raise TypeError(f"accumulate must be True or False, got {shown(accumulate)}")
@@ -327,7 +328,7 @@ class ViT:
             )
         return state
 
-    def _infer(self, x, which: int, width: int) -> np.ndarray:
+    def _infer(self, x, which: int) -> np.ndarray:
         """Logits (which = 0) or pooled features (1) of images x, a new array (N, width)."""
         x = self._images(x)
         N, piece = len(x), self._piece(len(x))
@@ -336,7 +337,8 @@ class ViT:
             engine = self._engine(piece, "infer")
             if piece == N:
                 return engine.forward(weights, laid_out(x, self._dtype))[which].copy()
-            result = np.empty((N, width), self._dtype)
+            width = self._config.width if which else self._config.classes
+            result = np.empty((N, *[self._token_rows] * (self._token_rows > 0), width), self._dtype)
             for start in range(0, N, piece):
                 start = min(
                     start, N - piece
@@ -399,5 +401,17 @@ class ViT:
 
 # What a model holds beside attributes that a caller adds.
 _ATTRIBUTES = frozenset(
-    ["_config", "_checkpoint", "_layout", "_size", "_dtype", "_state", "_gradients", "_most_in_piece", "_own", "_lock"]
+    [
+        "_config",
+        "_checkpoint",
+        "_layout",
+        "_size",
+        "_token_rows",
+        "_dtype",
+        "_state",
+        "_gradients",
+        "_most_in_piece",
+        "_own",
+        "_lock",
+    ]
 )

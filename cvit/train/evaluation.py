@@ -69,6 +69,7 @@ def checked_arrays(prefix: str, images, labels, model) -> Dataset:
     config = model.config
     images = as_float(f"{prefix}images", images, ("N", config.channels, *config.image_size), model.dtype)
     check(len(images) > 0, f"{prefix}images must not be empty")
+    check(config.pool != "none", "model must have one prediction an image, but its pool is 'none'")
     labels = as_labels(f"{prefix}labels", labels, len(images), config.classes)
     found = not_finite(images)
     check(found is None, f"{prefix}images must be finite, but image {found} holds a nan or an infinity")
