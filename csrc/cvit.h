@@ -133,6 +133,7 @@ typedef struct { /* y (rows, n) = factor * x + add; x may have ld 0: one row for
     ptrdiff_t rows, n;
     cvit_matrix x;
     double factor;
+    const void *columns; /* (n), multiplies the columns; or NULL */
     cvit_matrix add; /* or none; may be y */
     cvit_matrix y;
 } cvit_add_rows;

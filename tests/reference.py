@@ -213,18 +213,23 @@ def put(grads, name, dweight, dbias):
             view[...] = value
 
 
+def scale(weights, name):
+    """A layer scale (D,), 1 where there is none."""
+    return weights.get(f"{name}.gamma", 1.0)
+
+
 def block_forward(config, weights, i, x):
     """x_mid = x + proj(MHA(norm1(x))), x_out = x_mid + fc2(gelu(fc1(norm2(x_mid)))). Returns x_out (N, T, D), cache."""
     at = f"blocks.{i}"
     a, mean1, rstd1 = layernorm_forward(x, *part(weights, f"{at}.norm1"), config.eps)
     q, k, v = (split_heads(linear_forward(a, *part(weights, f"{at}.attn.{name}")), config.heads) for name in "qkv")
     o, lse = attention_forward(q, k, v)
-    x_mid = x + linear_forward(merge_heads(o), *part(weights, f"{at}.attn.proj"))
+    x_mid = x + scale(weights, f"{at}.ls1") * linear_forward(merge_heads(o), *part(weights, f"{at}.attn.proj"))
     b, mean2, rstd2 = layernorm_forward(x_mid, *part(weights, f"{at}.norm2"), config.eps)
     u = linear_forward(b, *part(weights, f"{at}.mlp.{'fc1_gate' if config.gated else 'fc1'}"))
     value = linear_forward(b, *part(weights, f"{at}.mlp.fc1")) if config.gated else 1.0
     g = activation_forward(u, config.activation) * value
-    x_out = x_mid + linear_forward(g, *part(weights, f"{at}.mlp.fc2"))
+    x_out = x_mid + scale(weights, f"{at}.ls2") * linear_forward(g, *part(weights, f"{at}.mlp.fc2"))
     return x_out, (x, mean1, rstd1, q, k, v, o, lse, x_mid, mean2, rstd2, u, value)
 
 
@@ -242,14 +247,22 @@ def block_backward(config, weights, grads, i, dx_out, cache):
         put(grads, f"blocks.{i}.{name}", *dparams)
         return dx_in
 
+    def scaled(name, dy, x_in, linear_name):
+        """Through a layer scale (its gradient: the sum of dy · branch over all rows), then through its linear layer."""
+        gamma = scale(weights, f"blocks.{i}.{name}")
+        if f"blocks.{i}.{name}.gamma" in weights:
+            branch = linear_forward(x_in, *part(weights, f"blocks.{i}.{linear_name}"))
+            grads[f"blocks.{i}.{name}.gamma"][...] = (dy * branch).sum(axis=(0, 1))
+        return linear(linear_name, dy * gamma, x_in)
+
     # rows: back through the MLP and the output projection
     f = activation_forward(u, config.activation)
-    dg = linear("mlp.fc2", dx_out, f * value)
+    dg = scaled("ls2", dx_out, f * value, "mlp.fc2")
     du = activation_backward(dg * value, u, config.activation)
     b = layernorm_apply(x_mid, mean2, rstd2, *part(weights, f"blocks.{i}.norm2"))
     db = linear("mlp.fc1_gate", du, b) + linear("mlp.fc1", dg * f, b) if config.gated else linear("mlp.fc1", du, b)
     dx_mid = dx_out + norm("norm2", db, x_mid, mean2, rstd2)
-    do = split_heads(linear("attn.proj", dx_mid, merge_heads(o)), config.heads)
+    do = split_heads(scaled("ls1", dx_mid, merge_heads(o), "attn.proj"), config.heads)
     # heads
     dqkv = attention_backward(do, q, k, v, o, lse)
     # rows: back through the projections to q, k, v

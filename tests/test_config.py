@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cvit.formats.checkpoint import load, read_metadata
-from cvit.model.config import ALIASES, ViTConfig, unsupported
+from cvit.model.config import ALIASES, ViTConfig
 from cvit.model.config_format import DEFAULTS, FORMAT, READER
 from cvit.model.layout import Layout
 from cvit.model.vit import ViT
@@ -163,20 +163,6 @@ def test_the_class_token_follows_the_pooling_unless_it_is_given():
     config = ViTConfig(**SMALL)
     assert not dataclasses.replace(config, pool="mean").has_class_token
     assert dataclasses.replace(config, class_token=True, pool="mean").has_class_token
-
-
-# ------------------------------------------------------------------------------------------- what is not computed yet
-@pytest.mark.parametrize(
-    "option, values",
-    [
-        ("layer_scale", dict(layer_scale=0.1)),
-    ],
-)
-def test_options_that_no_engine_computes_are_refused(option, values):
-    config = ViTConfig(**SMALL, **values)
-    assert unsupported(config) == [option] and unsupported(ViTConfig(**SMALL)) == []
-    with pytest.raises(ValueError, match=f"config has options that are not computed yet: {option}"):
-        ViT(config)
 
 
 # ----------------------------------------------------------------------------------------------------------------- JSON

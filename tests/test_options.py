@@ -29,7 +29,19 @@ TOKENS = {
     "one patch": dict(image_size=2, registers=2, pool="mean", class_token=True),
     "width 1": dict(width=1, heads=1, hidden=1, registers=2, pos_tokens="patches"),
 }
+LAYER_SCALES = {
+    "layer scale": dict(layer_scale=0.1),
+    "of the attention": dict(layer_scale=(0.2, None)),
+    "of the MLP": dict(layer_scale=(None, 1e-5)),
+    "of zero": dict(layer_scale=0.0),
+    "without biases": dict(layer_scale=0.1, bias=False, norm_affine=False),
+    "width 1, one token": dict(layer_scale=0.1, width=1, heads=1, hidden=1, pool="mean", image_size=2),
+    "wide": dict(layer_scale=0.5, width=132, hidden=300, depth=1),
+    "wide and gated": dict(layer_scale=0.5, hidden=150, gated=True, activation="silu"),
+    "long": dict(layer_scale=0.5, image_size=(20, 18), depth=3),
+}
 OPTIONS = {
+    **LAYER_SCALES,
     **TOKENS,
     "gelu_erf": dict(activation="gelu_erf"),
     "quick_gelu": dict(activation="quick_gelu"),
@@ -52,6 +64,8 @@ def problem(options, N=3, dtype=np.float64):
     for name, tensor in Layout.of(config).views(weights).items():
         if "norm" in name and name.endswith("weight"):
             tensor += 1
+        if name.endswith("gamma") and options["layer_scale"] == 0.0:
+            tensor[...] = 0
     x = rng.standard_normal((N, config.channels, *config.image_size))
     y = rng.integers(config.classes, size=(N, config.tokens) if config.pool == "none" else N)
     return config, weights.astype(dtype), x.astype(dtype), y

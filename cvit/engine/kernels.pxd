@@ -104,6 +104,7 @@ cdef extern from "cvit.h" nogil:
         Py_ssize_t rows, n
         Matrix x
         double factor
+        const void* columns
         Matrix add
         Matrix y
     ctypedef struct ColumnSums "cvit_column_sums":
@@ -300,6 +301,7 @@ cdef inline ActivationBackward activating_backward(int kind, Py_ssize_t rows, Py
 cdef inline AddRows adding(Py_ssize_t rows, Py_ssize_t n, Matrix x, Matrix y) noexcept nogil:
     cdef AddRows call
     call.rows, call.n, call.x, call.y, call.factor = rows, n, x, y, 1
+    call.columns = NULL
     call.add = none()
     return call
 

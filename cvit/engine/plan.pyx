@@ -381,6 +381,9 @@ cdef class Plan:
                 for _ in part.matrices:
                     inside[part.name].append(end)
                     end += lines(max(panel_size(part.k, part.n), panel_size(part.n, part.k)) * element)
+                if part.layer_scale >= 0:  # and its bias, times the layer scale
+                    inside[part.name].append(end)
+                    end += lines(part.n * p.K.size)
             self.relative.append(inside)
             self.pack_stride = max(self.pack_stride, end)
 
@@ -393,6 +396,7 @@ cdef class Plan:
             w = &section.linears[i]
             for j in range(w.count):
                 w.packed[j] = room + w.packed_in_block[j]
+            w.scaled_bias = room + w.scaled_bias_in_block
 
     def _place_rest(self):
         """The buffers of the arena that do not belong to one block, and the products outside the blocks."""
@@ -568,6 +572,8 @@ cdef class Plan:
         for i in range(linear.count):
             self._set_matrix(linear, i, part.matrices[i])
             linear.packed_in_block[i] = inside[i]
+        if part.layer_scale >= 0:
+            linear.layer_scale, linear.scaled_bias_in_block = part.layer_scale * size, inside[linear.count]
         linear.dy, linear.rows, linear.segments = -1, p.R, 1
         if not p.training:
             return linear
@@ -587,8 +593,14 @@ cdef class Plan:
             title = f"packed gradient of {part.name}"
             room = lines(panel_size(p.R, part.n) * p.K.packed_size)
             shared[key] = [self._place(title, room) for _ in part.matrices]
+            if part.layer_scale >= 0:
+                parts_of_sum = ceil_div(part.k, p.panel)
+                title = f"layer scale gradient of {part.name} by panel of rows"
+                shared[f"scale {part.name}"] = self._place(title, parts_of_sum * part.n * size)
         for i in range(linear.count):
             linear.panels[i] = shared[key][i]
+        if part.layer_scale >= 0:
+            linear.scale_sums = shared[f"scale {part.name}"]
         return linear
 
     # --------------------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def _line_of(step) -> str:
         case Heads():
             return f"attention   {step.source} -> {step.target}, {step.heads} heads of {step.width // step.heads}"
         case Linear():
-            add = f" + {step.add}" if step.add else ""
+            add = (" * layer scale" if step.layer_scale >= 0 else "") + (f" + {step.add}" if step.add else "")
             shape = (
                 f"({step.k}, {len(step.matrices)} x {step.n})" if len(step.matrices) > 1 else f"({step.k}, {step.n})"
             )
@@ -193,7 +193,7 @@ def _line_of(step) -> str:
         case Activation():
             return f"activation  {step.kind}({step.source}) -> {step.target} ({step.n})"
     first, second = step.first, step.second
-    add = f" + {second.add}" if second.add else ""
+    add = (" * layer scale" if second.layer_scale >= 0 else "") + (f" + {second.add}" if second.add else "")
     return (
         f"hidden      {step.activation.kind}({first.source} @ ({first.k}, {first.n})) @ ({second.k}, {second.n}){add} "
         f"-> {second.target}   {step.name}"

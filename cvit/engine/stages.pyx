@@ -13,7 +13,7 @@ from .steps.embed cimport embed_task, tokens_backward_task
 from .steps.loss cimport head_tasks, logits_backward_task, logits_task, loss_task
 from .steps.norm cimport norm_sums
 from .steps.pool cimport final_norm_sums, pool_backward_task, pool_task
-from .steps.weights cimport gradient_count, gradient_task, pack_count, pack_task
+from .steps.weights cimport gradient_count, gradient_task, pack_count, pack_task, scale_sums
 from .task cimport Block, Linear, Pass, Section, Task, block_start
 from .team cimport Team, Turn, sync, take, turn_of
 
@@ -128,6 +128,10 @@ cdef void run_gradients(const Task* t, const Batch* batch, Py_ssize_t task) noex
         norm_sums(t.p, &batch.section.norms[task - tiles])
 
 
+cdef void run_scale_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    scale_sums(t, batch.linears, batch.linear_count, task)
+
+
 # ---------------------------------------------------------------------------------------------------- batches of tasks
 cdef Batch batch(const char* name, Py_ssize_t count, void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
     cdef Batch b
@@ -163,6 +167,22 @@ cdef Batch gradients(Pass* p, int layer, bint after) noexcept:
     cdef const Section* section = &p.blocks[layer].after if after else &p.blocks[layer].before
     cdef Batch b = batch("weight gradients", gradient_count(p, section.linears, section.linear_count) + section.norm_count, run_gradients)
     b.layer, b.block, b.section, b.linears, b.linear_count = layer, &p.blocks[layer], section, section.linears, section.linear_count
+    return b
+
+
+cdef Batch layer_scales(Pass* p, int layer) noexcept:
+    """A task for each layer scale of a block, in the stage behind the tiles of its weight gradients."""
+    cdef const Section* section
+    cdef Py_ssize_t count = 0
+    cdef Batch b
+    cdef int i
+    if layer >= p.L:
+        return batch("layer scales", 0, run_scale_sums)
+    section = &p.blocks[layer].after
+    for i in range(section.linear_count):
+        count += section.linears[i].layer_scale >= 0
+    b = batch("layer scales", count, run_scale_sums)
+    b.layer, b.linears, b.linear_count = layer, section.linears, section.linear_count
     return b
 
 
@@ -262,6 +282,7 @@ cdef class Schedule:
                 self.stage(of_rows(p, "block backward", i, NULL, run_block_backward))
                 self.beside(pack_section(p, i - 1, True, True))
                 self.beside(pack_section(p, i - 1, False, True))
+                self.beside(layer_scales(p, i + 1))
                 self.stage(gradients(p, i, True))
                 self.beside(gradients(p, i, False))
                 continue
@@ -272,10 +293,13 @@ cdef class Schedule:
             self.beside(self.of_heads("heads backward", i, p.head_backward_tasks, run_heads_backward))
             self.beside(pack_section(p, i, False, True))
             self.stage(of_rows(p, "rows before attention, backward", i, &block.before, run_rows_backward))
+            self.beside(layer_scales(p, i))
             self.stage(gradients(p, i, False))
             self.beside(pack_section(p, i - 1, False, False) if p.checkpoint else pack_section(p, i - 1, True, True))
         self.stage(gradients_of(p, &p.embed))
         self.beside(batch("tokens backward", p.T + 1, run_tokens_backward))
+        if p.whole_blocks:
+            self.beside(layer_scales(p, 0))
 
     cdef void block_again(self, int layer) except *:
         """What a checkpointed block did not keep, from its input, bit for bit (Chen et al. 2016, arXiv:1604.06174)."""

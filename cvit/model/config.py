@@ -43,17 +43,6 @@ ALIASES = {
     "gelu": "activation",  # the field's former name, with its values of GELUS
 }
 
-# What a configuration may say and no engine computes yet: the option's name, and whether a configuration has it.
-_NOT_YET: dict[str, Callable[[ViTConfig], bool]] = {
-    "layer_scale": lambda config: config.layer_scale is not None,
-}
-
-
-def unsupported(config: ViTConfig) -> list[str]:
-    """The options of `config` that the engine does not compute yet, by their fields' names."""
-    return [name for name, present in _NOT_YET.items() if present(config)]
-
-
 T = TypeVar("T")
 
 

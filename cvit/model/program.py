@@ -3,6 +3,7 @@ cvit/engine/program.py)."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from ..engine.program import Activation, Block, Embed, Heads, Linear, Matrix, Norm, Pool, Program
@@ -57,6 +58,8 @@ def _block(config: ViTConfig, layout: Layout, i: int) -> Block:
             case Kind.ACTIVATION:
                 kind, gated = config.activation, config.gated
                 steps.append(Activation(_short(part), kind, config.hidden, gated, part.source, part.target))
+            case Kind.LAYER_SCALE:
+                steps[-1] = dataclasses.replace(steps[-1], layer_scale=_offset(layout, part, Role.GAMMA))
             case Kind.LINEAR:
                 steps.append(_linear(layout, part, steps))
     at = next(number for number, step in enumerate(steps) if isinstance(step, Heads))

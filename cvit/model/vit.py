@@ -22,7 +22,7 @@ from ..base.numbers import as_int, representable, shown
 from ..engine import runtime
 from ..engine.plan import Plan as Engine
 from ..engine.vectors import Vectors
-from .config import ViTConfig, unsupported
+from .config import ViTConfig
 from .initialize import init_weights
 from .layout import Layout
 from .memory import Plan
@@ -115,8 +115,6 @@ class ViT:
         if not isinstance(config, ViTConfig):
             raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
         check(checkpoint in (None, "block"), f"checkpoint must be None or 'block', got {shown(checkpoint)}")
-        missing = unsupported(config)
-        check(not missing, f"config has options that are not computed yet: {', '.join(missing)}")
         if weights is None:
             weights = init_weights(config, seed, dtype=float_dtype("dtype", dtype))
         self._config = config

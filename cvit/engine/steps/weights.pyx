@@ -12,11 +12,19 @@ A task is one tile of one Linear's dW, of all its matrices side by side, since t
 few equal blocks, in order, packs its columns of x (normalising them again where x is a norm's output) and adds the
 product to the tile. The dy of a block's gradients lie packed already: the rows stages wrote them so. The tiles at the
 top of a dW also add up db.
+
+A layer scale g (Touvron et al. 2021, arXiv:2103.17239) multiplies the columns of a product, y = (x W + b) g: that is a
+product with W' = W g and b' = b g, so W is packed times g, and b' is made beside it. From the tiles of dW' = xᵀ dy follow
+
+    dW = dW' g,   db = db' g,   dg = column sums of W dW', plus b db'
+
+Each panel of rows of a tile has its part of dg, however tiles are cut; `scale_sums` adds the parts in order, a stage
+later.
 """
 
 from ..kernels cimport (
-    GemmColumns, Matrix, PackColumns, PackPanels, Panels, ceil_div, column_room, columns_product, matrix, packing_columns, packing_panels,
-    panels,
+    AddRows, ColumnSums, GemmColumns, Matrix, PackColumns, PackPanels, Panels, Unscale, adding, ceil_div, column_room,
+    columns_product, matrix, packing_columns, packing_panels, panels, summing,
 )
 from ..task cimport ARENA, Linear, Pass, Slot, Task, offset_of, part_start, row_of
 
@@ -58,10 +66,26 @@ cdef void pack_task(const Task* t, const Linear* linears, int count, bint transp
     b = t.p.packed + w.packed[i] + column * k * t.K.packed_size
     if transposed:
         call = packing_panels(k, wanted, matrix(t.p.weights + w.weight[i] + column * k * t.K.size, k), panels(b, k))
+        if w.layer_scale >= 0:
+            call.factor = t.p.weights + w.layer_scale
         t.K.pack_panels_transposed(&call)
     else:
         call = packing_panels(k, wanted, matrix(t.p.weights + w.weight[i] + column * t.K.size, n), panels(b, k))
+        if w.layer_scale >= 0:
+            call.factor = t.p.weights + w.layer_scale + column * t.K.size
+            scale_bias(t, w, column, wanted)
         t.K.pack_panels(&call)
+
+
+cdef void scale_bias(const Task* t, const Linear* w, Py_ssize_t column, Py_ssize_t count) noexcept nogil:
+    """Columns of the bias times the layer scale."""
+    cdef Py_ssize_t at = column * t.K.size
+    cdef AddRows call
+    if w.bias[0] >= 0:
+        call = adding(1, count, matrix(t.p.weights + w.bias[0] + at, count),
+                      matrix(t.p.packed + w.scaled_bias + at, count))
+        call.columns = t.p.weights + w.layer_scale + at
+        t.K.add_rows(&call)
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
@@ -142,6 +166,46 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
                     g.hint.next = matrix(row_of(t, &w.input, row + rows if block + 1 < blocks else 0)
                                          + (m0 if block + 1 < blocks else m1) * size, w.input.ld)
                 t.K.gemm_columns(&g)
+    if w.layer_scale >= 0:
+        unscale_tile(t, w, m0, m1, n0, n1)
+
+
+cdef void unscale_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_t m1, Py_ssize_t n0,
+                       Py_ssize_t n1) noexcept nogil:
+    """A tile of dW' becomes one of dW; each panel of its rows leaves its part of the layer scale's gradient."""
+    cdef const Pass* p = t.p
+    cdef Py_ssize_t row, at, size = t.K.size
+    cdef Unscale call
+    call.n, call.factor = n1 - n0, p.weights + w.layer_scale + n0 * size
+    for row from m0 <= row < m1 by p.panel:
+        at = w.weight[0] + (row * w.n + n0) * size
+        call.rows = min(p.panel, m1 - row)
+        call.w, call.dw = matrix(p.weights + at, w.n), matrix(p.grad + at, w.n)
+        call.sums = p.arena + w.scale_sums + (row // p.panel * w.n + n0) * size
+        t.K.unscale(&call)
+
+
+cdef void scale_sums(const Task* t, const Linear* linears, int count, Py_ssize_t task) noexcept nogil:
+    """The gradient of one layer scale from its parts, and its bias's gradient from that of the scaled bias."""
+    cdef const Pass* p = t.p
+    cdef const Linear* w = linears
+    cdef ColumnSums sums
+    cdef AddRows both
+    cdef Unscale call
+    cdef char* parts
+    while w.layer_scale < 0 or task > 0:
+        task -= w.layer_scale >= 0
+        w += 1
+    parts = p.arena + w.scale_sums
+    sums = summing(ceil_div(w.k, p.panel), w.n, matrix(parts, w.n), p.grad + w.layer_scale)
+    t.K.column_sums(&sums)
+    if w.bias[0] >= 0:  # the parts are used up: their first row takes b db'
+        call.rows, call.n, call.factor, call.sums = 1, w.n, p.weights + w.layer_scale, parts
+        call.w, call.dw = matrix(p.weights + w.bias[0], w.n), matrix(p.grad + w.bias[0], w.n)
+        t.K.unscale(&call)
+        both = adding(1, w.n, matrix(parts, w.n), matrix(p.grad + w.layer_scale, w.n))
+        both.add = both.y
+        t.K.add_rows(&both)
 
 
 cdef inline Py_ssize_t gradient_depth(const Pass* p) noexcept nogil:
