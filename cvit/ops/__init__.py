@@ -1,8 +1,9 @@
 """Each kernel alone, with its backward: patches, linear, layer norm, activations, attention, cross-entropy.
 
-Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on all threads; no graph
-and no state: a backward takes what its forward took or gave. A gradient is named d + its array. What each formula means is derived in
-docs/backward.md. A model does not call these: it runs the same kernels fused (cvit/engine).
+Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on
+all threads; no graph and no state: a backward takes what its forward took or gave. A gradient is named d + its array.
+What each formula means is derived in docs/backward.md. A model does not call these: it runs the same kernels fused
+(cvit/engine).
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ def _any_rows(name: str, value, dtype, last: int | None = None) -> np.ndarray:
 
 
 def patches(x, patch_size: int) -> np.ndarray:
-    """Cut images x (N, C, H, W) into patches (N, patches, C·P·P), row by row over the grid, each flattened as (C, P, P)."""
+    """Cut images x (N, C, H, W) into patches (N, patches, C·P·P), row by row over the grid.
+
+    Each patch is flattened as (C, P, P).
+    """
     x = as_float("x", x, ("N", "C", "H", "W"))
     _not_empty(x=x)
     P = as_int("patch_size", patch_size)
@@ -127,7 +131,10 @@ def layernorm(x, scale=None, shift=None, eps: float = 1e-6) -> tuple[np.ndarray,
 
 
 def layernorm_backward(dy, x, mean, rstd, scale=None) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """dx (…, D), dscale (D,) and dshift (D,) from dy and x (…, D), mean and rstd (…,); the latter two None without `scale`."""
+    """dx (…, D), dscale (D,) and dshift (D,) from dy and x (…, D), mean and rstd (…,).
+
+    Without `scale` there is no dscale and no dshift: None.
+    """
     dtype = common_dtype(dy=dy, x=x)
     x = _any_rows("x", x, dtype)
     D = x.shape[-1]
@@ -244,7 +251,11 @@ def _cross_entropy(logits, labels, label_smoothing, wanted: bool):
 
 
 def cross_entropy(logits, labels, label_smoothing: float = 0.0) -> float:
-    """Mean softmax cross-entropy of logits (N, classes) against labels (N,), with the target (1 - s) onehot + s / classes."""
+    """Mean softmax cross-entropy of logits (N, classes) against labels (N,).
+
+    The target is (1 - s) onehot + s / classes with s = label_smoothing (Szegedy et al. 2016, section 7). A logit of -inf is
+    a class of probability 0; the loss is infinite where the target names it.
+    """
     return float(_cross_entropy(logits, labels, label_smoothing, False)[0].mean(dtype=np.float64))
 
 
@@ -263,7 +274,8 @@ def _elementwise(function: int, x) -> np.ndarray:
 def exp(x) -> np.ndarray:
     """e^x of every element; 0 below the smallest normal number, not above e^88.37 (float32) or e^709.4 (float64).
 
-    Without fused multiply-adds (the instruction set "portable") very small results are right to within that smallest number alone.
+    Without fused multiply-adds (the instruction set "portable") very small results are right to within that smallest
+    number alone.
     """
     return _elementwise(0, x)
 

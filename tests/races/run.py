@@ -59,6 +59,7 @@ def kernels(seed):
         _, mean, rstd = ops.layernorm(x)
         ops.layernorm_backward(x, x, mean, rstd, w[:, 0])
         ops.gelu(dy), ops.gelu_backward(dy, dy, "erf"), ops.exp(dy)
+        ops.activation(dy, "silu", dy), ops.activation_backward(dy, dy, "quick_gelu", dy)
         q = rng.standard_normal((3, 7, 72, 8)).astype(dtype)
         ops.attention_backward(q, q, q, q, *ops.attention(q, q, q))
         labels = rng.integers(40, size=300)
