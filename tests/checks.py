@@ -37,7 +37,7 @@ def on_all_threads(call):
 
 
 def assert_close(actual, expected, bound=FLOAT64_BOUND, name="", floor=0.0):
-    """Same shape, all finite, and no entry off by more than `bound` times the largest expected one (at least `floor`)."""
+    """Same shape, all finite, and no entry off by more than `bound` times the largest expected one (or `floor`)."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, name
     assert np.isfinite(actual).all(), name

@@ -253,8 +253,8 @@ def _cross_entropy(logits, labels, label_smoothing, wanted: bool):
 def cross_entropy(logits, labels, label_smoothing: float = 0.0) -> float:
     """Mean softmax cross-entropy of logits (N, classes) against labels (N,).
 
-    The target is (1 - s) onehot + s / classes with s = label_smoothing (Szegedy et al. 2016, section 7). A logit of -inf is
-    a class of probability 0; the loss is infinite where the target names it.
+    The target is (1 - s) onehot + s / classes with s = label_smoothing (Szegedy et al. 2016, section 7). A logit of
+    -inf is a class of probability 0; the loss is infinite where the target names it.
     """
     return float(_cross_entropy(logits, labels, label_smoothing, False)[0].mean(dtype=np.float64))
 
