@@ -2,14 +2,18 @@
 
 import ctypes
 import os
+import shlex
+import shutil
+import subprocess
 import weakref
+from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
 
 import cvit
-from cvit.engine import memory
+from cvit.engine import memory, team
 from cvit.ops import _kernels as _ops
 
 pytest.register_assert_rewrite("checks")
@@ -20,7 +24,9 @@ hypothesis.settings.load_profile("cvit")
 
 
 def _exact(count, dtype):
-    """As `memory.allocate`, but a block of its own that ends where the vector does: AddressSanitizer guards what lies behind."""
+    """As `memory.allocate`, but a block of its own that ends where the vector does: AddressSanitizer guards what lies
+    behind.
+    """
     address, size = ctypes.c_void_p(), max(count, 1) * np.dtype(dtype).itemsize
     libc = ctypes.CDLL(None)
     assert libc.posix_memalign(ctypes.byref(address), ctypes.c_size_t(64), ctypes.c_size_t(size)) == 0
@@ -56,3 +62,25 @@ def dtype(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def bf16_library(tmp_path_factory):
+    """tests/bf16/table.c, compiled; skips where there is no C compiler."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not shutil.which(compiler[0]):
+        pytest.skip("no C compiler")
+    tests = Path(__file__).resolve().parent
+    library = tmp_path_factory.mktemp("bf16") / "table.so"
+    flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{tests.parent / 'csrc'}"]
+    subprocess.run([*compiler, *flags, str(tests / "bf16" / "table.c"), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture
+def bf16_table(bf16_library):
+    """The address of the table with emulated bfloat16 operands that stands on the portable float32 one."""
+    cvit.set_isa("portable")
+    make = bf16_library.cvit_emulated_bf16
+    make.argtypes, make.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return make(team.table_address(np.float32))
