@@ -2,13 +2,13 @@
 
     python bench/sweep.py --isa avx512 --json bench/results/sweep-avx512.json
 
-A tile is MR rows of sums, a block KC steps deep, and a turn of the tile's loop UNROLL steps (csrc/gemm.inc); csrc/isa/
-says which. Each variant is that file with other numbers, compiled with setup.py's flags and a C compiler (`CC`, or cc).
-By default one number at a time is changed; `--grid` takes every combination, `--tiles` those that are named. Products
-are those of the benchmark's cases on one thread, with operands and results where a pass finds them: a block of token
-rows near; weights, dy and results beyond the second-level cache. In each round every variant takes a short turn at a
-product, and the probe of the peak another; what counts is the median of the rounds' ratios. Before anything is timed
-each variant's results are compared with NumPy's.
+A tile is MR rows of sums, a block KC steps deep, and a turn of the tile's loop UNROLL steps (csrc/kernels/gemm.inc);
+csrc/isa/ says which. Each variant is that file with other numbers, compiled with setup.py's flags and a C compiler
+(`CC`, or cc). By default one number at a time is changed; `--grid` takes every combination, `--tiles` those that are
+named. Products are those of the benchmark's cases on one thread, with operands and results where a pass finds them: a
+block of token rows in cache; weights, dy and results beyond the second-level cache. In each round every variant takes
+a short turn at a product, and the probe of the peak another; what counts is the median of the rounds' ratios. Before
+anything is timed each variant's results are compared with NumPy's.
 
 Whole passes of two builds of cvit: turns.py.
 """
@@ -31,19 +31,19 @@ import time
 from pathlib import Path
 
 import numpy as np
-from cvit.engine.memory import allocate
 
 import cvit
-from cvit.base.files import check_writable, replacing
+from cvit.base.files import replacing
 from cvit.bench.machine import describe, pick_cpus
 from cvit.engine import team
+from cvit.engine.memory import allocate
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 FAR = 8 << 20  # bytes of weights and of results that a product goes round
 
-# What is swept for each instruction set: rows of a tile (as many as there are registers for), depth of a block, steps
-# of a turn.
+# What is swept for each instruction set: rows of a tile (as many as there are registers for), depth of a block,
+# steps of a turn.
 SWEPT = {
     "portable": ((4, 5, 6), (128, 256, 384), (1, 2, 4)),
     "neon": ((6, 8, 12), (128, 256, 384), (1, 2, 4)),
@@ -66,20 +66,37 @@ PRODUCTS = {
 
 # The kernels are static: what times them is compiled with them.
 TIMED = """
-void sweep_pack(ptrdiff_t k, ptrdiff_t n, const real *x, real *b) { pack_panels(k, n, x, n, b, k, 0); }
-void sweep_pack_rows(ptrdiff_t m, ptrdiff_t k, const real *x, real *a) { pack_rows(m, k, x, k, 1, a); }
-void sweep_pack_columns(ptrdiff_t k, ptrdiff_t m, const real *x, real *a) { pack_columns(k, m, x, m, NULL, NULL, NULL, NULL, a); }
-void sweep_rows(ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const real *a, const real *b, ptrdiff_t sets, ptrdiff_t size,
-                real *c, ptrdiff_t places)
+void sweep_pack(ptrdiff_t k, ptrdiff_t n, real *x, real *b)
 {
-    for (ptrdiff_t i = 0; i < times; i++)
-        gemm(m, n, k, a, b + i % sets * size, k, 0, c + i % places * m * n, n, NULL, NULL, 0, 0, NULL, 0);
+    pack_panels(&(cvit_pack_panels){.k = k, .n = n, .x = {x, n}, .b = {b, k, 0}});
 }
-void sweep_columns(ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const real *a, const real *b, ptrdiff_t sets,
+void sweep_pack_rows(ptrdiff_t m, ptrdiff_t k, real *x, real *a)
+{
+    pack_rows(&(cvit_pack_rows){.rows = m, .k = k, .x = {x, k}, .scale = 1, .a = {a, m}});
+}
+void sweep_pack_columns(ptrdiff_t k, ptrdiff_t m, real *x, real *a)
+{
+    pack_columns(&(cvit_pack_columns){.k = k, .m = m, .x = {x, m}, .a = a});
+}
+void sweep_rows(ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, real *a, real *b, ptrdiff_t sets,
+                ptrdiff_t size, real *c, ptrdiff_t places)
+{
+    cvit_gemm g = {.m = m, .n = n, .k = k, .a = {a, m}};
+    for (ptrdiff_t i = 0; i < times; i++) {
+        g.b = (cvit_panels){b + i % sets * size, k, 0};
+        g.c = (cvit_matrix){c + i % places * m * n, n};
+        gemm(&g);
+    }
+}
+void sweep_columns(ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, real *a, real *b, ptrdiff_t sets,
                    ptrdiff_t size, real *c, ptrdiff_t places)
 {
-    for (ptrdiff_t i = 0; i < times; i++)
-        gemm_columns(m, n, k, a, b + i % sets * size, k, 0, c + i % places * m * n, n, 0, NULL, NULL, 0);
+    cvit_gemm_columns g = {.m = m, .n = n, .k = k, .a = a};
+    for (ptrdiff_t i = 0; i < times; i++) {
+        g.b = (cvit_panels){b + i % sets * size, k, 0};
+        g.c = (cvit_matrix){c + i % places * m * n, n};
+        gemm_columns(&g);
+    }
 }
 """
 
@@ -93,6 +110,13 @@ def build_flags():
     return found["CFLAGS"], found["ISA_FLAGS"]
 
 
+def source_of(isa):
+    """The float32 file of an instruction set, its header in place of the #include."""
+    source = (CSRC / "isa" / f"{isa}_f32.c").read_text(encoding="utf-8")
+    header = (CSRC / "isa" / f"{isa}.h").read_text(encoding="utf-8")
+    return source.replace(f'#include "{isa}.h"\n', header).replace("../", f"{CSRC}/")
+
+
 def defined(source, name):
     """The number that an isa file gives `name`; UNROLL is a pragma."""
     return int(re.search(rf"#define {name} \D*(\d+)", source).group(1))
@@ -104,13 +128,12 @@ class Variant:
     def __init__(self, isa, folder, tile, compiler):
         self.tile = tile
         rows, depth, unroll = tile
-        source = (CSRC / "isa" / f"{isa}_f32.c").read_text(encoding="utf-8")
+        source = source_of(isa)
         for name, value in (
             ("MR", rows), ("KC", depth), ("UNROLL", f'_Pragma("GCC unroll {unroll}")'),
             ("EACH_ROW\\(X\\)", " ".join(f"X({i})" for i in range(1, rows + 1))),
         ):  # fmt: skip
             source = re.sub(rf"(#define {name} ).*", lambda found, value=value: f"{found.group(1)}{value}", source)
-        source = source.replace("../", f"{CSRC}/")
         name = Path(folder, f"{isa}-{rows}-{depth}-{unroll}.c")
         name.write_text(source + TIMED, encoding="utf-8")
         flags, isa_flags = build_flags()
@@ -229,17 +252,14 @@ def main():
     args = parser.parse_args()
     if args.rounds <= 0 or args.seconds <= 0:
         parser.error("--rounds and --seconds must be above 0")
-    if args.json:
-        try:
-            check_writable(args.json)
-        except OSError as error:
-            parser.error(f"--json: {error.filename}: {error.strerror}")
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {args.json.parent}")
     try:
         cvit.set_isa(args.isa)
     except ValueError as error:
         parser.error(str(error))
     machine = describe(1) | {"isa": args.isa}
-    source = (CSRC / "isa" / f"{args.isa}_f32.c").read_text(encoding="utf-8")
+    source = source_of(args.isa)
     wanted = tiles(args.isa, tuple(defined(source, name) for name in ("MR", "KC", "UNROLL")), args.grid, args.tiles)
     compiler = shlex.split(os.environ.get("CC", "cc"))
     with tempfile.TemporaryDirectory(prefix="cvit-sweep-") as folder:

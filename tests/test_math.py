@@ -64,8 +64,9 @@ def erf_extended(x):
 
 
 def floats(start, stop, count, dtype):
-    """About `count` numbers between two positive ones, and their negatives: evenly spaced bit patterns, so every binade
-    is met."""
+    """About `count` numbers between two positive ones, and their negatives: evenly spaced bit patterns, so every
+    binade is met.
+    """
     kind = np.int32 if dtype == np.float32 else np.int64
     first, last = np.array([start, stop], dtype).view(kind)
     step = max(1, (int(last) - int(first)) // count) | 1  # odd, so that the low bits vary

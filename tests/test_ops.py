@@ -132,33 +132,115 @@ def test_layernorm_far_from_zero(isa, rng):
     assert_close(y, ref.layernorm_forward(*wide(x), eps=1e-6)[0], 1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------ GELU
+# ----------------------------------------------------------------------------------------------------- activations
+
+ERF = np.vectorize(math.erf)
+# f and f', from float64 to float64
+FUNCTIONS = {
+    "gelu_tanh": (
+        lambda x: ref.gelu_forward(x, "tanh"),
+        lambda x: ref.gelu_backward(np.ones_like(x), x, "tanh"),
+    ),
+    "gelu_erf": (
+        lambda x: x * (0.5 + 0.5 * ERF(x / math.sqrt(2))),
+        lambda x: 0.5 + 0.5 * ERF(x / math.sqrt(2)) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
+    ),
+    "quick_gelu": (lambda x: x * sigmoid(1.702 * x), lambda x: swish_slope(x, 1.702)),
+    "silu": (lambda x: x * sigmoid(x), lambda x: swish_slope(x, 1.0)),
+    "relu": (lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(np.float64)),
+}
 
 
-def check_gelu(rng, dtype, form, shape):
-    x, dy = normal(rng, *shape, dtype=dtype) * dtype(3), normal(rng, *shape, dtype=dtype)
-    y = on_all_threads(lambda: ops.gelu(x, form))
-    dx = on_all_threads(lambda: ops.gelu_backward(dy, x, form))
-    x, dy = wide(x, dy)
-    # P(x) is off by a few roundings of itself, and by those of its argument, which matter where P' is not small
-    assert_rounded(y, ref.gelu_forward(x, form), np.abs(x), 16, "y")
-    assert_rounded(dx, ref.gelu_backward(dy, x, form), np.abs(dy) * np.maximum(1, np.abs(x)), 16, "dx")
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
 
 
-@pytest.mark.parametrize("form", ["tanh", "erf"])
+def swish_slope(x, steepness):
+    """(x sigmoid(s x))'."""
+    gate = sigmoid(steepness * x)
+    return gate + x * steepness * gate * (1 - gate)
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_slopes_of_the_reference(kind):
+    """Against differences, so that what the kernels are compared with is right."""
+    x, h = np.linspace(-6, 6, 241) + 1e-3, 1e-5
+    f, slope = FUNCTIONS[kind]
+    np.testing.assert_allclose(slope(x), (f(x + h) - f(x - h)) / (2 * h), atol=1e-8)
+
+
+def check_activation(rng, dtype, kind, shape, gated):
+    x, dy, value = (normal(rng, *shape, dtype=dtype) for _ in range(3))
+    x *= dtype(3)
+    value = value if gated else None
+    y = on_all_threads(lambda: ops.activation(x, kind, value))
+    found = on_all_threads(lambda: ops.activation_backward(dy, x, kind, value))
+    dx, dvalue = found if gated else (found, None)
+    x, dy, value = wide(x, dy, value if gated else np.ones(shape))
+    f, slope = FUNCTIONS[kind]
+    # the gate is off by a few roundings of itself, and by those of its argument, which matter where its slope is not
+    # small
+    assert_rounded(y, f(x) * value, np.abs(x * value), 18, "y")
+    assert_rounded(dx, dy * value * slope(x), np.abs(dy * value) * np.maximum(1, np.abs(x)), 18, "dx")
+    if gated:
+        assert_rounded(dvalue, dy * f(x), np.abs(dy * x), 18, "dvalue")
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("kind", FUNCTIONS)
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 7), (16, 64), (40000,)], ids=str)
-def test_gelu(isa, rng, dtype, form, shape):
-    check_gelu(rng, dtype, form, shape)
+def test_activation(isa, rng, dtype, kind, shape, gated):
+    check_activation(rng, dtype, kind, shape, gated)
+
+
+@given(st.sampled_from(list(FUNCTIONS)), st.integers(1, 300), st.booleans(), st.sampled_from([np.float32, np.float64]))
+def test_activation_of_any_length(kind, n, gated, dtype):
+    check_activation(np.random.default_rng(n), dtype, kind, (n,), gated)
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_activation_of_large_numbers(isa, dtype, kind):
+    """The identity far above zero, zero far below it, and no overflow on the way; infinities, too, but for -inf · 0."""
+    huge = np.finfo(dtype).max
+    above = np.array([100, 1e4, 1e6, 1e30, 1e38, huge] + [np.inf] * (kind != "gelu_erf"), dtype)
+    below = -above
+    one = np.ones_like(above)
+    assert same_bits(ops.activation(above, kind), above)
+    assert same_bits(ops.activation_backward(one, above, kind), one)
+    assert np.abs(ops.activation(below, kind)).max() <= 1e-20
+    assert np.abs(ops.activation_backward(one, below, kind)).max() <= 1e-20
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_activation_near_zero(isa, dtype, kind):
+    """Half of x but for ReLU, whose slope at zero is 0; NaN stays NaN."""
+    x = np.array([0.0, 1e-30], dtype)
+    if kind == "relu":
+        assert same_bits(ops.activation(x, kind), x) and same_bits(ops.activation(-x[1:], kind), np.zeros(1, dtype))
+        assert same_bits(ops.activation_backward(np.ones_like(x), x, kind), np.array([0, 1], dtype))
+    else:
+        assert same_bits(ops.activation(x, kind), np.array([0, 0.5e-30], dtype))
+        assert (ops.activation_backward(np.ones_like(x), x, kind) == 0.5).all()
+    nan = np.full(40, np.nan, dtype)
+    assert np.isnan(ops.activation(nan, kind)).all()
+    assert np.isnan(ops.activation_backward(np.ones_like(nan), nan, kind)).all()
 
 
 @pytest.mark.parametrize("form", ["tanh", "erf"])
-def test_gelu_of_large_numbers(isa, dtype, form):
-    """The identity far above zero, zero far below it, and no overflow on the way."""
-    x = np.array([0.0, 1e-30, 12, 100, 1e4, 1e6, -14, -100, -1e4, -1e6], dtype)
-    y, dx = ops.gelu(x, form), ops.gelu_backward(np.ones_like(x), x, form)
-    assert same_bits(y[2:6], x[2:6]) and same_bits(dx[2:6], np.ones_like(x[2:6]))
-    assert np.abs(y[6:]).max() <= 1e-20 and np.abs(dx[6:]).max() <= 1e-20
-    assert y[0] == 0 and y[1] == dtype(0.5e-30) and (dx[:2] == 0.5).all()
+def test_gelu_is_the_activation_of_that_form(isa, rng, dtype, form):
+    x, dy = normal(rng, 2, 3, 70, dtype=dtype)
+    assert same_bits(ops.gelu(x, form), ops.activation(x, f"gelu_{form}"))
+    assert same_bits(ops.gelu_backward(dy, x, form), ops.activation_backward(dy, x, f"gelu_{form}"))
+
+
+def test_activation_says_what_is_wrong(rng):
+    x = normal(rng, 3, 4)
+    with pytest.raises(ValueError, match=r"kind must be one of .*'silu'.*, got 'swish'"):
+        ops.activation(x, "swish")
+    with pytest.raises(ValueError, match=r"value must have shape \(3, 4\), got \(4, 3\)"):
+        ops.activation(x, "silu", x.T)
+    with pytest.raises(TypeError, match="value must be float32 or float64, got int"):
+        ops.activation_backward(x, x, "silu", np.ones((3, 4), int))
 
 
 # ------------------------------------------------------------------------------------------------------- attention
@@ -171,7 +253,10 @@ def check_attention(rng, dtype, N, H, T, dh, spread=1.0):
     dq, dk, dv = on_all_threads(lambda: ops.attention_backward(do, q, k, v, o, lse))
     assert lse.shape == (N, H, T)
     q, k, v, do, o64, lse64 = wide(q, k, v, do, o, lse[..., None])
-    t = lambda array: array.swapaxes(-1, -2)
+
+    def t(array):
+        return array.swapaxes(-1, -2)
+
     scale = 1 / math.sqrt(dh)
 
     expected, expected_lse = ref.attention_forward(q, k, v)
@@ -197,14 +282,15 @@ def check_attention(rng, dtype, N, H, T, dh, spread=1.0):
     "N, H, T, dh",
     [
         (1, 1, 1, 1), (2, 1, 1, 5), (1, 3, 2, 1), (2, 2, 17, 16), (1, 1, 50, 33), (3, 2, 65, 64), (1, 2, 113, 7),
-        (1, 1, 256, 8), (1, 2, 257, 9), (1, 1, 600, 13), (1, 1, 530, 128), (1, 1, 9, 300), (1, 2, 17, 400), (2, 1, 33, 24), (1, 1, 64, 16),
-        (1, 2, 80, 40), (1, 2, 81, 40), (1, 1, 90, 390), (1, 1, 577, 10),
+        (1, 1, 256, 8), (1, 2, 257, 9), (1, 1, 600, 13), (1, 1, 530, 128), (1, 1, 9, 300), (1, 2, 17, 400),
+        (2, 1, 33, 24), (1, 1, 64, 16), (1, 2, 80, 40), (1, 2, 81, 40), (1, 1, 90, 390), (1, 1, 577, 10),
     ],
 )  # fmt: skip
 def test_attention(isa, rng, dtype, N, H, T, dh):
     """T beyond 80 takes strips of queries, beyond 112 several blocks of them, beyond 384 several of keys (the online
     softmax); backward beyond 112 strips of keys, beyond 384 several blocks of queries. With 1 more than a multiple of
-    16 the last query goes alone."""
+    16 the last query goes alone.
+    """
     check_attention(rng, dtype, N, H, T, dh)
 
 
@@ -222,7 +308,8 @@ def test_attention_of_any_shape(N, H, T, dh, dtype):
 @pytest.mark.parametrize("T", [7, 300])
 def test_attention_with_large_scores(isa, rng, dtype, T):
     """Scores in the hundreds make softmax nearly a choice; nothing overflows, in whichever block of keys the largest
-    stands."""
+    stands.
+    """
     check_attention(rng, dtype, 1, 2, T, 8, spread=100.0)
 
 
@@ -332,9 +419,11 @@ def test_scratch_starts_from_nothing(isa, rng, dtype, monkeypatch):
     x, w, dy = normal(rng, 70, 21, dtype=dtype), normal(rng, 21, 33, dtype=dtype), normal(rng, 70, 33, dtype=dtype)
     q = normal(rng, 1, 2, 270, 9, dtype=dtype)
     o, lse = ops.attention(q, q, q)
-    calls = lambda: (
-        ops.linear(x, w), ops.linear_backward(dy, x, w), ops.attention(q, q, q), ops.attention_backward(q, q, q, q, o, lse)
-    )  # fmt: skip
+
+    def calls():
+        backward = ops.linear_backward(dy, x, w), ops.attention_backward(q, q, q, q, o, lse)
+        return ops.linear(x, w), ops.attention(q, q, q), backward
+
     expected = calls()
     monkeypatch.setattr(_ops, "allocate", full_of_nan)
     assert same_bits(calls(), expected)
@@ -351,7 +440,8 @@ def test_arguments_are_only_read(rng):
         (ops.patches, images, 2), (ops.patches_backward, normal(rng, 1, 1, 4), (1, 2, 2), 2), (ops.linear, x, w, bias),
         (ops.linear_backward, dy, x, w), (ops.layernorm, x, w[:, 0].copy(), w[:, 1].copy()),
         (ops.layernorm_backward, x, x, mean, rstd, w[:, 0].copy()), (ops.gelu, x), (ops.gelu, x, "erf"),
-        (ops.gelu_backward, x, x), (ops.attention, heads, heads, heads), (ops.attention_backward, heads, heads, heads, heads, o, lse),
+        (ops.gelu_backward, x, x), (ops.activation, x, "silu", x), (ops.activation_backward, x, x, "relu", x),
+        (ops.attention, heads, heads, heads), (ops.attention_backward, heads, heads, heads, heads, o, lse),
         (ops.cross_entropy_backward, x, np.array([0, 1, 2])), (ops.exp, x), (ops.tanh, x), (ops.erf, x),
     ]  # fmt: skip
     for op, *arguments in calls:

@@ -1,5 +1,6 @@
 #define ELEMENT f32
 #define real float
 #define REAL_BITS 32
+#define KC 384
 #include "avx512.h"
 #include "../kernels/all.inc"

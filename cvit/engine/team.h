@@ -54,6 +54,15 @@ static inline cvit_float_mode cvit_float_enter(void) { return 0; }
 static inline void cvit_float_leave(cvit_float_mode before) { (void)before; }
 #endif
 
+/* x itself, from which a compiler knows nothing: arithmetic on the result stays after a cvit_float_enter before, arithmetic that made x
+ * stays before a cvit_float_leave after. (Compilers move plain arithmetic past a change of mode, but not past a call that they do not see
+ * into, such as a kernel's.) */
+static inline double cvit_float_fence(double x)
+{
+    __asm__ volatile("" : "+m"(x));
+    return x;
+}
+
 #define CVIT_SPINS 2000 /* of some 20 ns to 60 ns each */
 #define CVIT_LANES 64   /* more threads than that share their runs of tasks */
 #define CVIT_KINDS 4    /* of tasks in a stage, at most */

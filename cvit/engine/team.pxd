@@ -13,6 +13,7 @@ cdef extern from "team.h" nogil:
     ctypedef int FloatMode "cvit_float_mode"  # an unsigned integer of some width
     FloatMode float_enter "cvit_float_enter" ()
     void float_leave "cvit_float_leave" (FloatMode before)
+    double float_fence "cvit_float_fence" (double x)
 
 # The element types that csrc has tables for.
 cdef enum Element:

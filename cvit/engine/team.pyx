@@ -70,6 +70,11 @@ cdef const Kernels* selected(int element) noexcept nogil:
     return tables[chosen][element]
 
 
+def table_address(dtype=np.float32):
+    """Where the selected table of float32 or float64 stands in memory, a `cvit_kernels` of csrc/cvit.h: for tests of single kernels."""
+    return <size_t> selected(F64 if np.dtype(dtype) == np.float64 else F32)
+
+
 def tile_sizes(dtype=np.float32):
     """(MR, NR, KC) of the selected table, see csrc/kernels/gemm.inc."""
     cdef const Kernels* K = selected(F64 if np.dtype(dtype) == np.float64 else F32)

@@ -14,7 +14,7 @@ from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from .kernels cimport Kernels, Update
-from .team cimport F32, F64, Team, Turn, run_team, selected, take, team_size, turn_of
+from .team cimport F32, F64, FloatMode, Team, Turn, float_enter, float_fence, float_leave, run_team, selected, take, team_size, turn_of
 
 cdef enum:
     CHUNK = 1 << 16
@@ -154,7 +154,10 @@ def adamw(w, g, m, v, double lr, double beta1, double beta2, double eps, double 
     job.whole.w, job.whole.g = vectors.hold("w", w, True), vectors.hold("g", g, False)
     job.whole.m, job.whole.v = vectors.hold("m", m, True), vectors.hold("v", v, True)
     job.whole.lr, job.whole.beta1, job.whole.beta2, job.whole.eps, job.whole.scale = lr, beta1, beta2, eps, grad_scale
-    job.whole.c1, job.whole.c2 = 1 - beta1**step, 1 - beta2**step
+    cdef FloatMode before = float_enter()
+    job.whole.c1 = float_fence(1 - float_fence(beta1)**step)
+    job.whole.c2 = float_fence(1 - float_fence(beta2)**step)
+    float_leave(before)
     job.whole.decay, job.whole.nesterov, job.decay = 0, False, weight_decay
     step_of(&job, vectors, decay_runs)
 
@@ -168,9 +171,14 @@ def sum_of_squares(g):
     cdef double[::1] sums = np.empty(max(count, 1))
     cdef double total = 0
     cdef int size = team_size(count)
+    cdef FloatMode before
     job.K, job.whole.n, job.whole.g, job.sums = selected(vectors.element), vectors.n, first, &sums[0]
     with nogil:
         run_team(size, sum_work, &job)
+    before = float_enter()
+    total = float_fence(total)
     for i in range(count):
         total += sums[i]
+    total = float_fence(total)
+    float_leave(before)
     return total

@@ -15,7 +15,7 @@ from ..engine.kernels cimport (
     panels, product, summing,
 )
 from ..engine.patches cimport cut_patches, join_patches
-from ..engine.team cimport F32, F64, FloatMode, float_enter, float_leave, selected, team_size
+from ..engine.team cimport F32, F64, FloatMode, float_enter, float_fence, float_leave, selected, team_size
 from ..engine.memory import allocate
 
 ctypedef fused real:
@@ -301,20 +301,20 @@ def cross_entropy(const real[:, ::1] logits, const long long[::1] labels, double
     cdef Py_ssize_t n, N = logits.shape[0], classes = logits.shape[1]
     cdef bint wanted = dlogits is not None
     for n in prange(N, nogil=True, num_threads=team_size(ceil_div(N, 8)), schedule="dynamic", chunksize=8):
-        losses[n] = <real> loss_of(K, classes, <real*> &logits[n, 0], <Py_ssize_t> labels[n], smoothing, 1.0 / N,
-                                   &dlogits[n, 0] if wanted else NULL)
+        row_loss(K, classes, <real*> &logits[n, 0], <Py_ssize_t> labels[n], smoothing, N, &losses[n],
+                 &dlogits[n, 0] if wanted else NULL)
 
 
-cdef double loss_of(const Kernels* K, Py_ssize_t classes, real* logits, Py_ssize_t label, double smoothing, double weight,
-                    real* dlogits) noexcept nogil:
+cdef void row_loss(const Kernels* K, Py_ssize_t classes, real* logits, Py_ssize_t label, double smoothing, Py_ssize_t N,
+                   real* loss, real* dlogits) noexcept nogil:
+    """Of one of N rows."""
     cdef FloatMode before = float_enter()
     cdef CrossEntropy call
-    cdef double loss
     call.n, call.label, call.logits, call.dlogits = classes, label, logits, dlogits
-    call.smoothing, call.weight = smoothing, weight
-    loss = K.cross_entropy(&call)
+    call.smoothing, call.weight = smoothing, float_fence(1 / float_fence(N))
+    loss[0] = <real> K.cross_entropy(&call)
+    float_fence(loss[0])
     float_leave(before)
-    return loss
 
 
 def apply(int function, const real[::1] x, real[::1] y):

@@ -1,8 +1,8 @@
 """Everything that runs on several threads, in many shapes, for ThreadSanitizer to watch. See `make tsan`.
 
-Two threads that touch the same memory without an order between them are reported whether or not it did harm this time,
-so each shape needs to run only a few times; what matters is that every stage runs with more tasks than threads, and
-with fewer.
+Two threads that touch the same memory without an order between them are reported whether or not it did harm this
+time, so each shape needs to run only a few times; what matters is that every stage runs with more tasks than threads,
+and with fewer.
 """
 
 import threading
@@ -60,6 +60,7 @@ def kernels(seed):
         _, mean, rstd = ops.layernorm(x)
         ops.layernorm_backward(x, x, mean, rstd, w[:, 0])
         ops.gelu(dy), ops.gelu_backward(dy, dy, "erf"), ops.exp(dy)
+        ops.activation(dy, "silu", dy), ops.activation_backward(dy, dy, "quick_gelu", dy)
         q = rng.standard_normal((3, 7, 72, 8)).astype(dtype)
         ops.attention_backward(q, q, q, q, *ops.attention(q, q, q))
         labels = rng.integers(40, size=300)

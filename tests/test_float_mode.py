@@ -1,0 +1,126 @@
+"""The floating-point mode of a pass: whatever the caller's is, results have the same bits, and the caller's stays.
+
+The mode is set and read by the C library (fenv.h). x86-64: MXCSR is the last word of glibc's fenv_t; AArch64: FPCR the
+first.
+"""
+
+import contextlib
+import ctypes
+import platform
+import sys
+
+import numpy as np
+import pytest
+from checks import normal, on_all_threads, same_bits
+
+import cvit
+from cvit import ops
+from cvit.engine import update
+
+WORD = {"x86_64": 7, "aarch64": 0}.get(platform.machine())
+pytestmark = pytest.mark.skipif(
+    WORD is None or sys.platform != "linux", reason="fenv_t is known for Linux on x86-64 and AArch64 alone"
+)
+UPWARD, FLUSH = {"x86_64": (0x4000, 0x8040), "aarch64": (1 << 22, 1 << 24)}.get(platform.machine(), (0, 0))
+FIELDS = {"x86_64": 0xFFC0, "aarch64": 0x7C00000}.get(platform.machine(), 0)  # all but the flags of what has happened
+
+
+def environment():
+    words = (ctypes.c_uint32 * 16)()
+    ctypes.CDLL(None if platform.machine() != "x86_64" else "libm.so.6").fegetenv(words)
+    return words
+
+
+@contextlib.contextmanager
+def mode(bits):
+    """The calling thread with `bits` set in its control register; checks at the end that they are what they were."""
+    libm = ctypes.CDLL("libm.so.6")
+    before, changed = environment(), environment()
+    changed[WORD] |= bits
+    libm.fesetenv(changed)
+    try:
+        set_to = environment()[WORD] & FIELDS
+        yield
+        after = environment()[WORD] & FIELDS
+    finally:
+        libm.fesetenv(before)
+    assert set_to == changed[WORD] & FIELDS, "the mode could not be set"
+    assert after == set_to, f"the caller's mode was changed from {set_to:#x} to {after:#x}"
+
+
+def calls(rng, dtype):
+    """Each kernel of cvit.ops and of the optimizers, as functions of no arguments."""
+    x, dy, w, bias = (normal(rng, *shape, dtype=dtype) for shape in ((70, 40), (70, 33), (40, 33), (33,)))
+    q, k, v, do = normal(rng, 4, 2, 3, 90, 8, dtype=dtype)
+    o, lse = ops.attention(q, k, v)
+    _, mean, rstd = ops.layernorm(x)
+    labels, runs = np.arange(70) % 40, np.array([[5, 900]])
+
+    def step(kernel, *state):
+        weights, gradient = x.flatten(), dy.flatten()[: x.size].repeat(2)[: x.size]
+        kernel(weights, gradient, *state)
+        return weights, *(array for array in state if isinstance(array, np.ndarray))
+
+    zeros = lambda: np.zeros(x.size, dtype)  # noqa: E731
+    return {
+        "linear": lambda: ops.linear(x, w, bias),
+        "linear_backward": lambda: ops.linear_backward(dy, x, w),
+        "layernorm": lambda: ops.layernorm(x, w[:, 0], w[:, 1]),
+        "layernorm_backward": lambda: ops.layernorm_backward(x, x, mean, rstd, w[:, 0]),
+        "activation": lambda: [ops.activation(x, kind, x[::-1]) for kind in ops.ACTIVATIONS],
+        "activation_backward": lambda: [ops.activation_backward(x, x, kind, x[::-1]) for kind in ops.ACTIVATIONS],
+        "attention": lambda: ops.attention(q, k, v),
+        "attention_backward": lambda: ops.attention_backward(do, q, k, v, o, lse),
+        "cross_entropy": lambda: ops._cross_entropy(x, labels, 0.1, True),
+        "exp": lambda: ops.exp(x),
+        "sgd": lambda: step(update.sgd, zeros(), 0.1, 0.9, True, 0.01, runs, 0.3),
+        "adamw": lambda: step(update.adamw, zeros(), zeros(), 1e-3, 0.9, 0.999, 1e-8, 0.01, 3, runs, 0.3),
+        "sum_of_squares": lambda: update.sum_of_squares(x),
+    }
+
+
+@pytest.mark.parametrize("name", list(calls(np.random.default_rng(0), np.float32)))
+@pytest.mark.parametrize("bits", [UPWARD, FLUSH, UPWARD | FLUSH], ids=["upward", "flush", "both"])
+def test_the_callers_mode_changes_nothing_and_stays(rng, dtype, name, bits):
+    call = calls(rng, dtype)[name]
+    expected = call()
+    for threads in (1, 2, 5):
+        cvit.set_num_threads(threads)
+        with mode(0):
+            call()
+        with mode(bits):
+            found = call()
+        assert same_bits(found, expected), f"{threads} threads"
+
+
+def test_the_mode_of_this_test_is_one_that_arithmetic_shows():
+    numbers, two = np.arange(1, 200, dtype=np.float32), np.float32(2)
+    tiny = np.full(1, np.finfo(np.float32).tiny)
+    with mode(UPWARD):
+        up = two / numbers
+    with mode(FLUSH):
+        flushed = tiny / two
+    assert (up > two / numbers).any() and flushed == 0 != tiny / two
+
+
+def test_subnormal_numbers_count_as_zero(isa, dtype):
+    """As inputs and as results, with 1, 2, 3 and 5 threads alike."""
+    tiny = np.finfo(dtype).tiny
+    subnormal = np.full((70, 40), tiny / 4, dtype)
+    small = np.full((70, 40), tiny, dtype)
+    weights = np.full((40, 33), 0.25, dtype)
+    assert not on_all_threads(lambda: ops.linear(subnormal, weights)).any()
+    assert not on_all_threads(lambda: ops.activation(small, "silu")).any()  # half of the smallest normal number
+    assert not on_all_threads(lambda: ops.activation(subnormal, "relu")).any()
+    assert on_all_threads(lambda: update.sum_of_squares(subnormal)) == 0
+
+
+def test_moments_do_not_stick_where_arithmetic_is_slow(isa, dtype):
+    """AdamW's moments and SGD's velocity decay to zero without gradients: subnormal ones would slow all later steps."""
+    tiny = np.finfo(dtype).tiny
+    none = np.empty((0, 2), np.int64)
+    weights, gradient = np.ones(100, dtype), np.zeros(100, dtype)
+    m, v, velocity = (np.full(100, 1.05 * tiny, dtype) for _ in range(3))
+    update.adamw(weights, gradient, m, v, 1e-3, 0.9, 0.9, 1e-8, 0.0, 5, none, 1.0)
+    update.sgd(weights, gradient, velocity, 1e-3, 0.9, False, 0.0, none, 1.0)
+    assert not m.any() and not v.any() and not velocity.any()
