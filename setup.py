@@ -1,23 +1,31 @@
-"""Builds csrc as one static library for each instruction set, and every cvit/**/*.pyx as an extension.
+"""Builds csrc as static libraries, one for each instruction set and element type, and every cvit/**/*.pyx as an extension.
 
 Environment:
     CVIT_OPENMP=0     build without OpenMP: one thread
     CVIT_SYMBOLS=1    keep symbols, for perf and gdb
     CVIT_SANITIZE=…   build with -fsanitize=… (address,undefined or thread), see the Makefile
+
+A new kernel table is one file, csrc/**/<isa>_<element>.c, and for a new instruction set one row of ISA_FLAGS and MACHINE_ISAS.
+Everything is compiled on as many cores as this process may use; what has not changed since the last build in this folder is kept.
 """
 
 import os
 import pathlib
 import platform
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
-from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools._distutils.ccompiler import new_compiler
 from setuptools._distutils.sysconfig import customize_compiler
+from setuptools.command.build_clib import build_clib
+from setuptools.command.build_ext import build_ext
 
 # -O3 unrolls the tile loops, which -O2 leaves at half the speed. Contraction to fused multiply-adds is GCC's default and not
 # Clang's. Nothing here may reorder sums: no fast-math.
@@ -30,79 +38,174 @@ ISA_FLAGS = {
     "neon": [],
 }
 MACHINE_ISAS = {"x86_64": ["avx2", "avx512"], "AMD64": ["avx2", "avx512"], "aarch64": ["neon"], "arm64": ["neon"]}
+CYTHON_DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "freethreading_compatible": False,
+}
 
 sanitize = os.environ.get("CVIT_SANITIZE")
-strip = [] if sanitize or "CVIT_SYMBOLS" in os.environ or sys.platform != "linux" else ["-Wl,-s"]
-SANITIZE = ["-O1", f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else []
+symbols = bool(sanitize or "CVIT_SYMBOLS" in os.environ or sys.platform != "linux")
+# Python's own flags bring -g, whose tables take a third of the compiler's time and are stripped anyway.
+DEBUG = ["-g" if symbols else "-g0"]
+STRIP = [] if symbols else ["-Wl,-s"]
+SANITIZE = ["-O1", f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"] if sanitize else []
 # GCC's -O1 alone leaves products and sums apart, but for the rows of a tile that name their instruction: a row would depend on its place.
 SANITIZE += ["-fexpensive-optimizations"] * bool(sanitize)
 # Checks as calls, and without those that triple the unrolled tiles' code: GCC would compile these for many minutes.
 SANITIZE += ["--param=asan-instrumentation-with-call-threshold=0"] * ("address" in (sanitize or ""))
 SANITIZE += ["-fno-sanitize=pointer-overflow,null,object-size"] * ("undefined" in (sanitize or ""))
 
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def files(folder, *patterns):
+    """The files under `folder` whose names match, sorted, as setuptools wants them: relative, with slashes."""
+    return sorted(path.as_posix() for pattern in patterns for path in pathlib.Path(folder).rglob(pattern))
+
+
+# ------------------------------------------------------------------------------------------------------- the compiler
+def compile_probe(source, *flags):
+    """None if the compiler makes a program of `source`, else the first error it names."""
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    command = [part for part in compiler.compiler_so if part != "-c"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "probe.c")
+        path.write_text(source)
+        try:
+            run = subprocess.run(
+                [*command, *flags, str(path), "-o", str(path.with_suffix(""))], capture_output=True, text=True
+            )
+        except FileNotFoundError:
+            return f"there is no {command[0]!r}"
+    lines = [line for line in run.stderr.splitlines() if "error" in line] or run.stderr.splitlines() or ["it failed"]
+    return lines[0].removeprefix(f"{path}:") if run.returncode else None
+
+
+def require_tools():
+    """Stop with one line that says what to install, unless this machine has what a build takes."""
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    include = [f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
+    if not shutil.which(compiler.compiler_so[0]):
+        sys.exit(
+            f"cvit is compiled from C, and there is no C compiler {compiler.compiler_so[0]!r} here: install gcc or clang "
+            "(Debian, Ubuntu: apt install gcc libc6-dev; Fedora: dnf install gcc), or name yours in CC"
+        )
+    error = compile_probe("#include <stdio.h>\nint main(void) { return 0; }\n")
+    if error:
+        sys.exit(
+            f"cvit's build cannot compile a C program ({error}): install the C library's headers (Debian, Ubuntu: "
+            "apt install libc6-dev; Fedora: dnf install glibc-devel)"
+        )
+    error = compile_probe("#include <Python.h>\nint main(void) { return 0; }\n", *include)
+    if error:
+        sys.exit(
+            f"cvit's build lacks the headers of Python {platform.python_version()} ({error}): install them (Debian, Ubuntu: "
+            "apt install python3-dev; Fedora: dnf install python3-devel)"
+        )
+
 
 def openmp_flags():
     """The flags for OpenMP, empty (with a warning) where the compiler has none."""
     if os.environ.get("CVIT_OPENMP", "1") == "0":
         return []
-    compiler = new_compiler()
-    customize_compiler(compiler)
-    with tempfile.TemporaryDirectory() as folder:
-        source = pathlib.Path(folder, "probe.c")
-        source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
-        command = [*compiler.compiler_so, "-fopenmp", str(source), "-o", str(source.with_suffix(""))]
-        if subprocess.run([part for part in command if part != "-c"], capture_output=True).returncode == 0:
-            return ["-fopenmp"]
-    warnings.warn("this compiler has no OpenMP: cvit is built for one thread")
-    return []
+    if compile_probe("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n", "-fopenmp"):
+        warnings.warn("this compiler has no OpenMP: cvit is built for one thread")
+        return []
+    return ["-fopenmp"]
 
 
-kernel_files = [
-    str(path) for pattern in ("*.h", "*.inc", "*.c", "isa/*.c") for path in sorted(pathlib.Path("csrc").glob(pattern))
-]
+# ------------------------------------------------------------------------------------------------ csrc, and the .pyx
+def kernel_libraries():
+    """csrc as (name, how to build it), a library for each file, so that they are compiled side by side and only where one changed.
+
+    A file whose name begins with an instruction set's has its flags; others, as dispatch.c, have none and come first for the linker.
+    """
+    here = ["portable", *MACHINE_ISAS.get(platform.machine(), [])]
+    libraries = {"": []} | {isa: [] for isa in here}
+    headers = [*files("csrc", "*.h", "*.inc"), "setup.py"]
+    for source in files("csrc", "*.c"):
+        stem = pathlib.Path(source).stem
+        isa = next((isa for isa in ISA_FLAGS if stem.startswith(f"{isa}_")), "")
+        if isa in libraries:
+            flags = CFLAGS + WARNINGS + ISA_FLAGS.get(isa, []) + SANITIZE + DEBUG
+            build = {"sources": [source], "cflags": flags, "include_dirs": ["csrc"], "obj_deps": {"": headers}}
+            libraries[isa].append((f"cvit_{stem}", build))
+    return [library for isa in libraries.values() for library in isa]
 
 
-def kernel_library(isa):
-    """csrc compiled for one instruction set; the portable one brings the dispatch."""
-    sources = [f"csrc/isa/{isa}_{kind}.c" for kind in ("f32", "f64")]
-    if isa == "portable":
-        sources.append("csrc/dispatch.c")
-    headers = [path for path in kernel_files if not path.endswith(".c")]
-    flags = CFLAGS + WARNINGS + ISA_FLAGS[isa] + SANITIZE
-    return f"cvit_{isa}", {"sources": sources, "cflags": flags, "include_dirs": ["csrc"], "obj_deps": {"": headers}}
+def extensions():
+    """One of each cvit/**/*.pyx. Only `engine.team` refers to csrc's symbols; the others reach the tables through it."""
+    interface = pathlib.Path("csrc/cvit.h").read_text(encoding="utf-8")
+    included = [f"csrc/{name}" for name in re.findall('#include "(.+)"', interface)]
+    shared = [*files("csrc", "*.h"), *included, *files("cvit", "*.h"), "setup.py"]
+    made = []
+    for source in files("cvit", "*.pyx"):
+        name = source.removesuffix(".pyx").replace("/", ".")
+        linked = files("csrc", "*.c", "*.inc") if name == "cvit.engine.team" else []  # anew when a library was
+        made.append(
+            Extension(
+                name,
+                [source],
+                include_dirs=["csrc", "cvit/engine"],
+                depends=sorted({*shared, *linked}),
+                extra_compile_args=["-O2", *SANITIZE, *DEBUG],
+                extra_link_args=STRIP + SANITIZE,
+                define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+            )
+        )
+    return made
 
 
-isas = ["portable", *MACHINE_ISAS.get(platform.machine(), [])]
-openmp = openmp_flags()
+def translate(modules):
+    """Have Cython make a C file of each .pyx that has changed, under build/cython."""
+    try:
+        from Cython.Build import cythonize
+    except ImportError:
+        sys.exit("cvit's build needs Cython: pip install 'cython>=3.1', or pip install -e '.[dev]' for all that development takes")
+    made = cythonize([*modules], compiler_directives=CYTHON_DIRECTIVES, build_dir="build/cython")
+    for module, translated in zip(modules, made):
+        module.sources, module.depends = translated.sources, translated.depends
 
 
-def extension(name):
-    """One of cvit/**/*.pyx, by its module's name. Only `engine.team` refers to csrc's symbols; the others reach the tables through it."""
-    return Extension(
-        name,
-        [name.replace(".", "/") + ".pyx"],
-        include_dirs=["csrc", "cvit/engine"],
-        libraries=[],
-        depends=kernel_files if name == "cvit.engine.team" else [],  # linked anew when a library was
-        extra_compile_args=["-O2", "-g0" if strip else "-g", *SANITIZE, *openmp],
-        extra_link_args=strip + SANITIZE + openmp,
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+class BuildLibraries(build_clib):
+    """Compiles the libraries side by side; Cython, which is busy on one core, translates the modules meanwhile."""
+
+    def build_libraries(self, libraries):
+        require_tools()
+        one = super().build_libraries
+        with ThreadPoolExecutor(cores) as pool:  # the widest vectors, last in the list, take longest
+            jobs = [pool.submit(one, [library]) for library in reversed(libraries)]
+            translate(self.distribution.ext_modules)
+            for job in jobs:
+                job.result()
+
+
+class BuildExtensions(build_ext):
+    """Compiles the extensions side by side."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or cores
+
+    def build_extensions(self):
+        translate(self.extensions)  # does nothing after build_clib's
+        openmp = openmp_flags()
+        for extension in self.extensions:
+            extension.extra_compile_args += openmp
+            extension.extra_link_args += openmp
+        self.extensions.sort(key=lambda extension: -os.path.getsize(extension.sources[0]))  # the longest first
+        super().build_extensions()
+
+
+if __name__ == "__main__":
+    setup(
+        libraries=kernel_libraries(),
+        ext_modules=extensions(),
+        cmdclass={"build_clib": BuildLibraries, "build_ext": BuildExtensions},
     )
-
-
-modules = sorted(".".join(path.with_suffix("").parts) for path in pathlib.Path("cvit").rglob("*.pyx"))
-setup(
-    libraries=[kernel_library(isa) for isa in isas],
-    ext_modules=cythonize(
-        [extension(name) for name in modules],
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": False,
-            "wraparound": False,
-            "cdivision": True,
-            "initializedcheck": False,
-            "freethreading_compatible": False,
-        },
-        build_dir="build/cython",
-    ),
-)
