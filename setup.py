@@ -1,12 +1,13 @@
-"""Builds csrc as static libraries, one for each instruction set and element type, and every cvit/**/*.pyx as an extension.
+"""Builds csrc as a static library for each instruction set and element type, and every cvit/**/*.pyx as an extension.
 
 Environment:
     CVIT_OPENMP=0     build without OpenMP: one thread
     CVIT_SYMBOLS=1    keep symbols, for perf and gdb
     CVIT_SANITIZE=…   build with -fsanitize=… (address,undefined or thread), see the Makefile
 
-A new kernel table is one file, csrc/**/<isa>_<element>.c, and for a new instruction set one row of ISA_FLAGS and MACHINE_ISAS.
-Everything is compiled on as many cores as this process may use; what has not changed since the last build in this folder is kept.
+A new kernel table is one file, csrc/**/<isa>_<element>.c; a new instruction set is also a row of ISA_FLAGS and one of
+MACHINE_ISAS.
+Everything is compiled on as many cores as this process may use. In the clone only what has changed is compiled again.
 """
 
 import os
@@ -21,14 +22,18 @@ import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-from setuptools import Extension, setup
-from setuptools._distutils.ccompiler import new_compiler
-from setuptools._distutils.sysconfig import customize_compiler
-from setuptools.command.build_clib import build_clib
-from setuptools.command.build_ext import build_ext
+try:
+    from setuptools import Extension, setup
+    from setuptools._distutils.ccompiler import new_compiler
+    from setuptools._distutils.sysconfig import customize_compiler
+    from setuptools.command.build import build
+    from setuptools.command.build_clib import build_clib
+    from setuptools.command.build_ext import build_ext
+except ImportError:
+    sys.exit("cvit's build needs setuptools: pip install -e '.[test]', which brings all that `make build` takes")
 
-# -O3 unrolls the tile loops, which -O2 leaves at half the speed. Contraction to fused multiply-adds is GCC's default and not
-# Clang's. Nothing here may reorder sums: no fast-math.
+# -O3 unrolls the tile loops, which -O2 leaves at half the speed. Contraction to fused multiply-adds is a default of GCC
+# and not of Clang. Nothing here may reorder sums: no fast-math.
 CFLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 ISA_FLAGS = {
@@ -53,7 +58,8 @@ symbols = bool(sanitize or "CVIT_SYMBOLS" in os.environ or sys.platform != "linu
 DEBUG = ["-g" if symbols else "-g0"]
 STRIP = [] if symbols else ["-Wl,-s"]
 SANITIZE = ["-O1", f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"] if sanitize else []
-# GCC's -O1 alone leaves products and sums apart, but for the rows of a tile that name their instruction: a row would depend on its place.
+# GCC's -O1 alone leaves products and sums apart, but for the rows of a tile that name their instruction: a row would
+# depend on its place.
 SANITIZE += ["-fexpensive-optimizations"] * bool(sanitize)
 # Checks as calls, and without those that triple the unrolled tiles' code: GCC would compile these for many minutes.
 SANITIZE += ["--param=asan-instrumentation-with-call-threshold=0"] * ("address" in (sanitize or ""))
@@ -93,8 +99,8 @@ def require_tools():
     include = [f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
     if not shutil.which(compiler.compiler_so[0]):
         sys.exit(
-            f"cvit is compiled from C, and there is no C compiler {compiler.compiler_so[0]!r} here: install gcc or clang "
-            "(Debian, Ubuntu: apt install gcc libc6-dev; Fedora: dnf install gcc), or name yours in CC"
+            f"cvit is compiled from C, and there is no C compiler {compiler.compiler_so[0]!r} here: install gcc or "
+            "clang (Debian, Ubuntu: apt install gcc libc6-dev; Fedora: dnf install gcc), or name yours in CC"
         )
     error = compile_probe("#include <stdio.h>\nint main(void) { return 0; }\n")
     if error:
@@ -105,8 +111,8 @@ def require_tools():
     error = compile_probe("#include <Python.h>\nint main(void) { return 0; }\n", *include)
     if error:
         sys.exit(
-            f"cvit's build lacks the headers of Python {platform.python_version()} ({error}): install them (Debian, Ubuntu: "
-            "apt install python3-dev; Fedora: dnf install python3-devel)"
+            f"cvit's build lacks the headers of Python {platform.python_version()} ({error}): install them "
+            "(Debian, Ubuntu: apt install python3-dev; Fedora: dnf install python3-devel)"
         )
 
 
@@ -115,16 +121,17 @@ def openmp_flags():
     if os.environ.get("CVIT_OPENMP", "1") == "0":
         return []
     if compile_probe("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n", "-fopenmp"):
-        warnings.warn("this compiler has no OpenMP: cvit is built for one thread")
+        warnings.warn("this compiler has no OpenMP: cvit is built for one thread", stacklevel=2)
         return []
     return ["-fopenmp"]
 
 
 # ------------------------------------------------------------------------------------------------ csrc, and the .pyx
 def kernel_libraries():
-    """csrc as (name, how to build it), a library for each file, so that they are compiled side by side and only where one changed.
+    """csrc as (name, how to build it): a library for each file, so that they are compiled side by side and apart.
 
-    A file whose name begins with an instruction set's has its flags; others, as dispatch.c, have none and come first for the linker.
+    A file whose name begins with an instruction set's has its flags; others, such as dispatch.c, have none of their own
+    and come first, as the linker needs them.
     """
     here = ["portable", *MACHINE_ISAS.get(platform.machine(), [])]
     libraries = {"": []} | {isa: [] for isa in here}
@@ -140,7 +147,7 @@ def kernel_libraries():
 
 
 def extensions():
-    """One of each cvit/**/*.pyx. Only `engine.team` refers to csrc's symbols; the others reach the tables through it."""
+    """Each cvit/**/*.pyx. Only `engine.team` refers to csrc's symbols; the others reach the tables through it."""
     interface = pathlib.Path("csrc/cvit.h").read_text(encoding="utf-8")
     included = [f"csrc/{name}" for name in re.findall('#include "(.+)"', interface)]
     shared = [*files("csrc", "*.h"), *included, *files("cvit", "*.h"), "setup.py"]
@@ -167,10 +174,16 @@ def translate(modules):
     try:
         from Cython.Build import cythonize
     except ImportError:
-        sys.exit("cvit's build needs Cython: pip install 'cython>=3.1', or pip install -e '.[dev]' for all that development takes")
+        sys.exit("cvit's build needs Cython: pip install -e '.[test]', which brings all that `make build` takes")
     made = cythonize([*modules], compiler_directives=CYTHON_DIRECTIVES, build_dir="build/cython")
     for module, translated in zip(modules, made):
         module.sources, module.depends = translated.sources, translated.depends
+
+
+class Build(build):
+    """Begins with the C files: where there is no compiler, nothing is copied first."""
+
+    sub_commands = sorted(build.sub_commands, key=lambda command: command[0] not in ("build_clib", "build_ext"))
 
 
 class BuildLibraries(build_clib):
@@ -207,5 +220,5 @@ if __name__ == "__main__":
     setup(
         libraries=kernel_libraries(),
         ext_modules=extensions(),
-        cmdclass={"build_clib": BuildLibraries, "build_ext": BuildExtensions},
+        cmdclass={"build": Build, "build_clib": BuildLibraries, "build_ext": BuildExtensions},
     )

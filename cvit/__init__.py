@@ -16,7 +16,19 @@ The map of the code, an image's way to its logits and back to the weights:
     ../csrc         the kernels: one source for every instruction set and element type
 """
 
-from .engine.runtime import available_isas, get_isa, get_num_threads, set_isa, set_num_threads  # isort: skip (loads OpenMP)
+try:  # first, since it loads OpenMP
+    from .engine.runtime import available_isas, get_isa, get_num_threads, set_isa, set_num_threads
+except ImportError:
+    from importlib.machinery import EXTENSION_SUFFIXES
+    from pathlib import Path
+
+    folder = Path(__file__).parent
+    if any("." + path.name.partition(".")[2] in EXTENSION_SUFFIXES for path in folder.glob("engine/*")):
+        raise
+    raise ImportError(
+        f"{folder} holds cvit's sources without its compiled modules for this Python: "
+        "start Python elsewhere, or install with pip install -e ."
+    ) from None
 from . import ops
 from .formats import checkpoint, flax
 from .formats.checkpoint import load, save
