@@ -1,24 +1,44 @@
-# build  the extension in place, for an editable install          bench  what `cvit bench` measures here
-# test   the whole suite                                          clean  remove everything that is built
-# asan   kernel and model tests under AddressSanitizer and UndefinedBehaviorSanitizer
-# tsan   every stage and kernel on several threads under ThreadSanitizer
+# build   compile in place, for an editable install: only what has changed, on all cores
+# test    the whole suite, on what `build` has made
+# check   formats, lint, types, spelling: what a commit must pass (continuous integration runs it, too)
+# format  set Python and C files as `check` wants them
+# asan    kernel and model tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# tsan    every stage and kernel on several threads under ThreadSanitizer
+# bench   what `cvit bench` measures here
+# clean   remove everything that is built
 #
+# After `pip install -e ".[test]"` build, test, asan and tsan have all they need; check and format take `pip install -e ".[dev]"`.
 # The sanitizers' builds stand in build/asan and build/tsan; the one in place stays as it is.
 PYTHON ?= python
 CC ?= cc
 export CC
 
 library = $(shell $(CC) -print-file-name=lib$(1).so)
-build_into = $(PYTHON) setup.py -q build --parallel $$(getconf _NPROCESSORS_ONLN) --build-base $(1) --build-lib $(1)/lib
+build_into = $(PYTHON) setup.py -q build --build-base $(1) --build-lib $(1)/lib
 WATCHED = tests/test_ops.py tests/test_math.py tests/test_model.py tests/test_functional.py tests/test_errors.py
 
-.PHONY: build test asan tsan bench clean
+C_FILES = $(shell find csrc cvit tests -name '*.c' -o -name '*.h' -o -name '*.inc')
+
+.PHONY: build test check format asan tsan bench clean
 
 build:
 	$(PYTHON) setup.py -q build_clib build_ext --inplace
 
 test: build
 	$(PYTHON) -m pytest
+
+check:
+	ruff format --check .
+	ruff check .
+	clang-format --dry-run -Werror $(C_FILES)
+	cython-lint cvit
+	mypy
+	typos
+
+format:
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(C_FILES)
 
 # -P and PYTHONPATH: import the sanitized build and not the one in place. Leaks: Python's own at exit would be reported.
 asan:
@@ -38,4 +58,4 @@ bench:
 	$(PYTHON) -m cvit.cli bench
 
 clean:
-	rm -rf build dist *.egg-info $$(find cvit -name '*.so') .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info $$(find cvit -name '*.so') .pytest_cache .hypothesis .mypy_cache .ruff_cache
