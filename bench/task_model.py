@@ -2,16 +2,16 @@
 
     python bench/task_model.py
 
-Tasks that share a stage are dealt out one after the other, the largest first, each to the core that is free first. Costs are FLOPs; the
-tasks that pack weights, memory bandwidth and barriers are left out. Tasks are cut anew for each number of threads.
+Tasks that share a stage are dealt out one after the other, the largest first, each to the core that is free first.
+Costs are FLOPs; the tasks that pack weights, memory bandwidth and barriers are left out. Tasks are cut anew for each
+number of threads.
 """
 
 import heapq
 
-from cvit.engine.plan import Engine
-
 import cvit
 from cvit.bench.cases import CASES, Case
+from cvit.engine.plan import Engine
 from cvit.model.layout import Layout
 
 CORES = (2, 8, 16, 64)

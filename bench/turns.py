@@ -3,10 +3,11 @@
     git worktree add ../before HEAD~1 && (cd ../before && python setup.py -q build_clib build_ext --inplace)
     python bench/turns.py ../before . --cases ti16,s16 --threads 1
 
-Each folder holds a cvit built in place. Each build runs in a process of its own that is stopped when it is not its turn; in a round
-every build takes one short turn and the probe of the peak another. Neighbours of a shared machine come and go within seconds, and short
-turns put all builds into the same moments: the median of the rounds' ratios counts, and the best rounds tell of quiet moments.
-`--restarts` starts the processes anew, since where a process's memory comes to lie makes a percent or two.
+Each folder holds a cvit built in place. Each build runs in a process of its own that is stopped when it is not its
+turn; in a round every build takes one short turn and the probe of the peak another. Neighbours of a shared machine come
+and go within seconds, and short turns put all builds into the same moments: the median of the rounds' ratios counts,
+and the best rounds tell of quiet moments. `--restarts` starts the processes anew, since where a process's memory comes
+to lie makes a percent or two.
 """
 
 import argparse
@@ -76,14 +77,16 @@ def main():
                     speed += new
             peak = max(peaks)
             print(
-                f"{case.name} {task}, {len(peaks)} rounds; peak {peak / 1e9:.0f} GFLOP/s, median {statistics.median(peaks) / 1e9:.0f}"
+                f"{case.name} {task}, {len(peaks)} rounds; "
+                f"peak {peak / 1e9:.0f} GFLOP/s, median {statistics.median(peaks) / 1e9:.0f}"
             )
             for folder, speed in zip(args.folders, speeds):
                 ratios = sorted(own / first for own, first in zip(speed, speeds[0]))
                 quarter = len(ratios) // 4
                 print(
-                    f"  {folder.name:20} median {statistics.median(speed) / peak:4.0%} of the peak, best {max(speed) / peak:4.0%}; ratio "
-                    f"{statistics.median(ratios):.3f} ({ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})",
+                    f"  {folder.name:20} median {statistics.median(speed) / peak:4.0%} of the peak, "
+                    f"best {max(speed) / peak:4.0%}; "
+                    f"ratio {statistics.median(ratios):.3f} ({ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})",
                     flush=True,
                 )
 

@@ -55,7 +55,8 @@ class CvitWorker(Worker):
         return {"bandwidth": team.measure_bandwidth(self.threads, seconds)}
 
     def do_idle(self, count):
-        """Seconds of training steps without their kernels; the optimizer's is as small as can be, one that updates a few values."""
+        """Seconds of training steps without their kernels; the optimizer's is as small as can be, one that updates a
+        few values."""
         cvit = self.cvit
         self.gradients()
         (engine,) = self.model._engines.values()
