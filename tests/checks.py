@@ -1,9 +1,10 @@
 """What several test modules share: comparisons, and the same call on several numbers of threads.
 
-Bounds. In float64 everything agrees with tests/reference.py to 1e-10 of the largest entry. In float32 a bound is derived from the op:
-`growth` roundings, each of half a unit in the last place, of sums whose terms add up to `size` in magnitude (Higham, Accuracy and
-Stability of Numerical Algorithms, section 3.1: n additions or multiplications in a row err by at most n eps/2 of the terms' magnitudes).
-Inputs are rounded to the dtype before the reference sees them, so that both compute the same thing.
+Bounds. In float64 everything agrees with tests/reference.py to 1e-10 of the largest entry. In float32 a bound is
+derived from the op: `growth` roundings, each of half a unit in the last place, of sums whose terms add up to `size` in
+magnitude (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1: n additions or multiplications in a row
+err by at most n eps/2 of the terms' magnitudes). Inputs are rounded to the dtype before the reference sees them, so
+that both compute the same thing.
 """
 
 import numpy as np
@@ -36,7 +37,8 @@ def on_all_threads(call):
 
 
 def assert_close(actual, expected, bound=FLOAT64_BOUND, name="", floor=0.0):
-    """Same shape, all finite, and no entry further off than `bound` times the largest expected one (at least `floor`)."""
+    """Same shape, all finite, and no entry further off than `bound` times the largest expected one (at least
+    `floor`)."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, name
     assert np.isfinite(actual).all(), name
@@ -45,7 +47,8 @@ def assert_close(actual, expected, bound=FLOAT64_BOUND, name="", floor=0.0):
 
 
 def assert_rounded(actual, expected, size, growth, name=""):
-    """`actual` is `expected` but for rounding: float64 as in `assert_close`, float32 within growth · eps/2 · size, entry by entry."""
+    """`actual` is `expected` but for rounding: float64 as in `assert_close`, float32 within growth · eps/2 · size,
+    entry by entry."""
     actual = np.asarray(actual)
     if actual.dtype == np.float64:
         assert_close(actual, expected, name=name, floor=np.max(size, initial=0.0))

@@ -20,7 +20,8 @@ hypothesis.settings.load_profile("cvit")
 
 
 def _exact(count, dtype):
-    """As `_engine.allocate`, but a block of its own that ends where the vector does: AddressSanitizer guards what lies behind."""
+    """As `_engine.allocate`, but a block of its own that ends where the vector does: AddressSanitizer guards what lies
+    behind."""
     address, size = ctypes.c_void_p(), max(count, 1) * np.dtype(dtype).itemsize
     libc = ctypes.CDLL(None)
     assert libc.posix_memalign(ctypes.byref(address), ctypes.c_size_t(64), ctypes.c_size_t(size)) == 0

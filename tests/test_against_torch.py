@@ -27,7 +27,10 @@ def torch_loss_and_grad(config, flat, x, y, label_smoothing):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_every_gradient(dtype, case):
-    """Bounds as in test_model.py, twice: both sides round. A key bias's gradient is exactly zero: by the whole gradient's largest."""
+    """Bounds as in test_model.py, twice: both sides round.
+
+    A key bias's gradient is exactly zero: by the whole gradient's largest.
+    """
     N, config = CASES[case]
     flat, x, y = rounded_problem(config, N, dtype)
     loss, grad = (model := ViT(config, flat)).loss_and_grad(x, y, label_smoothing=0.1)

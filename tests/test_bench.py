@@ -20,7 +20,10 @@ from cvit.model.layout import Layout
 
 BENCH = Path(__file__).parent.parent / "bench"
 TINY = {"image_size": (8, 12), "width": 16, "heads": 2, "hidden": 24, "depth": 2, "classes": 5, "batch": 3}
-TINY_FLAGS = ["--image", "8x12", "--width", "16", "--heads", "2", "--hidden", "24", "--depth", "2", "--classes", "5", "--batch", "3"]
+TINY_FLAGS = [
+    "--image", "8x12", "--width", "16", "--heads", "2", "--hidden", "24", "--depth", "2", "--classes", "5",
+    "--batch", "3",
+]  # fmt: skip
 PACKAGES = {"torch": ["torch"], "jax": ["jax"], "onnxruntime": ["onnx", "onnxruntime"], "openvino": ["openvino"]}
 
 
@@ -142,9 +145,11 @@ def fake_worker(monkeypatch, tmp_path, body):
 
 
 def test_what_goes_wrong_in_a_worker_is_told(monkeypatch, tmp_path, case):
-    with peers.Peer("numpy", threads=1) as peer:
-        with pytest.raises(peers.WorkerError, match=r"numpy: FileNotFoundError: .*nothing.npz' \(serve.py, line \d+\)"):
-            lineup.load(peer, case, tmp_path / "nothing.npz", peer.tasks)
+    with (
+        peers.Peer("numpy", threads=1) as peer,
+        pytest.raises(peers.WorkerError, match=r"numpy: FileNotFoundError: .*nothing.npz' \(serve.py, line \d+\)"),
+    ):
+        lineup.load(peer, case, tmp_path / "nothing.npz", peer.tasks)
     with pytest.raises(peers.WorkerError, match="torch: cannot run /no/such/python: No such file"):
         peers.Peer("torch", 1, "/no/such/python")
     with pytest.raises(ValueError, match="peer must be one of cvit, numpy, .* got 'theano'"):
@@ -443,7 +448,7 @@ def test_sweep_of_tiles(tmp_path):
 
 
 def test_builds_take_turns(tmp_path):
-    here = Path(cli.__file__).parents[1]
+    here = Path(cli.__file__).parents[2]
     done = script(
         "turns.py", here, here, "--cases", "digits", "--seconds", 0.01, "--turn", 0.002, "--restarts", 1, "--depth", 1
     )

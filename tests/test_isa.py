@@ -59,7 +59,10 @@ def test_the_best_is_the_default():
 @pytest.mark.parametrize("name", cvit.available_isas())
 def test_the_environment_chooses(name):
     """And a process that was told so computes the same bits as one that chose."""
-    code = "import cvit, numpy as np; print(cvit.get_isa(), cvit.ops.linear(np.ones((3, 70), 'f4') / 3, np.ones((70, 5), 'f4') / 7).tobytes().hex())"
+    code = (
+        "import cvit, numpy as np; y = cvit.ops.linear(np.ones((3, 70), 'f4') / 3, np.ones((70, 5), 'f4') / 7); "
+        "print(cvit.get_isa(), y.tobytes().hex())"
+    )
     told = python(code, CVIT_ISA=name)
     assert told.returncode == 0, told.stderr
     cvit.set_isa(name)
@@ -79,7 +82,8 @@ def test_the_environment_is_checked():
 
 
 def test_tiles_fit_their_registers():
-    """MR x NR accumulators, one row of B and one broadcast: at most 32 vectors for AVX-512 and NEON, 16 for the others."""
+    """MR x NR accumulators, one row of B and one broadcast: at most 32 vectors for AVX-512 and NEON, 16 for the
+    others."""
     vectors = {"portable": (16, 4), "avx2": (16, 8), "avx512": (32, 16), "neon": (32, 4)}
     for name in cvit.available_isas():
         cvit.set_isa(name)

@@ -1,7 +1,9 @@
-"""exp, tanh, erf, and attention's 2^x and ln: the largest error in units in the last place (ULP), and what happens at the edges.
+"""exp, tanh, erf, and attention's 2^x and ln: the largest error in units in the last place (ULP), and what happens at
+the edges.
 
-The ULP of a result is the distance between neighbouring numbers of its dtype at the exact value. float32 is compared with NumPy's and
-Python's float64 functions, float64 with extended precision (80 or more bits): NumPy's for exp and tanh, a series for erf.
+The ULP of a result is the distance between neighbouring numbers of its dtype at the exact value. float32 is compared
+with NumPy's and Python's float64 functions, float64 with extended precision (80 or more bits): NumPy's for exp and
+tanh, a series for erf.
 """
 
 import math
@@ -22,8 +24,8 @@ FUNCTIONS = {
     "log": lambda x: ops._elementwise(4, x),
 }
 
-# The largest error in ULP, the worst instruction set's: the bound, and in the comment what 16 million float32 and 1.6 million float64
-# numbers gave. Each function is measured from the smallest normal numbers to where it stays constant.
+# The largest error in ULP, the worst instruction set's: the bound, and in the comment what 16 million float32 and 1.6
+# million float64 numbers gave. Each function is measured from the smallest normal numbers to where it stays constant.
 BOUNDS = {
     ("exp", np.float32): 1.0,  # 0.96
     ("exp", np.float64): 1.0,  # 0.99
@@ -62,7 +64,8 @@ def erf_extended(x):
 
 
 def floats(start, stop, count, dtype):
-    """About `count` numbers between two positive ones, and their negatives: evenly spaced bit patterns, so every binade is met."""
+    """About `count` numbers between two positive ones, and their negatives: evenly spaced bit patterns, so every binade
+    is met."""
     kind = np.int32 if dtype == np.float32 else np.int64
     first, last = np.array([start, stop], dtype).view(kind)
     step = max(1, (int(last) - int(first)) // count) | 1  # odd, so that the low bits vary

@@ -1,4 +1,5 @@
-"""Each kernel of cvit.ops against tests/reference.py: every instruction set, both dtypes, 1, 2, 3 and 5 threads with equal bits.
+"""Each kernel of cvit.ops against tests/reference.py: every instruction set, both dtypes, 1, 2, 3 and 5 threads with
+equal bits.
 
 The growth factors below count roundings of half a unit each, see checks.py; they are worst cases of the op's own sums.
 """
@@ -196,13 +197,14 @@ def check_attention(rng, dtype, N, H, T, dh, spread=1.0):
     "N, H, T, dh",
     [
         (1, 1, 1, 1), (2, 1, 1, 5), (1, 3, 2, 1), (2, 2, 17, 16), (1, 1, 50, 33), (3, 2, 65, 64), (1, 2, 113, 7),
-        (1, 1, 256, 8), (1, 2, 257, 9), (1, 1, 600, 13), (1, 1, 530, 128), (1, 1, 9, 300), (1, 2, 17, 400), (2, 1, 33, 24), (1, 1, 64, 16),
-        (1, 2, 80, 40), (1, 2, 81, 40), (1, 1, 90, 390), (1, 1, 577, 10),
+        (1, 1, 256, 8), (1, 2, 257, 9), (1, 1, 600, 13), (1, 1, 530, 128), (1, 1, 9, 300), (1, 2, 17, 400),
+        (2, 1, 33, 24), (1, 1, 64, 16), (1, 2, 80, 40), (1, 2, 81, 40), (1, 1, 90, 390), (1, 1, 577, 10),
     ],
 )  # fmt: skip
 def test_attention(isa, rng, dtype, N, H, T, dh):
-    """T beyond 80 takes strips of queries, beyond 112 several blocks of them, beyond 384 several of keys (the online softmax); backward
-    beyond 112 strips of keys, beyond 384 several blocks of queries. With 1 more than a multiple of 16 the last query goes alone."""
+    """T beyond 80 takes strips of queries, beyond 112 several blocks of them, beyond 384 several of keys (the online
+    softmax); backward beyond 112 strips of keys, beyond 384 several blocks of queries. With 1 more than a multiple of
+    16 the last query goes alone."""
     check_attention(rng, dtype, N, H, T, dh)
 
 
@@ -219,7 +221,8 @@ def test_attention_of_any_shape(N, H, T, dh, dtype):
 
 @pytest.mark.parametrize("T", [7, 300])
 def test_attention_with_large_scores(isa, rng, dtype, T):
-    """Scores in the hundreds make softmax nearly a choice; nothing overflows, in whichever block of keys the largest stands."""
+    """Scores in the hundreds make softmax nearly a choice; nothing overflows, in whichever block of keys the largest
+    stands."""
     check_attention(rng, dtype, 1, 2, T, 8, spread=100.0)
 
 
@@ -290,7 +293,8 @@ def test_scratch_starts_from_nothing(isa, rng, dtype, monkeypatch):
     q = normal(rng, 1, 2, 270, 9, dtype=dtype)
     o, lse = ops.attention(q, q, q)
     calls = lambda: (
-        ops.linear(x, w), ops.linear_backward(dy, x, w), ops.attention(q, q, q), ops.attention_backward(q, q, q, q, o, lse)
+        ops.linear(x, w), ops.linear_backward(dy, x, w), ops.attention(q, q, q),
+        ops.attention_backward(q, q, q, q, o, lse),
     )  # fmt: skip
     expected = calls()
     monkeypatch.setattr(_ops, "allocate", full_of_nan)
@@ -308,7 +312,8 @@ def test_arguments_are_only_read(rng):
         (ops.patches, images, 2), (ops.patches_backward, normal(rng, 1, 1, 4), (1, 2, 2), 2), (ops.linear, x, w, bias),
         (ops.linear_backward, dy, x, w), (ops.layernorm, x, w[:, 0].copy(), w[:, 1].copy()),
         (ops.layernorm_backward, x, x, mean, rstd, w[:, 0].copy()), (ops.gelu, x), (ops.gelu, x, "erf"),
-        (ops.gelu_backward, x, x), (ops.attention, heads, heads, heads), (ops.attention_backward, heads, heads, heads, heads, o, lse),
+        (ops.gelu_backward, x, x), (ops.attention, heads, heads, heads),
+        (ops.attention_backward, heads, heads, heads, heads, o, lse),
         (ops.cross_entropy_backward, x, np.array([0, 1, 2])), (ops.exp, x), (ops.tanh, x), (ops.erf, x),
     ]  # fmt: skip
     for op, *arguments in calls:

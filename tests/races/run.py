@@ -1,7 +1,8 @@
 """Everything that runs on several threads, in many shapes, for ThreadSanitizer to watch. See `make tsan`.
 
-Two threads that touch the same memory without an order between them are reported whether or not it did harm this time, so each
-shape needs to run only a few times; what matters is that every stage runs with more tasks than threads, and with fewer.
+Two threads that touch the same memory without an order between them are reported whether or not it did harm this time,
+so each shape needs to run only a few times; what matters is that every stage runs with more tasks than threads, and
+with fewer.
 """
 
 import threading
