@@ -7,7 +7,8 @@ Environment:
 
 A new kernel table is one file, csrc/**/<isa>_<element>.c; a new instruction set is also a row of ISA_FLAGS and one of
 MACHINE_ISAS.
-Everything is compiled on as many cores as this process may use. In the clone only what has changed is compiled again.
+Everything is compiled on as many cores as this process may use. In the clone only what has changed is compiled again:
+sources, headers, this file, the compiler, or one of the variables above.
 """
 
 import os
@@ -180,6 +181,17 @@ def translate(modules):
         module.sources, module.depends = translated.sources, translated.depends
 
 
+def settings_file(folder):
+    """A file of what is chosen outside the sources, written when that changes: all that is compiled depends on it."""
+    chosen = {name: os.environ.get(name, "") for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "CVIT_OPENMP")}
+    text = repr([sys.version, platform.machine(), CFLAGS, DEBUG, STRIP, SANITIZE, chosen])
+    path = pathlib.Path(folder, "settings.txt")
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
 class Build(build):
     """Begins with the C files: where there is no compiler, nothing is copied first."""
 
@@ -189,8 +201,17 @@ class Build(build):
 class BuildLibraries(build_clib):
     """Compiles the libraries side by side; Cython, which is busy on one core, translates the modules meanwhile."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        base = self.get_finalized_command("build").build_base
+        # Here also for `pip install -e`, whose own folder is temporary: `make build` after it has the kernels already.
+        self.build_temp = self.build_clib = os.path.join(base, "kernels")
+
     def build_libraries(self, libraries):
         require_tools()
+        settings = settings_file(self.get_finalized_command("build").build_base)
+        for _, library in libraries:
+            library["obj_deps"][""].append(settings)
         one = super().build_libraries
         with ThreadPoolExecutor(cores) as pool:  # the widest vectors, last in the list, take longest
             jobs = [pool.submit(one, [library]) for library in reversed(libraries)]
@@ -209,7 +230,9 @@ class BuildExtensions(build_ext):
     def build_extensions(self):
         translate(self.extensions)  # does nothing after build_clib's
         openmp = openmp_flags()
+        settings = settings_file(self.get_finalized_command("build").build_base)
         for extension in self.extensions:
+            extension.depends.append(settings)
             extension.extra_compile_args += openmp
             extension.extra_link_args += openmp
         self.extensions.sort(key=lambda extension: -os.path.getsize(extension.sources[0]))  # the longest first

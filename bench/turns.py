@@ -77,14 +77,16 @@ def main():
                     speed += new
             peak = max(peaks)
             print(
-                f"{case.name} {task}, {len(peaks)} rounds; peak {peak / 1e9:.0f} GFLOP/s, median {statistics.median(peaks) / 1e9:.0f}"
+                f"{case.name} {task}, {len(peaks)} rounds; "
+                f"peak {peak / 1e9:.0f} GFLOP/s, median {statistics.median(peaks) / 1e9:.0f}"
             )
             for folder, speed in zip(args.folders, speeds):
                 ratios = sorted(own / first for own, first in zip(speed, speeds[0]))
                 quarter = len(ratios) // 4
                 print(
-                    f"  {folder.name:20} median {statistics.median(speed) / peak:4.0%} of the peak, best {max(speed) / peak:4.0%}; ratio "
-                    f"{statistics.median(ratios):.3f} ({ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})",
+                    f"  {folder.name:20} median {statistics.median(speed) / peak:4.0%} of the peak, "
+                    f"best {max(speed) / peak:4.0%}; "
+                    f"ratio {statistics.median(ratios):.3f} ({ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})",
                     flush=True,
                 )
 

@@ -74,7 +74,7 @@ def main():
                 SPLIT,
                 top,
                 degrees["ERFC"],
-                lambda x: (x - middle) / half,
+                lambda x, middle=middle, half=half: (x - middle) / half,
             ),
         }
         mark = "f" if suffix == "f32" else ""

@@ -128,6 +128,21 @@ def test_every_kernel_table_is_compiled_with_its_instruction_sets_flags():
         assert not any(flag.startswith("-mavx") for name in ("dispatch", "portable_f32") for flag in libraries[name])
 
 
+def test_a_build_with_other_settings_is_a_new_build(sources, tmp_path):
+    """Objects of another compiler or without OpenMP are not what was asked for; of the same settings they are kept."""
+    (tmp_path / "build").mkdir()
+    told = []
+    for variables in ({}, {}, {"CVIT_OPENMP": "0"}, {"CC": "clang"}, {"CVIT_SYMBOLS": "1"}):
+        environment = {name: value for name, value in os.environ.items() if name != "CC" and name[:5] != "CVIT_"}
+        program = f"import setup; print(setup.settings_file({str(tmp_path / 'build')!r}))"
+        run = subprocess.run(
+            [sys.executable, "-c", program], cwd=sources, env=environment | variables, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        told.append(Path(run.stdout.strip()).stat().st_mtime_ns)
+    assert told[0] == told[1] < told[2] < told[3] < told[4]
+
+
 # ------------------------------------------------------------------------------------------------ what a user is told
 def test_a_build_without_a_compiler_says_what_to_install_in_one_line(sources):
     run = packaging("-q", "build", cwd=sources, CC="no-such-compiler")

@@ -104,7 +104,7 @@ class Lineup:
         rounds, seconds = rounds or self.settings.rounds, seconds or self.settings.seconds
         runners = [peer for peer in self.peers if task in peer.tasks]
         counts = {peer: steps_for(peer, task, seconds) for peer in runners}
-        times = {peer: [] for peer in runners}
+        times: dict[Peer, list[list[float]]] = {peer: [] for peer in runners}
         for _ in range(rounds):
             for peer in runners:
                 times[peer].append(take_turn(peer, task, counts[peer]))

@@ -49,7 +49,7 @@ def pick_cpus(threads: int) -> list[int]:
 
 def _parse_list(text: str) -> list[int]:
     """Linux's CPU lists: "0-2,8" is [0, 1, 2, 8]."""
-    cpus = []
+    cpus: list[int] = []
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
         cpus.extend(range(int(first), int(last or first) + 1))

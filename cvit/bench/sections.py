@@ -178,12 +178,13 @@ def long_sequences(bench: Bench, chosen: list[Case]) -> None:
                         speed = bench.speed(larger, task, timing.median)
                         mine = peer is lineup.cvit
                         ratio = None if mine else timing.ratio(timings[lineup.cvit])
-                        size_planned = planned[task] if mine else None
+                        size_planned: float | None = planned[task] if mine else None
                         table.row(
                             case.name, size, config.tokens, task, peer.name, milliseconds(timing.median),
                             f"{speed['flops_per_s'] / 1e9:.1f}", percent(speed["share"]),
-                            megabytes(size_planned) if mine else None,
-                            f"{size_planned / config.tokens / 1e3:.1f}" if mine else None, times(ratio),
+                            None if size_planned is None else megabytes(size_planned),
+                            None if size_planned is None else f"{size_planned / config.tokens / 1e3:.1f}",
+                            times(ratio),
                         )  # fmt: skip
                         identity = _identity(larger, task, peer)
                         extra = dict(pixels=size, tokens=config.tokens, planned=size_planned, ratio=ratio)
@@ -225,6 +226,7 @@ class BusyLoops:
         command = [sys.executable, str(HERE / "busy_worker.py"), f"--cpus={cpus}"]
         self._processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(threads)]
         for process in self._processes:
+            assert process.stdout is not None
             process.stdout.readline()  # it says when it is ready
         self._send(signal.SIGSTOP)
 
@@ -247,6 +249,7 @@ class BusyLoops:
         for process in self._processes:
             process.kill()
             process.wait()
+            assert process.stdout is not None
             process.stdout.close()
 
 
@@ -270,7 +273,8 @@ def busy(bench: Bench, chosen: list[Case]) -> None:
             bench.report.status(f"{case.name}: training steps on a quiet and a busy machine")
             runners = [peer for peer in lineup.peers if "train" in peer.tasks]
             counts = {peer: steps_for(peer, "train", seconds) for peer in runners}
-            quiet, loaded = ({peer: [] for peer in runners} for _ in range(2))
+            quiet: dict[Peer, list[list[float]]] = {peer: [] for peer in runners}
+            loaded: dict[Peer, list[list[float]]] = {peer: [] for peer in runners}
             for _ in range(bench.settings.rounds):
                 for peer in runners:
                     quiet[peer].append(take_turn(peer, "train", counts[peer]))
@@ -289,7 +293,8 @@ def busy(bench: Bench, chosen: list[Case]) -> None:
 def memory(bench: Bench, chosen: list[Case]) -> None:
     """Resident memory of a fresh process that trains with AdamW, and what is left of it for activations and scratch."""
     table = bench.report.table(
-        "Memory of a training process, MB; activations: peak less import, and less weights, gradients, AdamW's moments, batch",
+        "Memory of a training process, MB; "
+        "activations: peak less import, and less weights, gradients, AdamW's moments, batch",
         ("case", -9), ("who", -13), ("peak", 8), ("import", 8), ("weights+", 8), ("activations", 11), ("planned", 8),
         ("vs cvit", 7),
     )  # fmt: skip

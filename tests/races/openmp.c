@@ -1,8 +1,9 @@
 /* What OpenMP's fork, join and barrier order, told to ThreadSanitizer.
  *
- * libgomp is not built with ThreadSanitizer, which therefore does not see that a team starts after its region was called, that
- * the call returns after the team is done, and that nobody leaves a barrier before all have come. Preloaded before libgomp, these
- * wrappers say so, and nothing else: an order that cvit's own code forgets is still a race. See `make tsan`.
+ * libgomp is not built with ThreadSanitizer, which therefore does not see that a team starts after its region was
+ * called, that the call returns after the team is done, and that nobody leaves a barrier before all have come.
+ * Preloaded before libgomp, these wrappers say so, and nothing else: an order that cvit's own code forgets is still a
+ * race. See `make tsan`.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -6,6 +6,7 @@ because some spin for a while after their work is done. See `serve.py` for what 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -64,7 +65,7 @@ class Peer:
             paths = [str(package), environment.get("PYTHONPATH")]
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self.name, self.threads = name, threads
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (close() closes it)
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
@@ -73,6 +74,8 @@ class Peer:
         except OSError as error:
             self._log.close()
             raise WorkerError(f"{name}: cannot run {command[0]}: {error.strerror}") from None
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         try:
             hello = self._answer()
             if "missing" in hello:
@@ -92,14 +95,14 @@ class Peer:
         """Send a request, wait for its answer."""
         self._continue()
         try:
-            self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
-            self._process.stdin.flush()
+            self._requests.write(json.dumps({"do": do, **fields}) + "\n")
+            self._requests.flush()
         except BrokenPipeError:
             pass  # it died; what it said last is more telling
         return self._answer()
 
     def _answer(self) -> dict:
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             self._process.wait()
             self._log.seek(0)
@@ -120,14 +123,12 @@ class Peer:
     def close(self) -> None:
         """End the process: politely, so that it can end what it started itself, then for good."""
         self._continue()
-        try:
-            self._process.stdin.close()
-        except BrokenPipeError:
-            pass
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
         self._log.close()

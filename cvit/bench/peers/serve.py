@@ -31,7 +31,8 @@ class Worker:
     """What a framework's worker fills in; the requests are answered by the `do_` methods."""
 
     name = "worker"
-    tasks = ("train", "forward")
+    tasks: tuple[str, ...] = ("train", "forward")
+    imported: int  # resident bytes after the framework's import
 
     def setup(self, threads, variant):
         """Import the framework, limit it to `threads` threads, return its version."""
