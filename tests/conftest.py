@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cvit
-from cvit.engine import memory, plan, vectors
+from cvit.engine import memory, plan, team, vectors
 from cvit.ops import _kernels as _ops
 
 pytest.register_assert_rewrite("checks")

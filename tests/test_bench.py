@@ -339,7 +339,7 @@ def test_long_sequences(capsys, tmp_path, monkeypatch):
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--seconds", "0"], "--seconds must be above 0"),
-        (["--json", "no/such/folder/x.json"], "--json: there is no folder no/such/folder"),
+        (["--json", "no/such/folder/x.json"], "--json: no/such/folder/x.json: No such file or directory"),
     ],
 )
 def test_wrong_arguments_are_one_line(capsys, arguments, message):
