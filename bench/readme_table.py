@@ -60,7 +60,8 @@ def table(runs):
     ]
     lines += [
         "",
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; float32 peak {' and '.join(dict.fromkeys(peaks))} "
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; float32 peak "
+        f"{' and '.join(dict.fromkeys(peaks))} "
         f"GFLOP/s, measured in the same run. cvit {machine['cvit']}{f' against {peers}' if peers else ''}. "
         + ", ".join(f"`{data['command']}`" for data in runs),
     ]

@@ -9,10 +9,9 @@ number of threads.
 
 import heapq
 
-from cvit.engine.plan import Plan
-
 import cvit
 from cvit.bench.cases import CASES, Case
+from cvit.engine.plan import Plan
 from cvit.model.program import program_of
 
 CORES = (2, 8, 16, 64)
@@ -35,7 +34,9 @@ def tasks_of_a_block(config, batch):
     """How many tasks the first block's stages have, by kind."""
     plan = Plan(program_of(config), batch, "float32", "train", dry=True)
     of_block = [(name, count) for stage in plan.stages() for name, layer, count in stage if layer == 0]
-    mlp, qkv = (count - config.norm_affine for name, count in of_block if name == "weight gradients")  # less the norms' sums
+    mlp, qkv = (
+        count - config.norm_affine for name, count in of_block if name == "weight gradients"
+    )  # less the norms' sums
     counts = dict(of_block)
     whole = counts.get("block", 0)
     return {

@@ -21,19 +21,21 @@ typedef struct { /* rows of real elements; `at` NULL stands for none */
     ptrdiff_t ld;
 } cvit_matrix;
 
-typedef struct { /* the left operand of a product: `rows` packed rows, in blocks of kc columns with row stride lda, see gemm.inc */
+typedef struct
+{ /* the left operand of a product: `rows` packed rows, in blocks of kc columns with row stride lda, see gemm.inc */
     void *at;
     ptrdiff_t rows;
 } cvit_rows;
 
-typedef struct { /* the right operand: panels of nr columns that are `depth` rows deep, of which those from `row` on are meant */
+typedef struct
+{ /* the right operand: panels of nr columns that are `depth` rows deep, of which those from `row` on are meant */
     void *at;
     ptrdiff_t depth, row;
 } cvit_panels;
 
 /* ------------------------------------------------------------------------------------------------------- products */
-typedef struct { /* hints: they change when memory is fetched and no result */
-    int c_is_cached;  /* whether c and add lie in the cache already: prefetching them would cost shallow products 3 to 5 % */
+typedef struct {     /* hints: they change when memory is fetched and no result */
+    int c_is_cached; /* whether c and add lie in the cache: prefetching them costs shallow products 3 to 5 % */
     cvit_matrix next; /* what the caller reads after this product, fetched while it runs; at NULL: nothing */
 } cvit_prefetch;
 
@@ -42,22 +44,24 @@ typedef struct { /* c (m, n) = a @ b[row : row + k] + bias + add */
     cvit_rows a;
     cvit_panels b;
     cvit_matrix c;
-    const void *bias; /* (n), or NULL */
-    cvit_matrix add;  /* (m, n), or none; may be c, to accumulate */
+    const void *bias;   /* (n), or NULL */
+    cvit_matrix add;    /* (m, n), or none; may be c, to accumulate */
     cvit_prefetch hint; /* next has m rows of n */
 } cvit_gemm;
 
-typedef struct { /* c (m, n) = xᵀ @ b[row : row + k], or c += that, x (k, m) as pack_columns left it: a weight gradient */
+typedef struct
+{ /* c (m, n) = xᵀ @ b[row : row + k], or c += that, x (k, m) as pack_columns left it: a weight gradient */
     ptrdiff_t m, n, k;
     const void *a;
     cvit_panels b;
     cvit_matrix c;
     int accumulate;
-    void *column_sums; /* (n), set or added the column sums of b's rows: a bias's gradient; or NULL */
+    void *column_sums;  /* (n), set or added the column sums of b's rows: a bias's gradient; or NULL */
     cvit_prefetch hint; /* next has k rows of m */
 } cvit_gemm_columns;
 
-typedef struct { /* x (rows, k), times `scale`, as packed rows; pack_both writes it also as rows [row, row + rows) of panels b */
+typedef struct
+{ /* x (rows, k), times `scale`, as packed rows; pack_both writes it also as rows [row, row + rows) of panels b */
     ptrdiff_t rows, k;
     cvit_matrix x;
     double scale; /* pack_rows alone */
@@ -65,7 +69,8 @@ typedef struct { /* x (rows, k), times `scale`, as packed rows; pack_both writes
     cvit_panels b;
 } cvit_pack_rows;
 
-typedef struct { /* x (k, m) as the left operand of gemm_columns, on the way normalised where `mean` is given: (x - mean) rstd scale + shift */
+typedef struct
+{ /* x (k, m) as gemm_columns' left operand, with `mean` normalised on the way: (x - mean) rstd scale + shift */
     ptrdiff_t k, m;
     cvit_matrix x;
     const void *mean, *rstd;   /* (k), or NULL */
@@ -81,24 +86,26 @@ typedef struct { /* rows [row, row + k) of panels b, n columns, from x: (k, n), 
 } cvit_pack_panels;
 
 /* ------------------------------------------------------------------------------------------------- rows of tokens */
-typedef struct { /* y = (x - mean) rstd scale + shift, rstd = 1 / sqrt(var + eps), row by row, to `y` or to packed rows `a` */
+typedef struct
+{ /* y = (x - mean) rstd scale + shift, rstd = 1 / sqrt(var + eps), row by row, to `y` or to packed rows `a` */
     ptrdiff_t rows, d;
     cvit_matrix x;
     const void *scale, *shift; /* (d), or NULL */
     double eps;
-    cvit_matrix y; /* either this … */
-    cvit_rows a;   /* … or this */
+    cvit_matrix y;     /* either this … */
+    cvit_rows a;       /* … or this */
     void *mean, *rstd; /* (rows), kept for the backward; or NULL */
 } cvit_norm;
 
-typedef struct { /* dx = residual + norm'(dy); dscale += sum of dy n, dshift += sum of dy over the rows, n the normalised row */
+typedef struct
+{ /* dx = residual + norm'(dy); dscale += sum of dy n, dshift += sum of dy over the rows, n the normalised row */
     ptrdiff_t rows, d;
     cvit_matrix dy; /* its ld may be 0: one row for all */
     cvit_matrix x;
     const void *mean, *rstd;
-    const void *scale; /* (d), or NULL */
-    cvit_matrix residual; /* (rows, d), or none */
-    cvit_matrix dx;       /* may be dy or residual */
+    const void *scale;     /* (d), or NULL */
+    cvit_matrix residual;  /* (rows, d), or none */
+    cvit_matrix dx;        /* may be dy or residual */
     void *dscale, *dshift; /* (d), or NULL */
 } cvit_norm_backward;
 
@@ -107,8 +114,9 @@ typedef struct { /* dx = residual + norm'(dy); dscale += sum of dy n, dshift += 
 #define CVIT_ENUMERATOR(name) CVIT_##name,
 enum { CVIT_ACTIVATIONS(CVIT_ENUMERATOR) CVIT_ACTIVATION_COUNT };
 
-typedef struct { /* y = f(x), or f(x) * value where that is given; to `y`, or to packed rows `a`, which hold one block of kc columns */
-    int kind;    /* one of CVIT_ACTIVATIONS */
+typedef struct
+{ /* y = f(x), or f(x) * value where that is given; to `y`, or to packed rows `a`, which hold one block of kc columns */
+    int kind; /* one of CVIT_ACTIVATIONS */
     ptrdiff_t rows, n;
     cvit_matrix x;
     cvit_matrix value; /* (rows, n) of a gated MLP, or none */
@@ -116,14 +124,15 @@ typedef struct { /* y = f(x), or f(x) * value where that is given; to `y`, or to
     cvit_rows a;       /* may begin where x does */
 } cvit_activation;
 
-typedef struct { /* From dy: dx = dy value f'(x), dvalue = dy f(x); and x becomes f(x) value, which the next weight gradient reads. */
+typedef struct
+{ /* From dy: dx = dy value f'(x), dvalue = dy f(x); and x becomes f(x) value, which the next weight gradient reads. */
     int kind;
     ptrdiff_t rows, n;
     cvit_matrix x;
-    cvit_matrix value; /* or none: 1 */
-    cvit_matrix dy;    /* becomes dx, unless a is given */
-    cvit_rows a;       /* dx as packed rows of one block; may begin where dy does; at NULL: none */
-    cvit_panels b;     /* dx also as rows [row, row + rows) of panels; at NULL: none */
+    cvit_matrix value;   /* or none: 1 */
+    cvit_matrix dy;      /* becomes dx, unless a is given */
+    cvit_rows a;         /* dx as packed rows of one block; may begin where dy does; at NULL: none */
+    cvit_panels b;       /* dx also as rows [row, row + rows) of panels; at NULL: none */
     cvit_matrix dvalue;  /* with `value` either this … */
     cvit_rows a_value;   /* … or this; */
     cvit_panels b_value; /* and also this, at NULL: none */
@@ -134,7 +143,7 @@ typedef struct { /* y (rows, n) = factor * x + add; x may have ld 0: one row for
     cvit_matrix x;
     double factor;
     const void *columns; /* (n), multiplies the columns; or NULL */
-    cvit_matrix add; /* or none; may be y */
+    cvit_matrix add;     /* or none; may be y */
     cvit_matrix y;
 } cvit_add_rows;
 
@@ -146,14 +155,16 @@ typedef struct { /* sums (n) = or += scale * the column sums of x (rows, n), in 
     void *sums;
 } cvit_column_sums;
 
-typedef struct { /* a scaled matrix's gradients from those of W' = W factor: factor's, sums (n) = sum over rows of w dw, and dw *= factor */
+typedef struct
+{ /* from dw of W' = W factor: the factor's gradient, sums (n) = sum over rows of w dw; and dw *= factor */
     ptrdiff_t rows, n;
     cvit_matrix w, dw;
     const void *factor; /* (n) */
     void *sums;         /* (n), assigned */
 } cvit_unscale;
 
-typedef struct { /* softmax cross-entropy of one row against (1 - smoothing) onehot(label) + smoothing / n; the call returns the loss */
+typedef struct
+{ /* softmax cross-entropy of a row against (1 - smoothing) onehot(label) + smoothing / n; returned */
     ptrdiff_t n, label;
     const void *logits; /* (n) */
     double smoothing, weight;
@@ -169,7 +180,8 @@ typedef struct { /* o = softmax(q kᵀ / sqrt(dh)) v for queries [first, first +
     void *scratch;       /* aligned to 64 bytes, attention_scratch(tokens, dh, 0) real elements */
 } cvit_attention;
 
-typedef struct { /* dk and dv of keys [first, first + count), and their part of dq, all assigned; every row 0 is token 0's */
+typedef struct
+{ /* dk and dv of keys [first, first + count), and their part of dq, all assigned; every row 0 is token 0's */
     ptrdiff_t tokens, dh, first, count;
     cvit_matrix q, k, v, o, d_o; /* one ld for q, k, v; one for o, d_o */
     const void *lse;
@@ -182,37 +194,37 @@ typedef struct { /* one run of the flat weight tensor under one weight decay; fo
     ptrdiff_t n;
     void *w;
     const void *g;
-    void *m, *v; /* SGD: the velocity or NULL, and NULL; AdamW: both moments */
+    void *m, *v;                                /* SGD: the velocity or NULL, and NULL; AdamW: both moments */
     double lr, beta1, beta2, eps, decay, scale; /* beta1: SGD's momentum; scale multiplies the gradient first */
     double c1, c2;                              /* AdamW: 1 - beta1^t, 1 - beta2^t */
     int nesterov;
 } cvit_update;
 
 /* The kernels: result, name, arguments. This list makes the table's members and fills them, by name. */
-#define CVIT_KERNELS(K)                                                                                                \
-    K(void, gemm, (const cvit_gemm *))                                                                                 \
-    K(void, gemm_columns, (const cvit_gemm_columns *))                                                                 \
-    K(void, pack_rows, (const cvit_pack_rows *))                                                                       \
-    K(void, pack_both, (const cvit_pack_rows *))                                                                       \
-    K(void, pack_columns, (const cvit_pack_columns *))                                                                 \
-    K(void, pack_panels, (const cvit_pack_panels *))                                                                   \
-    K(void, pack_panels_transposed, (const cvit_pack_panels *))                                                        \
-    K(void, norm, (const cvit_norm *))                                                                                 \
-    K(void, norm_backward, (const cvit_norm_backward *))                                                               \
-    K(void, activation, (const cvit_activation *))                                                                     \
-    K(void, activation_backward, (const cvit_activation_backward *))                                                   \
-    K(void, add_rows, (const cvit_add_rows *))                                                                         \
-    K(void, column_sums, (const cvit_column_sums *))                                                                   \
-    K(void, unscale, (const cvit_unscale *))                                                                           \
-    K(double, cross_entropy, (const cvit_cross_entropy *))                                                             \
-    K(ptrdiff_t, attention_scratch, (ptrdiff_t tokens, ptrdiff_t dh, int backward))                                    \
-    K(void, attention, (const cvit_attention *))                                                                       \
-    K(void, attention_backward, (const cvit_attention_backward *))                                                     \
-    K(void, sgd, (const cvit_update *))                                                                                \
-    K(void, adamw, (const cvit_update *))                                                                              \
-    K(double, sum_of_squares, (ptrdiff_t n, const void *x))                                                            \
-    K(void, apply, (int function, ptrdiff_t n, const void *x, void *y))                                                \
-    K(double, probe_flops, (ptrdiff_t rounds))                                                                         \
+#define CVIT_KERNELS(K)                                                             \
+    K(void, gemm, (const cvit_gemm *))                                              \
+    K(void, gemm_columns, (const cvit_gemm_columns *))                              \
+    K(void, pack_rows, (const cvit_pack_rows *))                                    \
+    K(void, pack_both, (const cvit_pack_rows *))                                    \
+    K(void, pack_columns, (const cvit_pack_columns *))                              \
+    K(void, pack_panels, (const cvit_pack_panels *))                                \
+    K(void, pack_panels_transposed, (const cvit_pack_panels *))                     \
+    K(void, norm, (const cvit_norm *))                                              \
+    K(void, norm_backward, (const cvit_norm_backward *))                            \
+    K(void, activation, (const cvit_activation *))                                  \
+    K(void, activation_backward, (const cvit_activation_backward *))                \
+    K(void, add_rows, (const cvit_add_rows *))                                      \
+    K(void, column_sums, (const cvit_column_sums *))                                \
+    K(void, unscale, (const cvit_unscale *))                                        \
+    K(double, cross_entropy, (const cvit_cross_entropy *))                          \
+    K(ptrdiff_t, attention_scratch, (ptrdiff_t tokens, ptrdiff_t dh, int backward)) \
+    K(void, attention, (const cvit_attention *))                                    \
+    K(void, attention_backward, (const cvit_attention_backward *))                  \
+    K(void, sgd, (const cvit_update *))                                             \
+    K(void, adamw, (const cvit_update *))                                           \
+    K(double, sum_of_squares, (ptrdiff_t n, const void *x))                         \
+    K(void, apply, (int function, ptrdiff_t n, const void *x, void *y))             \
+    K(double, probe_flops, (ptrdiff_t rounds))                                      \
     K(void, probe_stream, (ptrdiff_t n, double factor, const void *x, void *y))
 
 #define CVIT_MEMBER(result, name, arguments) result(*name) arguments;

@@ -9,12 +9,8 @@ extern const cvit_kernels cvit_portable_f64, cvit_avx2_f64, cvit_avx512_f64;
 
 enum { PORTABLE = 0, AVX2 = 2, AVX512 = 4 }; /* where each instruction set's pair begins */
 static cvit_table tables[] = {
-    [PORTABLE] = {&cvit_portable_f32, 1},
-    {&cvit_portable_f64, 1},
-    [AVX2] = {&cvit_avx2_f32, 0},
-    {&cvit_avx2_f64, 0},
-    [AVX512] = {&cvit_avx512_f32, 0},
-    {&cvit_avx512_f64, 0},
+    [PORTABLE] = {&cvit_portable_f32, 1}, {&cvit_portable_f64, 1}, [AVX2] = {&cvit_avx2_f32, 0}, {&cvit_avx2_f64, 0},
+    [AVX512] = {&cvit_avx512_f32, 0},     {&cvit_avx512_f64, 0},
 };
 
 /* A CPU that has wide registers is not enough: the operating system must save them when it switches threads, which it

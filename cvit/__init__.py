@@ -56,6 +56,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SGD", "AdamW", "Layout", "Plan", "ViT", "ViTConfig", "available_isas", "evaluate", "fit", "from_flax", "get_isa",
-    "get_num_threads", "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls", "save", "set_isa", "set_num_threads",
+    "get_num_threads", "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls", "save", "set_isa",
+    "set_num_threads",
     "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward", "vit_train_step", "warmup_cosine",
 ]  # fmt: skip

@@ -272,7 +272,8 @@ def block_backward(config, weights, grads, i, dx_out, cache):
 
 
 def prefix(config, tensors):
-    """The tokens that stand before the patches, each tensor as rows (·, D): class token, distillation token, registers."""
+    """The tokens that stand before the patches, each tensor as rows (·, D): class token, distillation token,
+    registers."""
     names = [name for name in ("cls_token", "dist_token", "reg_token") if name in tensors]
     return [tensors[name].reshape(-1, config.width) for name in names]
 

@@ -155,7 +155,10 @@ def files(tmp_path, monkeypatch):
         ("train digits --lr -1", "argument --lr: must be a number at least 0 and at most 1e+06, got '-1'"),
         ("train digits --lr nan", "argument --lr: must be a number at least 0 and at most 1e+06, got 'nan'"),
         ("train digits --clip-norm 0", "argument --clip-norm: must be a number above 0 and at most 1e+30, got '0'"),
-        ("train digits --label-smoothing 1", "argument --label-smoothing: must be a number at least 0 and below 1, got '1'"),
+        (
+            "train digits --label-smoothing 1",
+            "argument --label-smoothing: must be a number at least 0 and below 1, got '1'",
+        ),
         ("train digits --threads 3000000000", "argument --threads: must be a whole number from 1 to 4096"),
         ("train digits --heads 5", "heads must divide the width 64, got 5"),
         ("train digits --patch-size 3", "patch_size must divide the image size 8x8, got 3"),

@@ -19,7 +19,6 @@ from cvit.formats.checkpoint import load, read_metadata
 from cvit.model.config import ALIASES, ViTConfig
 from cvit.model.config_format import DEFAULTS, FORMAT, READER
 from cvit.model.layout import Layout
-from cvit.model.vit import ViT
 
 DATA = pathlib.Path(__file__).parent / "data"
 SMALL = dict(image_size=(8, 12), patch_size=4, channels=2, width=12, depth=2, heads=3, hidden=20, classes=5)

@@ -1,7 +1,8 @@
-"""Wrong input: for every public function and class one clear error that names the argument, before anything has changed.
+"""Wrong input: for every public function and class one clear error that names the argument, before anything has
+changed.
 
-Each table's row is what is wrong and what the error says. (Files, optimizers, training, data and the command line have theirs beside
-their other tests.)
+Each table's row is what is wrong and what the error says. (Files, optimizers, training, data and the command line have
+theirs beside their other tests.)
 """
 
 import copy
@@ -28,7 +29,8 @@ def ids(value):
 
 
 def refuses(call, arguments, error, message):
-    """`call(*arguments)` raises `error` with `message` somewhere in it, and leaves every array among the arguments as it was."""
+    """`call(*arguments)` raises `error` with `message` somewhere in it, and leaves every array among the arguments as
+    it was."""
     before = copy.deepcopy([a for a in arguments if isinstance(a, np.ndarray)])
     with pytest.raises(error, match=re.escape(message)) as caught:
         call(*arguments)

@@ -61,7 +61,7 @@ def calls(rng, dtype):
         kernel(weights, gradient, *state)
         return weights, *(array for array in state if isinstance(array, np.ndarray))
 
-    zeros = lambda: np.zeros(x.size, dtype)  # noqa: E731
+    zeros = lambda: np.zeros(x.size, dtype)
     return {
         "linear": lambda: ops.linear(x, w, bias),
         "linear_backward": lambda: ops.linear_backward(dy, x, w),

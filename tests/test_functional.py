@@ -82,7 +82,8 @@ def test_functions_equal_the_literal_ones(isa, dtype, heads, sizes):
 @settings(max_examples=20)
 @given(
     st.integers(1, 4), st.integers(1, 9), st.integers(0, 2),
-    st.fixed_dictionaries(dict(N=st.integers(1, 5), C=st.integers(1, 4), rows=st.integers(1, 5), columns=st.integers(1, 5),
+    st.fixed_dictionaries(dict(N=st.integers(1, 5), C=st.integers(1, 4), rows=st.integers(1, 5),
+                               columns=st.integers(1, 5),
                                P=st.integers(1, 5), classes=st.integers(1, 20))),
 )  # fmt: skip
 def test_functions_of_any_shape(heads, head_width, L, sizes):

@@ -1,7 +1,7 @@
 """The whole model against tests/reference.py and against finite differences, for every part a configuration can have.
 
-float32's bound: a value goes through depth + 2 stages (embedding, blocks, head), each of which sums at most `longest` terms; the
-gradient comes back the same way. So many roundings, relative to the largest entry, are allowed.
+float32's bound: a value goes through depth + 2 stages (embedding, blocks, head), each of which sums at most `longest`
+terms; the gradient comes back the same way. So many roundings, relative to the largest entry, are allowed.
 """
 
 import dataclasses
@@ -20,22 +20,35 @@ from cvit import Layout, ViT, ViTConfig
 
 TINY = ViTConfig(image_size=(4, 6), patch_size=2, channels=2, width=12, depth=2, heads=3, hidden=20, classes=5)
 
-# name: (batch, configuration). Tokens of width 1 have no variance, so that their norm multiplies rounding by 1/sqrt(eps): a larger eps.
+# name: (batch, configuration). Tokens of width 1 have no variance, so that their norm multiplies rounding by
+# 1/sqrt(eps): a larger eps.
 CASES = {
-    "digits": (5, ViTConfig(image_size=8, patch_size=2, channels=1, width=64, depth=2, heads=4, hidden=128, classes=10)),
-    "everything 1": (1, ViTConfig(image_size=1, patch_size=1, channels=1, width=1, depth=1, heads=1, hidden=1, classes=1, pool="mean", eps=0.01)),
+    "digits": (5,
+               ViTConfig(image_size=8, patch_size=2, channels=1, width=64, depth=2, heads=4, hidden=128, classes=10)),
+    "everything 1": (1,
+                     ViTConfig(image_size=1, patch_size=1, channels=1, width=1, depth=1, heads=1, hidden=1, classes=1,
+                               pool="mean", eps=0.01)),
     "one token": (3, dataclasses.replace(TINY, image_size=2, pool="mean")),
     "width 1": (2, dataclasses.replace(TINY, width=1, heads=1, eps=0.01)),
-    "odd widths": (3, ViTConfig(image_size=(6, 9), patch_size=3, channels=2, width=21, depth=2, heads=3, hidden=35, classes=7, gelu="erf")),
+    "odd widths": (3,
+                   ViTConfig(image_size=(6, 9), patch_size=3, channels=2, width=21, depth=2, heads=3, hidden=35,
+                             classes=7, gelu="erf")),
     "head width 1": (2, dataclasses.replace(TINY, width=5, heads=5, hidden=3)),
     "depth 0, class token": (4, dataclasses.replace(TINY, depth=0)),
     "depth 0, mean": (4, dataclasses.replace(TINY, depth=0, pool="mean", final_norm=False)),
     "depth 3": (2, dataclasses.replace(TINY, depth=3)),
     "plain": (3, ViTConfig.plain(image_size=8, patch_size=4, channels=3, width=24, depth=2, heads=2, classes=6)),
-    "290 tokens": (2, ViTConfig(image_size=17, patch_size=1, channels=1, width=18, depth=1, heads=2, hidden=36, classes=3)),
-    "576 tokens, mean": (1, ViTConfig(image_size=24, patch_size=1, channels=1, width=8, depth=1, heads=1, hidden=9, classes=3, pool="mean")),
-    "width 261, hidden 515": (2, ViTConfig(image_size=4, patch_size=2, width=261, depth=1, heads=3, hidden=515, classes=11)),
-    "patch of 300 values": (2, ViTConfig(image_size=20, patch_size=10, width=16, depth=1, heads=2, hidden=16, classes=4)),
+    "290 tokens": (2,
+                   ViTConfig(image_size=17, patch_size=1, channels=1, width=18, depth=1, heads=2, hidden=36,
+                             classes=3)),
+    "576 tokens, mean": (1,
+                         ViTConfig(image_size=24, patch_size=1, channels=1, width=8, depth=1, heads=1, hidden=9,
+                                   classes=3, pool="mean")),
+    "width 261, hidden 515": (2,
+                              ViTConfig(image_size=4, patch_size=2, width=261, depth=1, heads=3, hidden=515,
+                                        classes=11)),
+    "patch of 300 values": (2,
+                            ViTConfig(image_size=20, patch_size=10, width=16, depth=1, heads=2, hidden=16, classes=4)),
     "1000 classes": (2, dataclasses.replace(TINY, classes=1000)),
     "130 images": (130, dataclasses.replace(TINY, depth=1)),
     "130 images, mean": (130, dataclasses.replace(TINY, depth=1, pool="mean", gelu="erf")),
@@ -59,7 +72,10 @@ def bound(config, N, dtype):
 
 
 def rounded_problem(config, N, dtype):
-    """Weights, images, labels of `problem`, rounded to dtype. Entries of 0.5 would let wide models saturate: 1/sqrt(fan in) instead."""
+    """Weights, images, labels of `problem`, rounded to dtype.
+
+    Entries of 0.5 would let wide models saturate: 1/sqrt(fan in) instead.
+    """
     flat, x, y = problem(config, N)
     for name, view in Layout.of(config).views(flat).items():
         if view.ndim == 2 and name != "pos_embed":
@@ -83,7 +99,8 @@ def check_model(config, N, dtype, label_smoothing=0.1):
     allowed = bound(config, N, dtype)
     expected_logits, expected_features, _ = ref.forward(config, model.layout.views(flat), x)
     expected_loss, expected_grad = ref.loss_and_grad(config, flat, x, y, label_smoothing)
-    # The terms that are summed may be larger than what is left: positions are among the features' terms, and so on to the logits.
+    # The terms that are summed may be larger than what is left: positions are among the features' terms, and so on to
+    # the logits.
     weights = model.layout.views(flat)
     terms = np.abs(expected_features) + np.abs(weights["pos_embed"]).max()
     logit_terms = terms @ np.abs(weights["head.weight"]) + np.abs(weights.get("head.bias", 0))
@@ -117,8 +134,10 @@ def configs(draw):
     P, heads = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     flags = draw(st.sampled_from(COMBINATIONS))
     return ViTConfig(
-        image_size=(P * draw(st.integers(1, 6)), P * draw(st.integers(1, 6))), patch_size=P, channels=draw(st.integers(1, 4)),
-        width=heads * draw(st.integers(1, 20)), depth=draw(st.integers(0, 3)), heads=heads, hidden=draw(st.integers(1, 80)),
+        image_size=(P * draw(st.integers(1, 6)), P * draw(st.integers(1, 6))), patch_size=P,
+        channels=draw(st.integers(1, 4)),
+        width=heads * draw(st.integers(1, 20)), depth=draw(st.integers(0, 3)), heads=heads,
+        hidden=draw(st.integers(1, 80)),
         classes=draw(st.integers(1, 40)), eps=0.01, **flags,
     )  # fmt: skip
 

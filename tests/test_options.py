@@ -1,7 +1,7 @@
 """Options of the architecture: forward and gradient against the reference and against finite differences.
 
-Every option goes through the same tests: odd sizes, both element types, every instruction set, several threads, gradient
-checkpointing, a frozen model, and the unfused steps, which must give the bits of the fused ones.
+Every option goes through the same tests: odd sizes, both element types, every instruction set, several threads,
+gradient checkpointing, a frozen model, and the unfused steps, which must give the bits of the fused ones.
 """
 
 import numpy as np

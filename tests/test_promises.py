@@ -14,7 +14,7 @@ import pytest
 from checks import on_all_threads, same_bits
 
 import cvit
-from cvit import SGD, AdamW, Layout, ViT, ViTConfig
+from cvit import SGD, AdamW, ViT, ViTConfig
 from cvit.engine import plan as _engine
 from cvit.model.program import program_of
 
@@ -24,7 +24,8 @@ CONFIGS = {
     "mean": ViTConfig(**{**SMALL.__dict__, "pool": "mean", "gelu": "erf"}),
     "plain": ViTConfig.plain(image_size=8, patch_size=2, channels=1, width=64, depth=2, heads=4, classes=10),
     "many tokens": ViTConfig(image_size=17, patch_size=1, channels=1, width=16, depth=1, heads=2, hidden=24, classes=3),
-    "many tokens, mean": ViTConfig(image_size=17, patch_size=1, channels=1, width=16, depth=1, heads=1, hidden=24, classes=3, pool="mean"),
+    "many tokens, mean": ViTConfig(image_size=17, patch_size=1, channels=1, width=16, depth=1, heads=1, hidden=24,
+                                   classes=3, pool="mean"),
     "wide": ViTConfig(image_size=4, patch_size=2, width=261, depth=1, heads=3, hidden=515, classes=300),
 }  # fmt: skip
 

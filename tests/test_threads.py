@@ -77,8 +77,10 @@ def test_omp_num_threads(threads):
     """It counts even beyond the cores, and the results are the same bits."""
     code = """if True:
         import cvit, numpy as np
-        model = cvit.ViT(cvit.ViTConfig(image_size=8, patch_size=2, channels=1, width=48, depth=2, heads=4, hidden=96, classes=10))
-        loss, grad = model.loss_and_grad(np.linspace(-1, 1, 16 * 64, dtype='f4').reshape(16, 1, 8, 8), np.arange(16) % 10)
+        shape = dict(image_size=8, patch_size=2, channels=1, width=48, depth=2, heads=4, hidden=96, classes=10)
+        model = cvit.ViT(cvit.ViTConfig(**shape))
+        x = np.linspace(-1, 1, 16 * 64, dtype='f4').reshape(16, 1, 8, 8)
+        loss, grad = model.loss_and_grad(x, np.arange(16) % 10)
         print(cvit.get_num_threads(), loss, grad.tobytes().hex()[:64], abs(grad).sum())
         """
     told = python(code, OMP_NUM_THREADS=str(threads)).stdout.split()
@@ -131,7 +133,8 @@ def test_openmp_may_give_fewer_threads(variable):
     """A limit that OpenMP keeps to itself: fewer threads than asked for come, and they do all the work."""
     code = """if True:
         import cvit, numpy as np
-        model = cvit.ViT(cvit.ViTConfig(image_size=8, patch_size=2, channels=1, width=48, depth=2, heads=4, hidden=96, classes=10))
+        shape = dict(image_size=8, patch_size=2, channels=1, width=48, depth=2, heads=4, hidden=96, classes=10)
+        model = cvit.ViT(cvit.ViTConfig(**shape))
         cvit.set_num_threads(5)
         x = np.linspace(-1, 1, 16 * 64, dtype='f4').reshape(16, 1, 8, 8)
         loss, grad = model.loss_and_grad(x, np.arange(16) % 10)

@@ -229,7 +229,8 @@ cdef inline Gemm product(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, PackedRows a,
     return g
 
 
-cdef inline GemmColumns columns_product(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const void* a, Panels b, Matrix c) noexcept nogil:
+cdef inline GemmColumns columns_product(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const void* a, Panels b,
+                                        Matrix c) noexcept nogil:
     cdef GemmColumns g
     g.m, g.n, g.k = m, n, k
     g.a, g.b, g.c = a, b, c
@@ -272,7 +273,8 @@ cdef inline Norm normalisation(Py_ssize_t rows, Py_ssize_t d, Matrix x, double e
     return call
 
 
-cdef inline NormBackward normalisation_backward(Py_ssize_t rows, Py_ssize_t d, Matrix dy, Matrix x, Matrix dx) noexcept nogil:
+cdef inline NormBackward normalisation_backward(Py_ssize_t rows, Py_ssize_t d, Matrix dy, Matrix x,
+                                                Matrix dx) noexcept nogil:
     cdef NormBackward call
     call.rows, call.d, call.dy, call.x, call.dx = rows, d, dy, x, dx
     call.mean = call.rstd = call.scale = NULL
@@ -289,7 +291,8 @@ cdef inline Activation activating(int kind, Py_ssize_t rows, Py_ssize_t n, Matri
     return call
 
 
-cdef inline ActivationBackward activating_backward(int kind, Py_ssize_t rows, Py_ssize_t n, Matrix x, Matrix dy) noexcept nogil:
+cdef inline ActivationBackward activating_backward(int kind, Py_ssize_t rows, Py_ssize_t n, Matrix x,
+                                                   Matrix dy) noexcept nogil:
     cdef ActivationBackward call
     call.kind, call.rows, call.n, call.x, call.dy = kind, rows, n, x, dy
     call.value = call.dvalue = none()

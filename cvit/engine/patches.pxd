@@ -3,7 +3,8 @@
 from libc.string cimport memcpy
 
 
-cdef inline void cut_patches(const char* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch,
+cdef inline void cut_patches(const char* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width,
+                             Py_ssize_t patch,
                              Py_ssize_t first, Py_ssize_t last, Py_ssize_t size, char* out) noexcept nogil:
     """(C, H, W) -> (patches, C·P·P): rows first to last of the grid, each patch flattened as (C, P, P); `size` bytes an
     element."""
@@ -16,7 +17,8 @@ cdef inline void cut_patches(const char* image, Py_ssize_t channels, Py_ssize_t 
                     out += run
 
 
-cdef inline void join_patches(const char* patches, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Py_ssize_t patch,
+cdef inline void join_patches(const char* patches, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width,
+                              Py_ssize_t patch,
                               Py_ssize_t size, char* image) noexcept nogil:
     """The inverse of cut_patches over the whole grid, and so its backward: every pixel is in one patch."""
     cdef Py_ssize_t gy, gx, c, y, run = patch * size

@@ -26,7 +26,8 @@ from .steps.norm cimport norm, norm_backward
 from .steps.pool cimport pool_scratch
 from .steps.weights cimport gradient_scratch
 from .task cimport (
-    ACTIVATION, ARENA, HIDDEN, LENT, LINEAR, NORM, QUERY_PARTS, SCRATCH, STAGE, Block, Linear as LinearStep, NormSum, NormUse, Pass, Place,
+    ACTIVATION, ARENA, HIDDEN, LENT, LINEAR, NORM, QUERY_PARTS, SCRATCH, STAGE, Block, Linear as LinearStep,
+    NormSum, NormUse, Pass, Place,
     Section, Slot, Step,
 )
 from .team cimport F32, F64, run_team, selected, team_size
@@ -40,7 +41,8 @@ ACTIVATIONS = {
 
 # What the buffers that a block keeps are called in a memory report.
 TITLES = {
-    "x": "block inputs", "qkv": "q, k, v", "o": "attention outputs", "lse": "log-sum-exp", "mid": "after attention", "u": "hidden rows",
+    "x": "block inputs", "qkv": "q, k, v", "o": "attention outputs", "lse": "log-sum-exp", "mid": "after attention",
+    "u": "hidden rows",
     "stats": "norm statistics",
 }  # fmt: skip
 
@@ -55,14 +57,16 @@ MOST_ROWS, LEAST_ROWS, UNIT_ROWS = 168, 56, 28
 TASKS_PER_THREAD, MANY_THREADS = 16, 17
 SHORT = 80  # tokens of an image, of which a task takes a few through a whole block
 ENOUGH_TASKS = 32
-LEAST_QUERIES, PACK_HEAD = 64, 16  # of a head's forward: packing its keys and values takes some 16 / T of the time of its products
+# Of a head's forward: packing its keys and values takes some 16 / T of the time of its products.
+LEAST_QUERIES, PACK_HEAD = 64, 16
 LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all queries, and has a dq of its own
 MOST_HEAD_TASKS = 128  # small heads share a task
 BAND = 48  # patches, at least, that are embedded at a time
-THREAD_FLOPS = 4e6  # of a pass for each of its threads: with less to do, waiting for each other takes longer than it saves
+# Of a pass for each of its threads: with less to do, waiting for each other takes longer than it saves.
+THREAD_FLOPS = 4e6
 
 
-def lines(size):
+cdef lines(size):
     """Whole cache lines of at least `size` bytes."""
     return -(-size // LINE) * LINE
 
@@ -97,7 +101,8 @@ cdef class Plan:
     cdef int packs_all, cut_threads  # the threads that tasks are cut for, 0 at first
     cdef double flops
 
-    def __init__(self, program, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False, bint dry=False,
+    def __init__(self, program, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
+                 bint dry=False,
                  bint fused=True, bint hints=True, size_t kernels=0):
         cdef Pass* p = &self.p
         self.program, self.batch, self.mode, self.owner = program, batch, mode, owner
@@ -146,7 +151,8 @@ cdef class Plan:
     def _flops(self):
         """Of the forward pass, roughly."""
         rows = sum(
-            part.flops for block in self.program.blocks for part in (*block.before, *block.after) if isinstance(part, Linear)
+            part.flops for block in self.program.blocks for part in (*block.before, *block.after) if isinstance(part,
+                    Linear)
         )  # fmt: skip
         ends = 2.0 * self.p.D * (self.p.features + self.p.classes)
         return float(self.p.R) * (rows + ends + 4.0 * self.p.T * self.p.D * self.p.L)
@@ -212,9 +218,11 @@ cdef class Plan:
         p.private_at = self.own
         p.scratch_stride = self.own + (lines(self.stage_width * p.block_rows * p.K.size) if p.whole_blocks else 0)
         self.pack_rooms = max(1, min(p.L, p.L if self.packs_all else 1 + p.whole_blocks))
-        p.tile_rows = min(LEAST_ROWS, 8 * LEAST_ROWS // threads)  # so often a panel of dy is used while it is in the first-level cache
+        # So often a panel of dy is used while it is in the first-level cache.
+        p.tile_rows = min(LEAST_ROWS, 8 * LEAST_ROWS // threads)
         areas = [
-            sum(part.k * part.n * len(part.matrices) for part in (*block.before, *block.after) if isinstance(part, Linear))
+            sum(part.k * part.n
+                * len(part.matrices) for part in (*block.before, *block.after) if isinstance(part, Linear))
             for block in self.program.blocks[:1]
         ]  # fmt: skip
         p.tile_area = max(areas, default=0) // max(32, 2 * threads)
@@ -280,7 +288,8 @@ cdef class Plan:
             norm = program.pool.norm
             return norm.scale if norm is not None and norm.scale >= 0 else program.head.weight
         offsets = [part.scale for part in (*block.before, *block.after) if isinstance(part, Norm)]
-        offsets += [m.weight for part in (*block.before, *block.after) if isinstance(part, Linear) for m in part.matrices]
+        offsets += [m.weight for part in (*block.before, *block.after) if isinstance(part,
+                Linear) for m in part.matrices]
         return min(offset for offset in offsets if offset >= 0)
 
     def _buffers(self, fused):
@@ -465,7 +474,8 @@ cdef class Plan:
                 self._build_section(&block.before, layer, before, shared, 0)
             block.heads.heads, block.heads.dh = heads.heads, heads.width // heads.heads
             block.heads.qkv, block.heads.o = self._slot(layer, heads.source), self._slot(layer, heads.target)
-            block.heads.d_qkv, block.heads.d_o = self._gradient(layer, heads.source), self._gradient(layer, heads.target)
+            block.heads.d_qkv, block.heads.d_o = self._gradient(layer, heads.source), self._gradient(layer,
+                    heads.target)
             if p.training:
                 block.heads.lse = slot_of(self.kept[layer]["lse"])
                 block.heads.dq_parts = shared["dq parts"]
@@ -526,7 +536,8 @@ cdef class Plan:
             if isinstance(part, Norm):
                 self._build_norm(step, layer, part, partial)
                 if part.scale >= 0:
-                    section.norms[section.norm_count] = NormSum(partial, part.scale * size, part.shift * size, part.width)
+                    section.norms[section.norm_count] = NormSum(partial, part.scale * size, part.shift * size,
+                                                                part.width)
                     section.norm_count += 1
                 partial += 2 * part.width * size
             elif isinstance(part, Linear):
@@ -766,7 +777,7 @@ cdef enum:
     LINE_MASK = 63
 
 
-def linears_of(parts):
+cdef list linears_of(parts):
     """The products of a section, in order."""
     products = []
     for part in parts:

@@ -22,6 +22,7 @@ bits. (But for the gradient of a wide gated MLP's input, whose two matrices' par
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 PACKED = "packed"  # the slot of a norm whose rows go straight into the operand of the next product
@@ -154,7 +155,8 @@ class Program:
         """One line a step; equal blocks are shown once."""
         embed, pool = self.embed, self.pool
         lines = [
-            f"embed    images ({embed.channels}, {embed.image_size[0]}, {embed.image_size[1]}) -> x ({self.tokens}, {self.width})",
+            f"embed    images ({embed.channels}, {embed.image_size[0]}, {embed.image_size[1]}) "
+            f"-> x ({self.tokens}, {self.width})",
         ]
         i = 0
         while i < len(self.blocks):
@@ -207,7 +209,7 @@ def fuse(steps: tuple) -> tuple:
         fused.append(step)
         if len(fused) >= 3 and _is_hidden(*fused[-3:]):
             fused[-3:] = [Hidden(*fused[-3:])]
-    for i, (step, behind) in enumerate(zip(fused, fused[1:])):
+    for i, (step, behind) in enumerate(itertools.pairwise(fused)):
         readers = [other for other in fused if source_of(other) == getattr(step, "target", None)]
         if isinstance(step, Norm) and isinstance(behind, (Linear, Hidden)) and readers == [behind]:
             fused[i] = dataclasses.replace(step, target=PACKED)

@@ -133,7 +133,8 @@ cdef void run_scale_sums(const Task* t, const Batch* batch, Py_ssize_t task) noe
 
 
 # ---------------------------------------------------------------------------------------------------- batches of tasks
-cdef Batch batch(const char* name, Py_ssize_t count, void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
+cdef Batch batch(const char* name, Py_ssize_t count,
+                 void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
     cdef Batch b
     b.name, b.count, b.run = name, count, run
     b.layer, b.block, b.section, b.linears, b.linear_count, b.transposed = -1, NULL, NULL, NULL, 0, 0
@@ -165,8 +166,10 @@ cdef Batch pack_section(Pass* p, int layer, bint after, bint transposed) noexcep
 cdef Batch gradients(Pass* p, int layer, bint after) noexcept:
     """Tiles of the weight gradients of one half of a block, and a task for each norm's sums."""
     cdef const Section* section = &p.blocks[layer].after if after else &p.blocks[layer].before
-    cdef Batch b = batch("weight gradients", gradient_count(p, section.linears, section.linear_count) + section.norm_count, run_gradients)
-    b.layer, b.block, b.section, b.linears, b.linear_count = layer, &p.blocks[layer], section, section.linears, section.linear_count
+    cdef Batch b = batch("weight gradients", gradient_count(p, section.linears, section.linear_count)
+                         + section.norm_count, run_gradients)
+    b.layer, b.block, b.section = layer, &p.blocks[layer], section
+    b.linears, b.linear_count = section.linears, section.linear_count
     return b
 
 
@@ -335,7 +338,8 @@ cdef class Schedule:
         stages = []
         for i in range(self.count):
             stage = &self.stages[i]
-            stages.append([(stage.batches[k].name.decode(), stage.batches[k].layer, stage.batches[k].count) for k in range(stage.count)])
+            stages.append([(stage.batches[k].name.decode(), stage.batches[k].layer,
+                            stage.batches[k].count) for k in range(stage.count)])
         return stages
 
 

@@ -11,7 +11,7 @@ from .kernels cimport Kernels, Matrix, matrix
 cdef enum Place:
     ARENA        # the plan's own memory
     LENT         # the gradient vector, which holds activations until gradients are written there
-    STAGE        # between the stages of a block; in the thread's scratch where a task takes its rows through the whole block
+    STAGE        # between the stages of a block; in the thread's scratch where a task takes whole blocks
     SCRATCH      # the thread's scratch
 
 ctypedef struct Slot:
@@ -45,7 +45,7 @@ ctypedef struct Linear:
     Slot input                      # the rows that the weight gradient multiplies dy by,
     NormUse norm                    # through this norm
     Py_ssize_t rows, segments, input_segment  # of the input, in `segments` runs `input_segment` bytes apart
-    Py_ssize_t dy, dy_ld, dy_segment  # the embedding's and the head's: where dy lies in the arena unpacked; dy is -1 for the others
+    Py_ssize_t dy, dy_ld, dy_segment  # where the embedding's and the head's dy lie unpacked; else -1
 
 # -------------------------------------------------------------------------------------------------------------------
 # steps
@@ -55,7 +55,8 @@ ctypedef struct Hint:          # what a product fetches while it runs: this slot
 
 ctypedef struct Step:
     void (*forward)(const Task*, const Step*) noexcept nogil
-    void (*recompute)(const Task*, const Step*) noexcept nogil   # forward again for a checkpointed block's backward; may be NULL
+    void (*recompute)(const Task*,
+                      const Step*) noexcept nogil   # forward again for a checkpointed block's backward; may be NULL
     void (*backward)(const Task*, const Step*) noexcept nogil    # may be NULL
     Slot source, target, add
     Slot d_source, d_target
@@ -117,7 +118,7 @@ ctypedef struct Pass:
     double smoothing
     # how the work is cut
     Py_ssize_t panel           # rows of a register tile
-    Py_ssize_t units, unit_images           # the smallest blocks of token rows: so many short images, or, if 0, a few panels
+    Py_ssize_t units, unit_images           # smallest blocks of rows: so many short images, or, if 0, a few panels
     Py_ssize_t row_blocks, block_rows       # blocks for as many threads as there are; the most rows that one may have
     Py_ssize_t image_groups, bands          # bands of patch rows
     Py_ssize_t query_parts, key_parts       # of a head, for forward and backward
@@ -128,7 +129,7 @@ ctypedef struct Pass:
     Py_ssize_t prefix, prefix_tokens, positions, positions_of_prefix
     Linear embed
     # the end
-    Py_ssize_t pool_first, pool_count, pooled_rows   # pooled_rows: of the logits, N, or N·T where every token has its own
+    Py_ssize_t pool_first, pool_count, pooled_rows   # pooled_rows: of the logits, N or N·T
     int pool_each, final_norm
     double final_eps
     Py_ssize_t final_scale, final_shift

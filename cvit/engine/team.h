@@ -1,12 +1,12 @@
 /* A team of threads inside one OpenMP region: they share out the tasks of a stage, and meet at a barrier after it.
  *
- * Every thread has a run of the tasks of its own, and when that is done helps the others with theirs. The same rows of tokens so
- * tend to stay with the same thread from stage to stage, where they may still be in its cache, and a thread that is kept off its
- * core holds nobody up.
+ * Every thread has a run of the tasks of its own, and when that is done helps the others with theirs. The same rows of
+ * tokens so tend to stay with the same thread from stage to stage, where they may still be in its cache, and a thread
+ * that is kept off its core holds nobody up.
  *
- * Why not OpenMP's own barrier: on a machine that is busy with other programs a thread is now and then kept off its core, and
- * the others wait. libgomp spins for milliseconds, which costs them their own share of the core. Here a thread spins only for
- * as long as a quiet barrier takes, then sleeps until the last one arrives.
+ * Why not OpenMP's own barrier: on a machine that is busy with other programs a thread is now and then kept off its
+ * core, and the others wait. libgomp spins for milliseconds, which costs them their own share of the core. Here a
+ * thread spins only for as long as a quiet barrier takes, then sleeps until the last one arrives.
  */
 #ifndef CVIT_TEAM_H
 #define CVIT_TEAM_H
@@ -26,11 +26,12 @@
 #include <unistd.h>
 #endif
 
-/* The floating-point mode of a pass: rounding to nearest, subnormal inputs and results taken as zero (they would slow a kernel down up to a
- * hundred times), no traps. It belongs to the thread; every thread enters it before its share of a pass and leaves it afterwards, so that
- * neither the caller's mode changes a result nor a pass the caller's mode. */
+/* The floating-point mode of a pass: rounding to nearest, subnormal inputs and results taken as zero (they would slow a
+ * kernel down up to a hundred times), no traps. It belongs to the thread; every thread enters it before its share of a
+ * pass and leaves it afterwards, so that neither the caller's mode changes a result nor a pass the caller's mode. */
 #if defined(__SSE2__)
-typedef unsigned cvit_float_mode; /* MXCSR: flush to zero 0x8000, traps masked 0x1f80, denormals are zero 0x40 (Intel SDM vol. 1, 10.2.3) */
+typedef unsigned
+    cvit_float_mode; /* MXCSR (Intel SDM vol. 1, 10.2.3) */
 static inline cvit_float_mode cvit_float_enter(void)
 {
     const cvit_float_mode before = _mm_getcsr();
@@ -47,16 +48,19 @@ static inline cvit_float_mode cvit_float_enter(void)
     __asm__ volatile("msr fpcr, %0" : : "r"(1ull << 24) : "memory");
     return before;
 }
-static inline void cvit_float_leave(cvit_float_mode before) { __asm__ volatile("msr fpcr, %0" : : "r"(before) : "memory"); }
+static inline void cvit_float_leave(cvit_float_mode before)
+{
+    __asm__ volatile("msr fpcr, %0" : : "r"(before) : "memory");
+}
 #else
 typedef int cvit_float_mode;
 static inline cvit_float_mode cvit_float_enter(void) { return 0; }
 static inline void cvit_float_leave(cvit_float_mode before) { (void)before; }
 #endif
 
-/* x itself, from which a compiler knows nothing: arithmetic on the result stays after a cvit_float_enter before, arithmetic that made x
- * stays before a cvit_float_leave after. (Compilers move plain arithmetic past a change of mode, but not past a call that they do not see
- * into, such as a kernel's.) */
+/* x itself, from which a compiler knows nothing: arithmetic on the result stays after a cvit_float_enter before,
+ * arithmetic that made x stays before a cvit_float_leave after. (Compilers move plain arithmetic past a change of mode,
+ * but not past a call that they do not see into, such as a kernel's.) */
 static inline double cvit_float_fence(double x)
 {
     __asm__ volatile("" : "+m"(x));
@@ -97,8 +101,8 @@ static inline void cvit_team_init(cvit_team *team, int size)
 
 static inline int cvit_team_size(cvit_team *team) { return atomic_load_explicit(&team->size, memory_order_relaxed); }
 
-/* Called first by every thread: OpenMP may have given fewer threads than asked for (OMP_THREAD_LIMIT, OMP_DYNAMIC, a region inside
- * a region), and nobody must wait for the others. All store the same number. */
+/* Called first by every thread: OpenMP may have given fewer threads than asked for (OMP_THREAD_LIMIT, OMP_DYNAMIC, a
+ * region inside a region), and nobody must wait for the others. All store the same number. */
 static inline void cvit_team_join(cvit_team *team)
 {
 #ifdef _OPENMP
@@ -108,8 +112,9 @@ static inline void cvit_team_join(cvit_team *team)
 #endif
 }
 
-/* A thread's way through a stage, whose tasks may be of several kinds: of each kind every thread has a run of its own. A run's bounds
- * take divisions of 64 bits, which last as long as a small task: they are worked out once for a run, not for each task. */
+/* A thread's way through a stage, whose tasks may be of several kinds: of each kind every thread has a run of its own.
+ * A run's bounds take divisions of 64 bits, which last as long as a small task: they are worked out once for a run, not
+ * for each task. */
 typedef struct {
     cvit_team *team;
     int kinds;

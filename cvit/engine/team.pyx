@@ -71,7 +71,8 @@ cdef const Kernels* selected(int element) noexcept nogil:
 
 
 def table_address(dtype=np.float32):
-    """Where the selected table of float32 or float64 stands in memory, a `cvit_kernels` of csrc/cvit.h: for tests of single kernels."""
+    """Where the selected table of float32 or float64 stands in memory, a `cvit_kernels` of csrc/cvit.h: for tests of
+    single kernels."""
     return <size_t> selected(F64 if np.dtype(dtype) == np.float64 else F32)
 
 

@@ -4,8 +4,8 @@ The vector is divided into chunks of CHUNK values, by its length alone: a task i
 [start, stop) of the parts that weight decay applies to, increasing and apart; a chunk is divided again where a run
 begins or ends. The kernels are in csrc/kernels/update.inc; train/optim.py validates and owns the state.
 
-Vectors are anything with a buffer: float32 or float64, contiguous, all of one call alike in type and length (TypeError,
-ValueError).
+_Buffers are anything with a buffer: float32 or float64, contiguous, all of one call alike in type and length
+(TypeError, ValueError).
 """
 
 import numpy as np
@@ -14,7 +14,10 @@ from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from .kernels cimport Kernels, Update
-from .team cimport F32, F64, FloatMode, Team, Turn, float_enter, float_fence, float_leave, run_team, selected, take, team_size, turn_of
+from .team cimport (
+    F32, F64, FloatMode, Team, Turn, float_enter, float_fence, float_leave, run_team, selected, take, team_size,
+    turn_of,
+)
 
 cdef enum:
     CHUNK = 1 << 16
@@ -28,7 +31,7 @@ cdef struct Job:
     double* sums                  # of each chunk
 
 
-cdef class Vectors:
+cdef class _Buffers:
     """The buffers of one call, held until it is done."""
     cdef Py_buffer[4] views
     cdef int count
@@ -115,11 +118,12 @@ cdef void sum_work(void* argument, Team* team, int thread) noexcept nogil:
     chunk = take(&turn, &kind)
     while chunk >= 0:
         start = chunk * CHUNK
-        job.sums[chunk] = job.K.sum_of_squares(min(<Py_ssize_t> CHUNK, job.whole.n - start), moved(job.whole.g, start * job.K.size))
+        job.sums[chunk] = job.K.sum_of_squares(min(<Py_ssize_t> CHUNK, job.whole.n - start),
+                                               moved(job.whole.g, start * job.K.size))
         chunk = take(&turn, &kind)
 
 
-cdef step_of(Job* job, Vectors vectors, const long long[:, ::1] decay_runs):
+cdef step_of(Job* job, _Buffers vectors, const long long[:, ::1] decay_runs):
     cdef int size
     job.K = selected(vectors.element)
     job.whole.n = vectors.n
@@ -131,11 +135,12 @@ cdef step_of(Job* job, Vectors vectors, const long long[:, ::1] decay_runs):
         run_team(size, update_work, job)
 
 
-def sgd(w, g, velocity, double lr, double momentum, bint nesterov, double weight_decay, const long long[:, ::1] decay_runs,
+def sgd(w, g, velocity, double lr, double momentum, bint nesterov, double weight_decay,
+        const long long[:, ::1] decay_runs,
         double grad_scale):
     """One step of SGD in place; velocity may be None."""
     cdef Job job
-    cdef Vectors vectors = Vectors()
+    cdef _Buffers vectors = _Buffers()
     job.whole.w, job.whole.g = vectors.hold("w", w, True), vectors.hold("g", g, False)
     job.whole.m, job.whole.v = vectors.hold("velocity", velocity, True), NULL
     job.whole.lr, job.whole.beta1, job.whole.nesterov, job.whole.scale = lr, momentum, nesterov, grad_scale
@@ -148,7 +153,7 @@ def adamw(w, g, m, v, double lr, double beta1, double beta2, double eps, double 
           const long long[:, ::1] decay_runs, double grad_scale):
     """One step of AdamW in place; `step` counts from 1."""
     cdef Job job
-    cdef Vectors vectors = Vectors()
+    cdef _Buffers vectors = _Buffers()
     if m is None or v is None:
         raise TypeError("m and v must be vectors, got None")
     job.whole.w, job.whole.g = vectors.hold("w", w, True), vectors.hold("g", g, False)
@@ -165,7 +170,7 @@ def adamw(w, g, m, v, double lr, double beta1, double beta2, double eps, double 
 def sum_of_squares(g):
     """Sum of squares of a vector, in double precision: the chunks' sums, added in order."""
     cdef Job job
-    cdef Vectors vectors = Vectors()
+    cdef _Buffers vectors = _Buffers()
     cdef void* first = vectors.hold("g", g, False)
     cdef Py_ssize_t count = chunks(vectors.n), i
     cdef double[::1] sums = np.empty(max(count, 1))

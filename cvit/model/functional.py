@@ -19,9 +19,9 @@ from ..base.errors import check
 from ..base.numbers import as_int, representable
 from ..engine import update
 from ..engine.plan import Plan as Engine
-from .program import program_of
 from .config import ViTConfig
 from .layout import Layout
+from .program import program_of
 from .vit import ViT
 from .vit_forward import vit_forward
 

@@ -9,9 +9,12 @@ import numpy as np
 
 from cython.parallel cimport prange, threadid
 from ..engine.kernels cimport (
-    Activation, ActivationBackward, Attention, AttentionBackward, ColumnSums, CrossEntropy, Gemm, GemmColumns, Kernels, Norm,
-    NormBackward, PackColumns, PackPanels, PackRows, activating, activating_backward, ceil_div, column_room, columns_product, matrix,
-    normalisation, normalisation_backward, packed_rows, packed_rows_size, packing_columns, packing_panels, packing_rows, panel_size,
+    Activation, ActivationBackward, Attention, AttentionBackward, ColumnSums, CrossEntropy, Gemm, GemmColumns,
+    Kernels, Norm,
+    NormBackward, PackColumns, PackPanels, PackRows, activating, activating_backward, ceil_div, column_room,
+    columns_product, matrix,
+    normalisation, normalisation_backward, packed_rows, packed_rows_size, packing_columns, packing_panels,
+    packing_rows, panel_size,
     panels, product, summing,
 )
 from ..engine.patches cimport cut_patches, join_patches
@@ -45,14 +48,16 @@ cdef inline Py_ssize_t part_start(Py_ssize_t count, Py_ssize_t parts, Py_ssize_t
 def patches(const real[:, :, :, ::1] x, Py_ssize_t patch, real[:, :, ::1] out):
     cdef Py_ssize_t n, count = x.shape[0]
     for n in prange(count, nogil=True, num_threads=team_size(count), schedule="dynamic"):
-        cut_patches(<char*> &x[n, 0, 0, 0], x.shape[1], x.shape[2], x.shape[3], patch, 0, x.shape[2] // patch, sizeof(real),
+        cut_patches(<char*> &x[n, 0, 0, 0], x.shape[1], x.shape[2], x.shape[3], patch, 0, x.shape[2] // patch,
+                    sizeof(real),
                     <char*> &out[n, 0, 0])
 
 
 def patches_backward(const real[:, :, ::1] dout, Py_ssize_t patch, real[:, :, :, ::1] dx):
     cdef Py_ssize_t n, count = dx.shape[0]
     for n in prange(count, nogil=True, num_threads=team_size(count), schedule="dynamic"):
-        join_patches(<char*> &dout[n, 0, 0], dx.shape[1], dx.shape[2], dx.shape[3], patch, sizeof(real), <char*> &dx[n, 0, 0, 0])
+        join_patches(<char*> &dout[n, 0, 0], dx.shape[1], dx.shape[2], dx.shape[3], patch, sizeof(real),
+                     <char*> &dx[n, 0, 0, 0])
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -73,7 +78,8 @@ cdef multiply(const real[:, ::1] x, const real[:, ::1] w, bint transposed, const
     for j in prange(strips, nogil=True, num_threads=size, schedule="dynamic"):
         pack_strip(K, depth, N, j, <real*> &w[0, 0], transposed, &packed[0])
     for i in prange(tasks, nogil=True, num_threads=size, schedule="dynamic"):
-        multiply_rows(K, part_start(M, tasks, i), part_start(M, tasks, i + 1), N, depth, <real*> &x[0, 0], &packed[0], <real*> b,
+        multiply_rows(K, part_start(M, tasks, i), part_start(M, tasks, i + 1), N, depth, <real*> &x[0, 0], &packed[0],
+                      <real*> b,
                       &y[0, 0], &scratch[threadid() * stride])
 
 
@@ -90,7 +96,8 @@ cdef void pack_strip(const Kernels* K, Py_ssize_t depth, Py_ssize_t N, Py_ssize_
     float_leave(before)
 
 
-cdef void multiply_rows(const Kernels* K, Py_ssize_t first, Py_ssize_t last, Py_ssize_t N, Py_ssize_t depth, real* x, real* packed,
+cdef void multiply_rows(const Kernels* K, Py_ssize_t first, Py_ssize_t last, Py_ssize_t N, Py_ssize_t depth, real* x,
+                        real* packed,
                         real* bias, real* y, real* scratch) noexcept nogil:
     cdef FloatMode before = float_enter()
     cdef Py_ssize_t m = last - first
@@ -106,7 +113,8 @@ def linear_backward(const real[:, ::1] dy, const real[:, ::1] x, const real[:, :
                     real[::1] db):
     """dx = dy @ wᵀ, dw = xᵀ @ dy, db = column sums of dy."""
     cdef const Kernels* K = table_of(&dw[0, 0])
-    cdef Py_ssize_t M = x.shape[0], m = x.shape[1], n = dy.shape[1], high = ceil_div(m, STRIP), wide = ceil_div(n, STRIP), t
+    cdef Py_ssize_t M = x.shape[0], m = x.shape[1], n = dy.shape[1], high = ceil_div(m, STRIP), wide = ceil_div(n,
+            STRIP), t
     cdef Py_ssize_t room_a = K.kc * column_room(K, STRIP), stride = room_a + K.kc * STRIP
     cdef int size = team_size(high * wide)
     cdef real[::1] scratch = room(&dw[0, 0], size * stride)
@@ -115,11 +123,13 @@ def linear_backward(const real[:, ::1] dy, const real[:, ::1] x, const real[:, :
     db[:] = 0
     for t in prange(high * wide, nogil=True, num_threads=size, schedule="dynamic"):
         gradient_tile(K, M, m, n, <real*> &x[0, 0], <real*> &dy[0, 0], part_start(m, high, t // wide),
-                      part_start(m, high, t // wide + 1), part_start(n, wide, t % wide), part_start(n, wide, t % wide + 1), &dw[0, 0],
+                      part_start(m, high, t // wide + 1), part_start(n, wide, t % wide), part_start(n, wide, t % wide
+                              + 1), &dw[0, 0],
                       &db[0], &scratch[threadid() * stride], &scratch[threadid() * stride + room_a])
 
 
-cdef void gradient_tile(const Kernels* K, Py_ssize_t M, Py_ssize_t m, Py_ssize_t n, real* x, real* dy, Py_ssize_t m0, Py_ssize_t m1,
+cdef void gradient_tile(const Kernels* K, Py_ssize_t M, Py_ssize_t m, Py_ssize_t n, real* x, real* dy, Py_ssize_t m0,
+                        Py_ssize_t m1,
                         Py_ssize_t n0, Py_ssize_t n1, real* dw, real* db, real* a, real* b) noexcept nogil:
     cdef FloatMode before = float_enter()
     cdef Py_ssize_t row, rows
@@ -141,7 +151,8 @@ cdef void gradient_tile(const Kernels* K, Py_ssize_t M, Py_ssize_t m, Py_ssize_t
 
 # -------------------------------------------------------------------------------------------------------------- layer
 # norm
-def layernorm(const real[:, ::1] x, const real[::1] scale, const real[::1] shift, double eps, real[:, ::1] y, real[::1] mean,
+def layernorm(const real[:, ::1] x, const real[::1] scale, const real[::1] shift, double eps, real[:, ::1] y,
+              real[::1] mean,
               real[::1] rstd):
     cdef const Kernels* K = table_of(&mean[0])
     cdef Py_ssize_t M = x.shape[0], d = x.shape[1], tasks = ceil_div(M, ROWS), i
@@ -180,7 +191,8 @@ def layernorm_backward(const real[:, ::1] dy, const real[:, ::1] x, const real[:
         add_up(K, tasks, d, &partial[0, 1, 0], &dshift[0])
 
 
-cdef void norm_rows_backward(const Kernels* K, NormBackward call, Py_ssize_t first, real* dscale, real* dshift) noexcept nogil:
+cdef void norm_rows_backward(const Kernels* K, NormBackward call, Py_ssize_t first, real* dscale,
+                             real* dshift) noexcept nogil:
     cdef FloatMode before = float_enter()
     cdef Py_ssize_t skip = first * call.d * K.size
     call.rows = min(<Py_ssize_t> ROWS, call.rows - first)
@@ -207,7 +219,8 @@ def activation(int kind, const real[::1] x, const real[::1] value, real[::1] y):
     cdef Py_ssize_t n = x.shape[0], tasks = ceil_div(n, RUN), i
     cdef real* v = <real*> &value[0] if value is not None else NULL
     for i in prange(tasks, nogil=True, num_threads=team_size(tasks), schedule="dynamic"):
-        activate_run(K, kind, min(<Py_ssize_t> RUN, n - i * RUN), <real*> &x[i * RUN], v + i * RUN if v != NULL else NULL,
+        activate_run(K, kind, min(<Py_ssize_t> RUN, n - i * RUN), <real*> &x[i * RUN], v + i
+                     * RUN if v != NULL else NULL,
                      &y[i * RUN])
 
 
@@ -226,11 +239,13 @@ def activation_backward(int kind, real[::1] x, const real[::1] value, real[::1] 
     cdef real* v = <real*> &value[0] if value is not None else NULL
     cdef real* dv = &dvalue[0] if value is not None else NULL
     for i in prange(tasks, nogil=True, num_threads=team_size(tasks), schedule="dynamic"):
-        activate_run_backward(K, kind, min(<Py_ssize_t> RUN, n - i * RUN), &x[i * RUN], v + i * RUN if v != NULL else NULL,
+        activate_run_backward(K, kind, min(<Py_ssize_t> RUN, n - i * RUN), &x[i * RUN], v + i
+                              * RUN if v != NULL else NULL,
                               &dy[i * RUN], dv + i * RUN if v != NULL else NULL)
 
 
-cdef void activate_run_backward(const Kernels* K, int kind, Py_ssize_t n, real* x, real* value, real* dy, real* dvalue) noexcept nogil:
+cdef void activate_run_backward(const Kernels* K, int kind, Py_ssize_t n, real* x, real* value, real* dy,
+                                real* dvalue) noexcept nogil:
     cdef FloatMode before = float_enter()
     cdef ActivationBackward call = activating_backward(kind, 1, n, matrix(x, 0), matrix(dy, 0))
     call.value, call.dvalue = matrix(value, 0), matrix(dvalue, 0)
@@ -240,7 +255,8 @@ cdef void activate_run_backward(const Kernels* K, int kind, Py_ssize_t n, real* 
 
 # ----------------------------------------------------------------------------------------------------------------
 # attention
-def attention(const real[:, :, ::1] q, const real[:, :, ::1] k, const real[:, :, ::1] v, real[:, :, ::1] o, real[:, ::1] lse):
+def attention(const real[:, :, ::1] q, const real[:, :, ::1] k, const real[:, :, ::1] v, real[:, :, ::1] o,
+              real[:, ::1] lse):
     """Heads (N·H, T, dh)."""
     cdef const Kernels* K = table_of(&lse[0, 0])
     cdef Py_ssize_t heads = q.shape[0], T = q.shape[1], dh = q.shape[2], i
@@ -263,7 +279,8 @@ cdef void attend(const Kernels* K, Py_ssize_t T, Py_ssize_t dh, real* q, real* k
     float_leave(before)
 
 
-def attention_backward(const real[:, :, ::1] d_o, const real[:, :, ::1] q, const real[:, :, ::1] k, const real[:, :, ::1] v,
+def attention_backward(const real[:, :, ::1] d_o, const real[:, :, ::1] q, const real[:, :, ::1] k,
+                       const real[:, :, ::1] v,
                        const real[:, :, ::1] o, const real[:, ::1] lse, real[:, :, ::1] dq, real[:, :, ::1] dk,
                        real[:, :, ::1] dv):
     cdef const Kernels* K = table_of(&dq[0, 0, 0])
@@ -273,7 +290,8 @@ def attention_backward(const real[:, :, ::1] d_o, const real[:, :, ::1] q, const
     cdef real[::1] scratch = room(&dq[0, 0, 0], size * stride)
     cdef AttentionBackward whole
     whole.tokens, whole.dh, whole.first, whole.count = T, dh, 0, T
-    whole.q, whole.k, whole.v = matrix(<void*> &q[0, 0, 0], dh), matrix(<void*> &k[0, 0, 0], dh), matrix(<void*> &v[0, 0, 0], dh)
+    whole.q, whole.k, whole.v = matrix(<void*> &q[0, 0, 0], dh), matrix(<void*> &k[0, 0, 0],
+            dh), matrix(<void*> &v[0, 0, 0], dh)
     whole.o, whole.d_o, whole.lse = matrix(<void*> &o[0, 0, 0], dh), matrix(<void*> &d_o[0, 0, 0], dh), &lse[0, 0]
     whole.dq, whole.dk, whole.dv = matrix(&dq[0, 0, 0], dh), matrix(&dk[0, 0, 0], dh), matrix(&dv[0, 0, 0], dh)
     for i in prange(heads, nogil=True, num_threads=size, schedule="dynamic"):

@@ -6,5 +6,6 @@ from .loop import fit
 from .optim import SGD, AdamW, clip, warmup_cosine
 
 __all__ = [
-    "SGD", "AdamW", "Epoch", "Evaluation", "History", "Step", "clip", "confusion_matrix", "evaluate", "fit", "warmup_cosine",
+    "SGD", "AdamW", "Epoch", "Evaluation", "History", "Step", "clip", "confusion_matrix", "evaluate", "fit",
+    "warmup_cosine",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
-/* A table of kernels whose packed operands are bfloat16: plain loops in the place of every kernel that reads or writes one, the others as a
- * float32 table has them. It shows that nothing outside csrc knows what a packed operand holds.
+/* A table of kernels whose packed operands are bfloat16: plain loops in the place of every kernel that reads or writes
+ * one, the others as a float32 table has them. It shows that nothing outside csrc knows what a packed operand holds.
  *
- * bfloat16 is the upper half of a float, rounded to nearest even. Tokens, sums and gradients stay float. Packed rows lie as
- * csrc/kernels/gemm.inc says; every panel is nr columns wide, the last one too; the left operand of gemm_columns is a plain (k, m).
+ * bfloat16 is the upper half of a float, rounded to nearest even. Tokens, sums and gradients stay float. Packed rows
+ * lie as csrc/kernels/gemm.inc says; every panel is nr columns wide, the last one too; the left operand of gemm_columns
+ * is a plain (k, m).
  */
 #include <stdint.h>
 #include <string.h>
@@ -153,7 +154,8 @@ static void activation(const cvit_activation *call)
         return;
     }
     float y[call->n];
-    for (ptrdiff_t i = 0; i < call->rows; i++) { /* a may begin where x does: its rows are shorter, and never overtake x's */
+    for (ptrdiff_t i = 0; i < call->rows;
+         i++) { /* a may begin where x does: its rows are shorter, and never overtake x's */
         cvit_activation one = *call;
         one.rows = 1;
         one.x.at = row_of(call->x, i);

@@ -30,7 +30,8 @@ cdef void embed_task(const Task* t, Py_ssize_t task) noexcept nogil:
         patches = p.arena + p.patches_at + ((n if p.training else group) * p.patches + first) * p.features * size
         cut_patches(p.images + n * pixels * size, p.channels, p.height, p.width, p.patch, top, bottom, size, patches)
         if p.prefix and band == 0:
-            prefix = adding(p.prefix, D, matrix(p.weights + p.prefix_tokens, D), matrix(row_of(t, &p.first_x, n * p.T), D))
+            prefix = adding(p.prefix, D, matrix(p.weights + p.prefix_tokens, D),
+                            matrix(row_of(t, &p.first_x, n * p.T), D))
             if p.positions_of_prefix:
                 prefix.add = matrix(pos, D)
             t.K.add_rows(&prefix)
@@ -50,7 +51,8 @@ cdef void tokens_backward_task(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t row = p.D * t.K.size, position = task if p.positions_of_prefix else task - p.prefix
     cdef char* dpos = p.grad + p.positions + position * row
     cdef char* dtoken = p.grad + p.prefix_tokens + task * row
-    cdef ColumnSums call = summing(p.N, p.D, matrix(p.arena + p.dx + task * row, p.T * p.D), dpos if position >= 0 else dtoken)
+    cdef ColumnSums call = summing(p.N, p.D, matrix(p.arena + p.dx + task * row, p.T * p.D),
+                                   dpos if position >= 0 else dtoken)
     t.K.column_sums(&call)
     if position >= 0 and task < p.prefix:
         memcpy(dtoken, dpos, row)

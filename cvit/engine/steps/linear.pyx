@@ -16,15 +16,18 @@ cdef const void* bias_of(const Pass* p, const Linear* linear, int i, Py_ssize_t 
     """The bias of matrix i from a column on, as the product adds it; NULL without one."""
     if linear.bias[i] < 0:
         return NULL
-    return (p.packed + linear.scaled_bias if linear.layer_scale >= 0 else p.weights + linear.bias[i]) + column * p.K.size
+    return (p.packed + linear.scaled_bias if linear.layer_scale >= 0 else p.weights
+            + linear.bias[i]) + column * p.K.size
 
 
-cdef Panels panels_of(const Pass* p, const Linear* linear, int i, Py_ssize_t column, Py_ssize_t row, Py_ssize_t depth) noexcept nogil:
+cdef Panels panels_of(const Pass* p, const Linear* linear, int i, Py_ssize_t column, Py_ssize_t row,
+                      Py_ssize_t depth) noexcept nogil:
     """Matrix i as a right operand of `depth` rows, from a column (a multiple of the panels' width) and a row on."""
     return panels(p.packed + linear.packed[i] + column * depth * p.K.packed_size, depth, row)
 
 
-cdef PackedRows pack(const Task* t, const Step* step, Matrix x, Py_ssize_t k, const Linear* linear, int i) noexcept nogil:
+cdef PackedRows pack(const Task* t, const Step* step, Matrix x, Py_ssize_t k, const Linear* linear,
+                     int i) noexcept nogil:
     """The task's rows x (rows, k) as packed rows in the scratch; with `linear` also as rows of its packed dy_i."""
     cdef char* a = row_of(t, &step.packed, t.first)
     call = packing_rows(t.rows, k, x, a)
@@ -46,7 +49,8 @@ cdef void linear(const Task* t, const Step* step) noexcept nogil:
     else:
         a = pack(t, step, rows_of(t, &step.source), w.k, NULL, 0)
     for i in range(w.count):
-        g = product(t.rows, w.n, w.k, a, panels_of(t.p, w, i, 0, 0, w.k), columns(t.K, rows_of(t, &step.target), i * w.n))
+        g = product(t.rows, w.n, w.k, a, panels_of(t.p, w, i, 0, 0, w.k),
+                    columns(t.K, rows_of(t, &step.target), i * w.n))
         g.bias = bias_of(t.p, w, i, 0)
         if step.add.ld:
             g.add = rows_of(t, &step.add)

@@ -11,7 +11,8 @@ in the cache.
 """
 
 from ..kernels cimport (
-    Activation, ActivationBackward, Gemm, Matrix, PackedRows, activating, activating_backward, packed_rows, panels, product,
+    Activation, ActivationBackward, Gemm, Matrix, PackedRows, activating, activating_backward, packed_rows, panels,
+    product,
 )
 from ..task cimport Linear, SCRATCH, Step, Task, columns, hinted, row_of, rows_of
 from .linear cimport bias_of, pack, panels_of
@@ -41,7 +42,8 @@ cdef inline Py_ssize_t hidden_block(const Task* t, const Step* step) noexcept no
     return t.rows * t.K.lda * t.K.size
 
 
-cdef void up(const Task* t, const Step* step, PackedRows a, Py_ssize_t f, Py_ssize_t width, Matrix u, Matrix v) noexcept nogil:
+cdef void up(const Task* t, const Step* step, PackedRows a, Py_ssize_t f, Py_ssize_t width, Matrix u,
+             Matrix v) noexcept nogil:
     """Hidden columns [f, f + width) before the activation: u, and v of a gated MLP."""
     cdef const Linear* w = step.linear
     cdef Gemm g
@@ -126,7 +128,8 @@ cdef void hidden_backward(const Task* t, const Step* step) noexcept nogil:
             call.b_value = panels(t.p.arena + first.panels[1] + f * t.p.R * t.K.packed_size, t.p.R, t.first)
         t.K.activation_backward(&call)
         for i in range(first.count):
-            g = product(t.rows, first.k, width, packed_rows(dv.at if i else dg.at, t.rows), panels_of(t.p, first, i, 0, f, F), dx)
+            g = product(t.rows, first.k, width, packed_rows(dv.at if i else dg.at, t.rows),
+                        panels_of(t.p, first, i, 0, f, F), dx)
             if f or i or step.accumulate:
                 g.add = dx
             g.hint.c_is_cached = step.d_source_is_cached

@@ -37,7 +37,8 @@ cdef void norm_backward(const Task* t, const Step* step) noexcept nogil:
         memset(sums, 0, 2 * step.width * t.K.size)
         call = normalisation_backward(
             unit_start(p, unit + 1) - row, step.width, matrix(row_of(t, &step.d_target, row), step.d_target.ld),
-            matrix(row_of(t, &step.source, row), step.source.ld), matrix(row_of(t, &step.d_source, row), step.d_source.ld))
+            matrix(row_of(t, &step.source, row), step.source.ld), matrix(row_of(t, &step.d_source, row),
+                    step.d_source.ld))
         call.mean, call.rstd = row_of(t, &step.mean, row), row_of(t, &step.rstd, row)
         call.residual = call.dx
         if step.scale >= 0:

@@ -23,7 +23,8 @@ cdef Py_ssize_t pool_scratch(Py_ssize_t D) noexcept nogil:
     return ROWS * D
 
 
-cdef inline Norm final_norm(const Task* t, Py_ssize_t rows, char* x, Py_ssize_t ld, Py_ssize_t stat, char* y) noexcept nogil:
+cdef inline Norm final_norm(const Task* t, Py_ssize_t rows, char* x, Py_ssize_t ld, Py_ssize_t stat,
+                            char* y) noexcept nogil:
     """The norm of some rows to y; `stat` is the number of the first one among all that are normalised."""
     cdef const Pass* p = t.p
     cdef Norm call = normalisation(rows, p.D, matrix(x, ld), p.final_eps)
@@ -42,7 +43,8 @@ cdef void pool_task(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef Norm call
     cdef ColumnSums sums
     if count == 1 and p.final_norm:  # one row an image: all images of the group in one call
-        call = final_norm(t, last - first, row_of(t, &p.last_x, first * p.T + p.pool_first), p.T * D, first, pooled + first * D * size)
+        call = final_norm(t, last - first, row_of(t, &p.last_x, first * p.T + p.pool_first), p.T * D, first, pooled
+                          + first * D * size)
         t.K.norm(&call)
         return
     for n in range(first, last):
@@ -89,7 +91,8 @@ cdef void pool_backward_task(const Task* t, Py_ssize_t task) noexcept nogil:
         memset(dx + behind * D * size, 0, (p.T - behind) * D * size)
         dx += p.pool_first * D * size
         if p.final_norm:
-            call = normalisation_backward(count, D, matrix(dpooled, D if p.pool_each else 0), matrix(x, D), matrix(dx, D))
+            call = normalisation_backward(count, D, matrix(dpooled, D if p.pool_each else 0), matrix(x, D),
+                                          matrix(dx, D))
             call.mean = p.arena + p.final_mean + n * count * size
             call.rstd = p.arena + p.final_rstd + n * count * size
             if p.final_scale >= 0:

@@ -14,7 +14,8 @@ product to the tile. The dy of a block's gradients lie packed already: the rows 
 top of a dW also add up db.
 
 A layer scale g (Touvron et al. 2021, arXiv:2103.17239) multiplies the columns of a product, y = (x W + b) g: that is a
-product with W' = W g and b' = b g, so W is packed times g, and b' is made beside it. From the tiles of dW' = xᵀ dy follow
+product with W' = W g and b' = b g, so W is packed times g, and b' is made beside it. From the tiles of dW' = xᵀ dy
+follow
 
     dW = dW' g,   db = db' g,   dg = column sums of W dW', plus b db'
 
@@ -118,19 +119,22 @@ cdef void gradient_task(const Task* t, const Linear* linears, int count, Py_ssiz
         count_tiles(t.p, w, &high, &wide)
         if task < high * wide:
             rows = ceil_div(w.k, panel)
-            gradient_tile(t, w, part_start(rows, high, task // wide) * panel, min(w.k, part_start(rows, high, task // wide + 1) * panel),
+            gradient_tile(t, w, part_start(rows, high, task // wide) * panel,
+                          min(w.k, part_start(rows, high, task // wide + 1) * panel),
                           part_start(w.n, wide, task % wide), part_start(w.n, wide, task % wide + 1))
             return
         task -= high * wide
 
 
-cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_t m1, Py_ssize_t n0, Py_ssize_t n1) noexcept nogil:
+cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_t m1, Py_ssize_t n0,
+                        Py_ssize_t n1) noexcept nogil:
     """Rows m0 to m1 and columns n0 to n1 of every dW, and that part of every db where m0 is 0.
 
     Packed dy are taken as a whole.
     """
     cdef const Pass* p = t.p
-    cdef Py_ssize_t size = t.K.size, depth = gradient_depth(p), blocks = ceil_div(w.rows, depth), segment, block, row, rows
+    cdef Py_ssize_t size = t.K.size, depth = gradient_depth(p), blocks = ceil_div(w.rows,
+            depth), segment, block, row, rows
     cdef char* a = t.scratch
     cdef char* b = a + depth * column_room(t.K, MOST_ROWS) * t.K.packed_size
     cdef char* x
@@ -147,7 +151,8 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
             if w.norm.given:
                 packing.mean, packing.rstd = row_of(t, &w.norm.mean, row), row_of(t, &w.norm.rstd, row)
                 if w.norm.scale >= 0:
-                    packing.scale, packing.shift = p.weights + w.norm.scale + m0 * size, p.weights + w.norm.shift + m0 * size
+                    packing.scale = p.weights + w.norm.scale + m0 * size
+                    packing.shift = p.weights + w.norm.shift + m0 * size
             t.K.pack_columns(&packing)
             for i in range(w.count):
                 g = columns_product(m1 - m0, n1 - n0, rows, a, panels(b, rows),
@@ -155,14 +160,16 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
                 if w.dy < 0:
                     g.b = panels(p.arena + w.panels[i], w.rows, row)
                 else:
-                    dy = packing_panels(rows, n1 - n0, matrix(p.arena + w.dy + segment * w.dy_segment + (row * w.dy_ld + n0) * size,
+                    dy = packing_panels(rows, n1 - n0,
+                                        matrix(p.arena + w.dy + segment * w.dy_segment + (row * w.dy_ld + n0) * size,
                                                               w.dy_ld), panels(b, rows))
                     t.K.pack_panels(&dy)
                 g.accumulate = segment or block
                 g.hint.c_is_cached = not p.hints
                 if m0 == 0 and w.bias[i] >= 0:
                     g.column_sums = p.grad + w.bias[i] + n0 * size
-                if i == 0 and w.dy < 0 and p.hints:  # the tile's next rows of x, or those that the next tile begins with
+                if i == 0 and w.dy < 0 and p.hints:
+                    # The tile's next rows of x, or those that the next tile begins with.
                     g.hint.next = matrix(row_of(t, &w.input, row + rows if block + 1 < blocks else 0)
                                          + (m0 if block + 1 < blocks else m1) * size, w.input.ld)
                 t.K.gemm_columns(&g)
