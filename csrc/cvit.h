@@ -16,30 +16,32 @@
 #include <stddef.h>
 
 /* ------------------------------------------------------------------------------------------------------- operands */
-typedef struct { /* rows of real elements; `at` NULL stands for none */
+/* rows of real elements; `at` NULL stands for none */
+typedef struct {
     void *at;
     ptrdiff_t ld;
 } cvit_matrix;
 
-typedef struct
-{ /* the left operand of a product: `rows` packed rows, in blocks of kc columns with row stride lda, see gemm.inc */
+/* the left operand of a product: `rows` packed rows, in blocks of kc columns with row stride lda, see gemm.inc */
+typedef struct {
     void *at;
     ptrdiff_t rows;
 } cvit_rows;
 
-typedef struct
-{ /* the right operand: panels of nr columns that are `depth` rows deep, of which those from `row` on are meant */
+/* the right operand: panels of nr columns that are `depth` rows deep, of which those from `row` on are meant */
+typedef struct {
     void *at;
     ptrdiff_t depth, row;
 } cvit_panels;
 
 /* ------------------------------------------------------------------------------------------------------- products */
-typedef struct {     /* hints: they change when memory is fetched and no result */
-    int c_is_cached; /* whether c and add lie in the cache: prefetching them costs shallow products 3 to 5 % */
+typedef struct {      /* hints: they change when memory is fetched and no result */
+    int c_is_cached;  /* whether c and add lie in the cache: prefetching them costs shallow products 3 to 5 % */
     cvit_matrix next; /* what the caller reads after this product, fetched while it runs; at NULL: nothing */
 } cvit_prefetch;
 
-typedef struct { /* c (m, n) = a @ b[row : row + k] + bias + add */
+/* c (m, n) = a @ b[row : row + k] + bias + add */
+typedef struct {
     ptrdiff_t m, n, k;
     cvit_rows a;
     cvit_panels b;
@@ -49,8 +51,8 @@ typedef struct { /* c (m, n) = a @ b[row : row + k] + bias + add */
     cvit_prefetch hint; /* next has m rows of n */
 } cvit_gemm;
 
-typedef struct
-{ /* c (m, n) = xᵀ @ b[row : row + k], or c += that, x (k, m) as pack_columns left it: a weight gradient */
+/* c (m, n) = xᵀ @ b[row : row + k], or c += that, x (k, m) as pack_columns left it: a weight gradient */
+typedef struct {
     ptrdiff_t m, n, k;
     const void *a;
     cvit_panels b;
@@ -60,8 +62,8 @@ typedef struct
     cvit_prefetch hint; /* next has k rows of m */
 } cvit_gemm_columns;
 
-typedef struct
-{ /* x (rows, k), times `scale`, as packed rows; pack_both writes it also as rows [row, row + rows) of panels b */
+/* x (rows, k), times `scale`, as packed rows; pack_both writes it also as rows [row, row + rows) of panels b */
+typedef struct {
     ptrdiff_t rows, k;
     cvit_matrix x;
     double scale; /* pack_rows alone */
@@ -69,8 +71,8 @@ typedef struct
     cvit_panels b;
 } cvit_pack_rows;
 
-typedef struct
-{ /* x (k, m) as gemm_columns' left operand, with `mean` normalised on the way: (x - mean) rstd scale + shift */
+/* x (k, m) as gemm_columns' left operand, with `mean` normalised on the way: (x - mean) rstd scale + shift */
+typedef struct {
     ptrdiff_t k, m;
     cvit_matrix x;
     const void *mean, *rstd;   /* (k), or NULL */
@@ -78,7 +80,8 @@ typedef struct
     void *a;
 } cvit_pack_columns;
 
-typedef struct { /* rows [row, row + k) of panels b, n columns, from x: (k, n), or for pack_panels_transposed (n, k) */
+/* rows [row, row + k) of panels b, n columns, from x: (k, n), or for pack_panels_transposed (n, k) */
+typedef struct {
     ptrdiff_t k, n;
     cvit_matrix x;
     const void *factor; /* multiplies x's columns, one for each of them; or NULL */
@@ -86,8 +89,8 @@ typedef struct { /* rows [row, row + k) of panels b, n columns, from x: (k, n), 
 } cvit_pack_panels;
 
 /* ------------------------------------------------------------------------------------------------- rows of tokens */
-typedef struct
-{ /* y = (x - mean) rstd scale + shift, rstd = 1 / sqrt(var + eps), row by row, to `y` or to packed rows `a` */
+/* y = (x - mean) rstd scale + shift, rstd = 1 / sqrt(var + eps), row by row, to `y` or to packed rows `a` */
+typedef struct {
     ptrdiff_t rows, d;
     cvit_matrix x;
     const void *scale, *shift; /* (d), or NULL */
@@ -97,8 +100,8 @@ typedef struct
     void *mean, *rstd; /* (rows), kept for the backward; or NULL */
 } cvit_norm;
 
-typedef struct
-{ /* dx = residual + norm'(dy); dscale += sum of dy n, dshift += sum of dy over the rows, n the normalised row */
+/* dx = residual + norm'(dy); dscale += sum of dy n, dshift += sum of dy over the rows, n the normalised row */
+typedef struct {
     ptrdiff_t rows, d;
     cvit_matrix dy; /* its ld may be 0: one row for all */
     cvit_matrix x;
@@ -114,8 +117,8 @@ typedef struct
 #define CVIT_ENUMERATOR(name) CVIT_##name,
 enum { CVIT_ACTIVATIONS(CVIT_ENUMERATOR) CVIT_ACTIVATION_COUNT };
 
-typedef struct
-{ /* y = f(x), or f(x) * value where that is given; to `y`, or to packed rows `a`, which hold one block of kc columns */
+/* y = f(x), or f(x) * value where that is given; to `y`, or to packed rows `a`, which hold one block of kc columns */
+typedef struct {
     int kind; /* one of CVIT_ACTIVATIONS */
     ptrdiff_t rows, n;
     cvit_matrix x;
@@ -124,8 +127,8 @@ typedef struct
     cvit_rows a;       /* may begin where x does */
 } cvit_activation;
 
-typedef struct
-{ /* From dy: dx = dy value f'(x), dvalue = dy f(x); and x becomes f(x) value, which the next weight gradient reads. */
+/* From dy: dx = dy value f'(x), dvalue = dy f(x); and x becomes f(x) value, which the next weight gradient reads. */
+typedef struct {
     int kind;
     ptrdiff_t rows, n;
     cvit_matrix x;
@@ -138,7 +141,8 @@ typedef struct
     cvit_panels b_value; /* and also this, at NULL: none */
 } cvit_activation_backward;
 
-typedef struct { /* y (rows, n) = factor * x + add; x may have ld 0: one row for all */
+/* y (rows, n) = factor * x + add; x may have ld 0: one row for all */
+typedef struct {
     ptrdiff_t rows, n;
     cvit_matrix x;
     double factor;
@@ -147,7 +151,8 @@ typedef struct { /* y (rows, n) = factor * x + add; x may have ld 0: one row for
     cvit_matrix y;
 } cvit_add_rows;
 
-typedef struct { /* sums (n) = or += scale * the column sums of x (rows, n), in one fixed order */
+/* sums (n) = or += scale * the column sums of x (rows, n), in one fixed order */
+typedef struct {
     ptrdiff_t rows, n;
     cvit_matrix x;
     int accumulate;
@@ -155,16 +160,16 @@ typedef struct { /* sums (n) = or += scale * the column sums of x (rows, n), in 
     void *sums;
 } cvit_column_sums;
 
-typedef struct
-{ /* from dw of W' = W factor: the factor's gradient, sums (n) = sum over rows of w dw; and dw *= factor */
+/* from dw of W' = W factor: the factor's gradient, sums (n) = sum over rows of w dw; and dw *= factor */
+typedef struct {
     ptrdiff_t rows, n;
     cvit_matrix w, dw;
     const void *factor; /* (n) */
     void *sums;         /* (n), assigned */
 } cvit_unscale;
 
-typedef struct
-{ /* softmax cross-entropy of a row against (1 - smoothing) onehot(label) + smoothing / n; returned */
+/* softmax cross-entropy of a row against (1 - smoothing) onehot(label) + smoothing / n; returned */
+typedef struct {
     ptrdiff_t n, label;
     const void *logits; /* (n) */
     double smoothing, weight;
@@ -172,7 +177,8 @@ typedef struct
 } cvit_cross_entropy;
 
 /* ------------------------------------------------------------------------------------------------------ attention */
-typedef struct { /* o = softmax(q kᵀ / sqrt(dh)) v for queries [first, first + count) of one head of `tokens` tokens */
+/* o = softmax(q kᵀ / sqrt(dh)) v for queries [first, first + count) of one head of `tokens` tokens */
+typedef struct {
     ptrdiff_t tokens, dh, first, count;
     cvit_matrix q, k, v; /* row 0 is token 0's; one ld for all three */
     cvit_matrix o;       /* row 0 is query `first`'s */
@@ -180,8 +186,8 @@ typedef struct { /* o = softmax(q kᵀ / sqrt(dh)) v for queries [first, first +
     void *scratch;       /* aligned to 64 bytes, attention_scratch(tokens, dh, 0) real elements */
 } cvit_attention;
 
-typedef struct
-{ /* dk and dv of keys [first, first + count), and their part of dq, all assigned; every row 0 is token 0's */
+/* dk and dv of keys [first, first + count), and their part of dq, all assigned; every row 0 is token 0's */
+typedef struct {
     ptrdiff_t tokens, dh, first, count;
     cvit_matrix q, k, v, o, d_o; /* one ld for q, k, v; one for o, d_o */
     const void *lse;
@@ -190,7 +196,8 @@ typedef struct
 } cvit_attention_backward;
 
 /* --------------------------------------------------------------------------------------------------------- update */
-typedef struct { /* one run of the flat weight tensor under one weight decay; formulas in update.inc */
+/* one run of the flat weight tensor under one weight decay; formulas in update.inc */
+typedef struct {
     ptrdiff_t n;
     void *w;
     const void *g;

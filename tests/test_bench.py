@@ -157,9 +157,9 @@ def fake_worker(monkeypatch, tmp_path, body):
 
 
 def test_what_goes_wrong_in_a_worker_is_told(monkeypatch, tmp_path, case):
-    with peers.Peer("numpy", threads=1) as peer:
-        with pytest.raises(peers.WorkerError, match=r"numpy: FileNotFoundError: .*nothing.npz' \(serve.py, line \d+\)"):
-            lineup.load(peer, case, tmp_path / "nothing.npz", peer.tasks)
+    told = r"numpy: FileNotFoundError: .*nothing.npz' \(serve.py, line \d+\)"
+    with peers.Peer("numpy", threads=1) as peer, pytest.raises(peers.WorkerError, match=told):
+        lineup.load(peer, case, tmp_path / "nothing.npz", peer.tasks)
     with pytest.raises(peers.WorkerError, match="torch: cannot run /no/such/python: No such file"):
         peers.Peer("torch", 1, "/no/such/python")
     with pytest.raises(ValueError, match="peer must be one of cvit, numpy, .* got 'theano'"):

@@ -30,8 +30,7 @@
  * kernel down up to a hundred times), no traps. It belongs to the thread; every thread enters it before its share of a
  * pass and leaves it afterwards, so that neither the caller's mode changes a result nor a pass the caller's mode. */
 #if defined(__SSE2__)
-typedef unsigned
-    cvit_float_mode; /* MXCSR (Intel SDM vol. 1, 10.2.3) */
+typedef unsigned cvit_float_mode; /* MXCSR (Intel SDM vol. 1, 10.2.3) */
 static inline cvit_float_mode cvit_float_enter(void)
 {
     const cvit_float_mode before = _mm_getcsr();
