@@ -1,7 +1,6 @@
 """The command: a short run and its files, evaluation, Ctrl-C, a terminal, help, and one-line errors."""
 
 import csv
-import importlib.util
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ from cvit.model.vit import ViT
 for module in ("sklearn", "matplotlib", "tqdm", "safetensors"):
     pytest.importorskip(module)
 
-COMMAND = [sys.executable, "-m", "cvit.cli"]
+COMMAND = [sys.executable, "-m", "cvit"]
 TINY = ["--width", "8", "--depth", "1", "--heads", "2", "--hidden", "8"]
 
 
@@ -119,8 +118,7 @@ def test_a_terminal_gets_a_bar(tmp_path):
 @pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["info"], ["bench"]])
 def test_help_is_complete(command, capsys):
     assert cli.main([*command, "--help"]) == 0
-    printed = capsys.readouterr().out
-    assert "example: cvit" in printed
+    assert "example: cvit" in capsys.readouterr().out
     parser = cli.parser_for([*command])
     for name in command:
         parser = next(action for action in parser._actions if action.choices and name in action.choices).choices[name]
@@ -152,19 +150,18 @@ def files(tmp_path, monkeypatch):
         ("train digits --epochs many", "argument --epochs: must be a whole number from 1 to 1000000000, got 'many'"),
         ("train digits --epochs 0", "argument --epochs: must be a whole number from 1 to 1000000000, got '0'"),
         ("train digits --batch-size 0", "argument --batch-size: must be a whole number from 1 to 2147483647, got '0'"),
-        ("train digits --lr -1", "argument --lr: must be a number at least 0 and at most 1e+06, got '-1'"),
-        ("train digits --lr nan", "argument --lr: must be a number at least 0 and at most 1e+06, got 'nan'"),
-        ("train digits --clip-norm 0", "argument --clip-norm: must be a number above 0 and at most 1e+30, got '0'"),
+        ("train digits --lr -1", "argument --lr: must be a number, at least 0 and at most 1e+06, got '-1'"),
+        ("train digits --lr nan", "argument --lr: must be a number, at least 0 and at most 1e+06, got 'nan'"),
+        ("train digits --clip-norm 0", "argument --clip-norm: must be a number, above 0 and at most 1e+30, got '0'"),
         (
             "train digits --label-smoothing 1",
-            "argument --label-smoothing: must be a number at least 0 and below 1, got '1'",
+            "argument --label-smoothing: must be a number, at least 0 and below 1, got '1'",
         ),
-        ("train digits --threads 3000000000", "argument --threads: must be a whole number from 1 to 4096"),
         ("train digits --heads 5", "heads must divide the width 64, got 5"),
         ("train digits --patch-size 3", "patch_size must divide the image size 8x8, got 3"),
         ("train digits --seed -1", "argument --seed: must be a whole number from 0 to 4294967295, got '-1'"),
-        ("train digits --out none/model.safetensors", "none/model.safetensors: No such file or directory"),
-        ("train digits --out .", ".: Is a directory"),
+        ("train digits --out none/model.safetensors", "--out none/model.safetensors: No such file or directory"),
+        ("train digits --out .", "--out .: Is a directory"),
         ("train digits --out history.csv", "--out must name a file for the model"),
         ("eval none.safetensors digits", "none.safetensors: No such file or directory"),
         ("eval text.safetensors digits", "text.safetensors is not a safetensors file"),
@@ -173,15 +170,14 @@ def files(tmp_path, monkeypatch):
 )
 def test_an_error_is_one_line_and_status_2(files, capsys, arguments, message):
     before = sorted(os.listdir())
-    status = cli.main(arguments.split())
+    assert cli.main(arguments.split()) == 2
     errors = capsys.readouterr().err
-    assert status == 2
     assert errors.startswith("cvit: error: ") and message in errors and errors.count("\n") == 1
     assert sorted(os.listdir()) == before
 
 
 def test_a_missing_extra_is_named_before_anything_is_done(files, capsys, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["train", "digits"]) == 2
     expected = 'cvit: error: scikit-learn, matplotlib, tqdm, safetensors missing: pip install "cvit-cpu[demo]"\n'
     assert capsys.readouterr() == ("", expected)

@@ -52,7 +52,7 @@ def number(minimum: float, maximum: float, *, above: bool = False, below: bool =
         high = value < maximum if below else value <= maximum
         if not (low and high):  # nan is neither
             wanted = f"{'above' if above else 'at least'} {minimum:g} and {'below' if below else 'at most'} {maximum:g}"
-            raise argparse.ArgumentTypeError(f"must be a number {wanted}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be a number, {wanted}, got {text!r}")
         return value
 
     parse.metavar = "FLOAT"
