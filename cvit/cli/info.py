@@ -68,10 +68,7 @@ def _model(name: str):
 
 def _print_tensors(entries) -> None:
     """One line a tensor: name, shape, role, and whether weight decay applies."""
-    rows = [
-        (e.name, "×".join(map(str, e.shape)), e.role.value, "decay" if e.decay else "")
-        for e in entries
-    ]
+    rows = [(e.name, "×".join(map(str, e.shape)), e.role.value, "decay" if e.decay else "") for e in entries]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths) if width).rstrip())

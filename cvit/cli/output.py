@@ -85,7 +85,7 @@ def open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, flags)  # gets the lowest free descriptor, which is this one
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (it lives as long as the process)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # it lives as long as the process
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
