@@ -103,7 +103,9 @@ def fit(
             if on_step is not None:
                 on_step(Step(epoch + 1, number, seen, loss_sum / seen, right / seen, lr))
         images_per_second = seen / (time.perf_counter() - start)
-        result = Evaluation(math.nan, math.nan, None) if test is None else evaluate_checked(model, test)
+        result = (
+            Evaluation(math.nan, math.nan, np.empty(0, np.int64)) if test is None else evaluate_checked(model, test)
+        )
         return Epoch(
             epoch + 1, lr, loss_sum / seen, right / seen, result.loss, result.accuracy, images_per_second
         )  # fmt: skip
