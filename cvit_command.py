@@ -1,5 +1,4 @@
-"""The entry point of the command `cvit`, outside the package, since importing anything of `cvit` imports NumPy and the
-kernels.
+"""The entry point of the command `cvit`, outside the package: importing anything of `cvit` imports NumPy and kernels.
 
 A Ctrl-C in that tenth of a second ends the process as it ends any other program, without a traceback; afterwards
 `cvit.cli.signals` says what a signal does.

@@ -9,6 +9,7 @@ from cvit.data import batches, digits, random_affine, stratified_mask
 
 IMAGES = np.arange(10 * 2 * 3 * 4, dtype=np.float32).reshape(10, 2, 3, 4)
 LABELS = np.arange(10)
+GENERATOR = np.random.default_rng(0)
 
 
 def test_digits_are_all_there_scaled_and_split_by_class():
@@ -70,6 +71,12 @@ def test_shuffled_batches_hold_every_image_once_with_its_label():
     assert labels.tolist() != np.concatenate([y for _, y in run(1)]).tolist()
 
 
+def test_batches_of_lists_are_arrays():
+    [(x, y)] = batches(IMAGES.tolist(), LABELS.tolist(), 10)
+    np.testing.assert_array_equal(x, IMAGES)
+    np.testing.assert_array_equal(y, LABELS)
+
+
 def test_augmentation_is_applied_to_every_batch():
     negate = lambda images, rng: -images
     for x, y in batches(IMAGES, LABELS, 4, rng=np.random.default_rng(0), augment=negate):
@@ -83,6 +90,22 @@ def test_augmentation_is_applied_to_every_batch():
         (lambda: batches(IMAGES, LABELS, 2.5), ValueError, "batch_size must be a whole number"),
         (lambda: batches(IMAGES, LABELS[1:], 2), ValueError, "labels must be as many as the images, 10, got 9"),
         (lambda: batches(IMAGES, LABELS, 2, augment=random_affine), ValueError, "augment needs rng"),
+        (lambda: batches(IMAGES, LABELS, 2, rng=0), TypeError, "rng must be a generator, .*, got 0"),
+        (lambda: batches(IMAGES, LABELS, 2, rng=GENERATOR, augment=1), TypeError, "augment must be a function"),
+        (lambda: batches(None, LABELS, 2), TypeError, "images must be an array, got None"),
+        (lambda: batches(IMAGES, 3, 2), ValueError, "labels must have an axis of images"),
+        (lambda: batches(np.ma.masked_array(IMAGES), LABELS, 2), TypeError, "images is a masked array"),
+        (lambda: random_affine(IMAGES[0], GENERATOR), ValueError, r"images must have shape \(N, C, H, W\), got"),
+        (lambda: random_affine(IMAGES.astype(int), GENERATOR), TypeError, "images must be float32 or float64"),
+        (lambda: random_affine(IMAGES.astype(object), GENERATOR), TypeError, "images must be float32 or float64"),
+        (lambda: random_affine(IMAGES, 0), TypeError, "rng must be a generator"),
+        (lambda: random_affine(IMAGES, GENERATOR, shift=-1), ValueError, "shift must be finite and at least 0"),
+        (lambda: random_affine(IMAGES, GENERATOR, shear=1e308), ValueError, "shear must be at most 3.4"),
+        (lambda: random_affine(IMAGES, GENERATOR, rotation="much"), TypeError, "rotation must be a number"),
+        (lambda: random_affine(IMAGES, GENERATOR, zoom=1000), ValueError, "zoom must be at most 100, got 1000"),
+        (lambda: random_affine(IMAGES, GENERATOR, untouched=2), ValueError, "untouched must be a share, at most 1"),
+        (lambda: random_affine(IMAGES, GENERATOR, fill=np.nan), ValueError, "fill must be finite"),
+        (lambda: random_affine(IMAGES, GENERATOR, fill=-1e39), ValueError, "fill must be at most 3.4.* got -1e"),
     ],
 )
 def test_bad_calls(call, error, message):

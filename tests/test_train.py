@@ -1,6 +1,7 @@
 """The training loop: that it learns, repeats itself, stops cleanly and goes on; evaluation; bad calls."""
 
 import csv
+import dataclasses
 import functools
 import math
 import os
@@ -119,6 +120,12 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         fit(model, TRAIN, epochs=5, optimizer=SGD(model, lr=1e30))
 
 
+def with_nan(data, index):
+    images = data.images.copy()
+    images[index, 0, 3, 3] = np.nan
+    return images
+
+
 @pytest.mark.parametrize(
     "options, error, message",
     [
@@ -135,6 +142,15 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         (dict(train=(TRAIN.images, TRAIN.labels[:-1])), ValueError, r"labels must have shape \(150,\), .* got"),
         (dict(train=(TRAIN.images, TRAIN.labels / 2)), TypeError, "labels must have an integer dtype"),
         (dict(train=(TRAIN.images, TRAIN.labels + 1)), ValueError, r"train labels must lie in \[0, 3\), got .* 1 to 3"),
+        (dict(train=(TRAIN.images, TRAIN.labels, 1)), ValueError, "train must be a pair .* got a sequence of 3"),
+        (dict(train=(with_nan(TRAIN, 7), TRAIN.labels)), ValueError, "train images must be finite, but image 7 holds"),
+        (dict(test=(with_nan(TEST, 39), TEST.labels)), ValueError, "test images must be finite, but image 39 holds"),
+        (dict(optimizer="adamw"), TypeError, "optimizer must be one, .* got 'adamw'"),
+        (dict(optimizer=AdamW), TypeError, "optimizer must be one, .* got <class"),
+        (dict(schedule=1e-3), TypeError, "schedule must be a function, got 0.001"),
+        (dict(schedule=lambda step: None), TypeError, "learning rate that schedule gives for step 0 .* got None"),
+        (dict(schedule=lambda step: -1.0), ValueError, "schedule gives for step 0 must be finite and at least 0"),
+        (dict(history=[]), TypeError, "history must be the History of an earlier call"),
         (dict(test=(TEST.images, TEST.labels - 1)), ValueError, r"test labels must lie in \[0, 3\), got .* -1 to 1"),
     ],
 )
@@ -162,6 +178,72 @@ def test_confusion_matrix():
     np.testing.assert_array_equal(
         confusion_matrix([0, 0, 1, 2, 2], [0, 1, 1, 0, 2], classes=3), [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
     )
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_confusion_matrix_counts_in_any_integer_dtype(kind):
+    """13 * 20 + 13 does not fit into 8 bits."""
+    counts = confusion_matrix(np.array([13, 19], kind), np.array([13, 2], kind), 20)
+    assert counts.dtype == np.int64 and counts.sum() == 2
+    assert counts[13, 13] == counts[19, 2] == 1
+
+
+def test_confusion_matrix_refuses_what_is_no_class():
+    with pytest.raises(ValueError, match=r"predictions must lie in \[0, 3\)"):
+        confusion_matrix([0, 1], [0, 3], classes=3)
+    with pytest.raises(ValueError, match=r"predictions must have shape \(2,\)"):
+        confusion_matrix([0, 1], [0], classes=3)
+
+
+class Answers:
+    """A model that has given logits for every image."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, logits):
+        self.logits = np.array([logits], np.float32)
+        self.config = dataclasses.replace(CONFIG, classes=len(logits))
+
+    def forward(self, x):
+        return self.logits
+
+
+@pytest.mark.parametrize(
+    "logits, loss",
+    [([0, -np.inf, 1], math.log(1 + math.e)), ([1e38] * 10, math.log(10)), ([-3e38, -3e38], math.log(2))],
+)
+def test_cross_entropy_of_extreme_logits(logits, loss):
+    """1.3133, 2.3026 and 0.6931: a class of probability 0 adds nothing, and the largest logit is taken off first."""
+    assert evaluate(Answers(logits), TEST.images[:1], [0]).loss == pytest.approx(loss, rel=1e-7)
+
+
+def test_any_sequence_of_two_is_a_pair():
+    (a, _), b = run(epochs=1), ViT(CONFIG, seed=0)
+    fit(b, list(TRAIN), list(TEST), epochs=1, batch_size=32, optimizer=AdamW(b, lr=5e-3))
+    np.testing.assert_array_equal(a.weights, b.weights)
+
+
+def test_images_that_augment_spoils_are_not_blamed_on_the_learning_rate():
+    model = ViT(CONFIG, seed=0)
+    with pytest.raises(FloatingPointError, match="augment gave images that are not finite"):
+        fit(model, TRAIN, epochs=1, augment=lambda images, rng: images * np.nan)
+
+
+def test_the_gradient_of_a_run_is_one_vector(monkeypatch):
+    """Also one of its own: a gradient that the caller holds stays as it is."""
+    model, seen = ViT(CONFIG, seed=0), set()
+    _, held = model.loss_and_grad(*TRAIN)
+    before, loss_and_grad = held.copy(), ViT.loss_and_grad
+
+    def watched(self, x, y, **options):
+        loss, grad = loss_and_grad(self, x, y, **options)
+        seen.add(grad.ctypes.data)
+        return loss, grad
+
+    monkeypatch.setattr(ViT, "loss_and_grad", watched)
+    run(model, epochs=2)
+    assert len(seen) == 1
+    np.testing.assert_array_equal(held, before)
 
 
 def test_history_as_csv_and_curves(tmp_path):

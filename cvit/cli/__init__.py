@@ -54,8 +54,9 @@ def main(argv: list[str] | None = None) -> int:
                 status = args.run(args) or 0
             except SystemExit as stop:  # how argparse ends after --help, --version and a wrong option
                 status = int(stop.code or 0)
-            output.flush()
-            output.raise_error()
+            if status == 0:  # a status of the command's own tells more than an output that failed
+                output.flush()
+                output.raise_error()
             return status
         except KeyboardInterrupt as stop:
             return _stopped(stop)

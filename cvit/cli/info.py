@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..base.errors import check
 from .options import MOST_IMAGES, need_demo_extra, option, threads_option, use_threads, whole
 from .output import one_line
 
@@ -31,7 +30,6 @@ def run(args) -> None:
     use_threads(args.threads)
     model, notes = _model(args.model)
     if args.program:
-        check(hasattr(model, "program"), "--program: this version of cvit does not describe a block as a program")
         print(model.program())
         return
     config = model.config
@@ -69,10 +67,8 @@ def _model(name: str):
 
 
 def _print_tensors(entries) -> None:
-    """One line a tensor: name, shape, role where the layout tells one, and whether weight decay applies."""
-    rows = [
-        (e.name, "×".join(map(str, e.shape)), str(getattr(e, "role", "")), "decay" if e.decay else "") for e in entries
-    ]
+    """One line a tensor: name, shape, role, and whether weight decay applies."""
+    rows = [(e.name, "×".join(map(str, e.shape)), e.role.value, "decay" if e.decay else "") for e in entries]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths) if width).rstrip())

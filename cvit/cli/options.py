@@ -36,7 +36,7 @@ def whole(minimum: int, maximum: int):
             raise argparse.ArgumentTypeError(f"{wanted}, got {text!r}")
         return number
 
-    parse.metavar = "INT"
+    parse.__name__ = "int"
     return parse
 
 
@@ -52,17 +52,18 @@ def number(minimum: float, maximum: float, *, above: bool = False, below: bool =
         high = value < maximum if below else value <= maximum
         if not (low and high):  # nan is neither
             wanted = f"{'above' if above else 'at least'} {minimum:g} and {'below' if below else 'at most'} {maximum:g}"
-            raise argparse.ArgumentTypeError(f"must be a number {wanted}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be a number, {wanted}, got {text!r}")
         return value
 
-    parse.metavar = "FLOAT"
+    parse.__name__ = "float"
     return parse
 
 
 def option(parser: argparse.ArgumentParser, flag: str, default, kind, text: str) -> None:
     """Add an option with its default in the help. `kind` is made by `whole` or `number`, or is a type."""
-    metavar = getattr(kind, "metavar", None) or kind.__name__.upper()
-    parser.add_argument(flag, default=default, type=kind, metavar=metavar, help=f"{text} (default {default})")
+    parser.add_argument(
+        flag, default=default, type=kind, metavar=kind.__name__.upper(), help=f"{text} (default {default})"
+    )
 
 
 def threads_option(parser: argparse.ArgumentParser) -> None:

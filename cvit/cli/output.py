@@ -4,6 +4,7 @@ result."""
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -85,10 +86,11 @@ def open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, flags)  # gets the lowest free descriptor, which is this one
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (it lives as long as the process)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # it lives as long as the process
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)  # as Python starts
         stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
 
 

@@ -119,8 +119,11 @@ def _check_files(out: Path, size: int) -> tuple[Path, Path]:
     csv_path, png_path = out.parent / "history.csv", out.parent / "history.png"
     others = {os.path.realpath(csv_path), os.path.realpath(png_path)}
     check(os.path.realpath(out) not in others, f"--out must name a file for the model, got {out}")
-    for path, room in ((out, size), (csv_path, 0), (png_path, 0)):
-        check_writable(path, room)
+    for name, path, room in (("--out ", out, size), ("", csv_path, 0), ("", png_path, 0)):
+        try:
+            check_writable(path, room)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"{name}{path}") from None
     own = _free(csv_path) or is_history(csv_path)
     check(own, f"{csv_path} was not written by cvit and would be overwritten: move it, or give --out another folder")
     # Curves of earlier versions have no mark of their own: a history of cvit's beside them tells whose they are.

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+from ..base.arrays import any_float
+from ..base.errors import check
+from ..base.numbers import finite, representable, shown
+from .arrays import check_generator
+
+LARGEST_ZOOM = 100.0  # exp(100) = 3e43: any more overflows sooner or later
+SINGLE = np.dtype(np.float32)
 
 
 def random_affine(
@@ -21,7 +31,21 @@ def random_affine(
     Drawn evenly: a shift of up to `shift` pixels each way, an angle of up to `rotation` radians, a factor between
     exp(-zoom) and exp(zoom), a shear of up to `shear` pixels a row. Outside an image there is `fill`. A share of about
     `untouched` stays as it is: resampling blurs, and the images to be recognised later are sharp.
+
+    The images (N, C, H, W) are float32 or float64, and the result is new. `rng` is a `numpy.random.Generator`; shift,
+    rotation, zoom and shear are finite and at least 0, untouched is between 0 and 1. Else TypeError or ValueError.
     """
+    images = any_float("images", images, ("N", "C", "H", "W"))
+    check_generator(rng)
+    shift, rotation, zoom, shear = (
+        representable(name, limit, SINGLE)
+        for name, limit in (("shift", shift), ("rotation", rotation), ("zoom", zoom), ("shear", shear))
+    )
+    untouched = finite("untouched", untouched)
+    check(zoom <= LARGEST_ZOOM, f"zoom must be at most {LARGEST_ZOOM:g}, got {shown(zoom)}")
+    check(untouched <= 1, f"untouched must be a share, at most 1, got {shown(untouched)}")
+    fill, largest = finite("fill", fill, minimum=-math.inf), float(np.finfo(images.dtype).max)
+    check(abs(fill) <= largest, f"fill must be at most {largest:.4g} in magnitude, got {shown(fill)}")
     N, _, H, W = images.shape
     uniform = lambda limit: rng.uniform(-limit, limit, (N, 1, 1))
     angle, factor, slant = uniform(rotation), np.exp(uniform(zoom)), uniform(shear)

@@ -14,6 +14,7 @@ import numpy as np
 from ..base.errors import check
 from ..base.numbers import as_int, finite
 from ..data import Dataset, batches
+from ..engine.memory import allocate
 from .evaluation import Evaluation, checked_pair, evaluate_checked, not_finite
 from .history import Epoch, History, Step
 from .optim import AdamW
@@ -82,6 +83,8 @@ def fit(
     history.interrupted = False
     steps_per_epoch = math.ceil(len(images) / batch_size)
     first_step = len(history.epochs) * steps_per_epoch
+    size = model.weights.size
+    grad = allocate(size, model.dtype)[:size]  # one vector for the whole run
 
     def train_epoch(epoch: int, step: int) -> Epoch:
         """The epoch whose first step is step `step` of the whole run."""
@@ -90,7 +93,7 @@ def fit(
         start = time.perf_counter()
         for number, (x, y) in enumerate(batches(images, labels, batch_size, rng=rng, augment=augment), start=1):
             lr = optimizer.lr if schedule is None else _scheduled(schedule, step)
-            loss, grad = model.loss_and_grad(x, y, label_smoothing=label_smoothing)
+            loss, _ = model.loss_and_grad(x, y, label_smoothing=label_smoothing, out=grad)
             if not math.isfinite(loss):
                 reason = _reason(model, x, updated=step > first_step)
                 raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}, step {number}; {reason}")
@@ -100,7 +103,9 @@ def fit(
             if on_step is not None:
                 on_step(Step(epoch + 1, number, seen, loss_sum / seen, right / seen, lr))
         images_per_second = seen / (time.perf_counter() - start)
-        result = Evaluation(math.nan, math.nan, None) if test is None else evaluate_checked(model, test)
+        result = (
+            Evaluation(math.nan, math.nan, np.empty(0, np.int64)) if test is None else evaluate_checked(model, test)
+        )
         return Epoch(
             epoch + 1, lr, loss_sum / seen, right / seen, result.loss, result.accuracy, images_per_second
         )  # fmt: skip
@@ -117,8 +122,8 @@ def fit(
 
 def _check_objects(optimizer, history, functions) -> None:
     """Raise for an argument of `fit` that is not the kind of object it must be."""
-    # The class itself has `step`, but no learning rate yet.
-    usable = callable(getattr(optimizer, "step", None)) and hasattr(optimizer, "lr")
+    # The class itself has `step` and `lr` as well, but no weights yet.
+    usable = not isinstance(optimizer, type) and callable(getattr(optimizer, "step", None)) and hasattr(optimizer, "lr")
     if optimizer is not None and not usable:
         raise TypeError(f"optimizer must be one, AdamW(model, lr=1e-3) for example, got {optimizer!r}")
     if history is not None and not isinstance(history, History):
