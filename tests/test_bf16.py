@@ -9,6 +9,11 @@ import pytest
 from checks import assert_rounded, normal, same_bits, wide
 from kernel_calls import STRUCTS, Table, aligned, at, matrix, panels, rows
 
+import cvit
+from cvit import Layout, ViTConfig
+from cvit.engine.plan import Plan
+from cvit.model.program import program_of
+
 
 @pytest.fixture
 def K(bf16_table):
@@ -148,3 +153,31 @@ def test_an_activation_and_its_backward(K, rng, gated):
         )
         assert same_bits(widened(columns[row : row + m, :n].copy()), to_bf16(expected[:, :n]))
         assert (columns[:row] == 0xFFFF).all() and (columns[row + m :] == 0xFFFF).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(image_size=8, patch_size=2),
+        dict(image_size=20, patch_size=2, pool="mean", layer_scale=0.3),
+        dict(image_size=8, patch_size=2, gated=True, activation="silu", hidden=400, registers=2),
+    ],
+    ids=["plain", "layer scale", "gated"],
+)
+def test_a_whole_pass_goes_through_the_stages_that_know_no_element_type(bf16_table, rng, options, threads):
+    """The third table in the place of float32's: gradients are off by what bfloat16 operands explain, and not by less."""
+    config = ViTConfig(**{**dict(channels=2, width=24, depth=2, heads=3, hidden=40, classes=5), **options})
+    weights = normal(rng, Layout.of(config).size, dtype=np.float32) * np.float32(0.2)
+    x, y = normal(rng, 5, 2, *config.image_size, dtype=np.float32), np.arange(5)
+    cvit.set_num_threads(threads)
+    found = {}
+    for name, kernels in (("f32", 0), ("bf16", bf16_table)):
+        grad = np.empty_like(weights)
+        plan = Plan(program_of(config), 5, np.float32, "train", kernels=kernels)
+        loss = plan.run_training(weights, x, y, 0.1, grad)
+        logits, _ = Plan(program_of(config), 5, np.float32, "infer", kernels=kernels).forward(weights, x)
+        found[name] = (np.float64(loss), grad, logits.copy())
+    for exact, rough in zip(found["f32"], found["bf16"]):
+        error = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
+        assert 1e-6 < error < 0.02
