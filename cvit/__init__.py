@@ -2,18 +2,14 @@
 
 The map of the code, an image's way to its logits and back to the weights:
 
-    config.py       what a model is: ViTConfig            layout.py      the flat weight tensor's table
-    initialize.py   fresh weights (threefry.py: JAX's)     flax.py        weights from and to Flax
-    model.py        ViT: forward, loss_and_grad            functional.py  the plain ViT as pure functions
-    _stages.pyx     a pass, stage by stage                 _engine.pyx    its memory, and how it is cut into tasks
-    _pass.pxd       what the stages share                  _runtime.pyx   the parallel region, the door to csrc
-    _embed.pyx      images -> tokens                       _block.pyx     attention and MLP
-    _head.pyx       pooling, logits, loss                  _weights.pyx   packed weights, weight gradients
-    _update.pyx     the optimizers' passes                 ops.py         each kernel alone (_ops.pyx)
-    runtime.py      threads, instruction sets
-    optim.py, train.py, data.py, checkpoint.py             the training loop and its files
-    cli.py, bench/                                         the commands `cvit train`, `cvit eval`, `cvit bench`
-    ../csrc         the kernels: one source for every instruction set and element type
+    base/      errors, numbers, arrays, files
+    engine/    program.py (the words), plan.pyx (memory, tasks), stages.pyx (a pass), steps/ (each part, forward
+               and backward), team.pyx (threads, the door to csrc), update.pyx (optimizers' passes)
+    ops/       each kernel alone
+    model/     config.py, parts.py (what a ViT is made of), layout.py, initialize.py, program.py, vit.py, functional.py
+    formats/   model files, Flax          data/   images in, batches out
+    train/     loop, optimizers           cli/    the commands            bench/  `cvit bench`
+    ../csrc    the kernels: one source for every instruction set and element type
 """
 
 try:  # first, since it loads OpenMP

@@ -166,7 +166,7 @@ def test_an_activation_and_its_backward(K, rng, gated):
     ids=["plain", "layer scale", "gated"],
 )
 def test_a_whole_pass_goes_through_the_stages_that_know_no_element_type(bf16_table, rng, options, threads):
-    """The third table in the place of float32's: gradients are off by what bfloat16 operands explain, and not by less."""
+    """The third table in the place of float32's: gradients are off by what bfloat16 operands explain."""
     config = ViTConfig(**{**dict(channels=2, width=24, depth=2, heads=3, hidden=40, classes=5), **options})
     weights = normal(rng, Layout.of(config).size, dtype=np.float32) * np.float32(0.2)
     x, y = normal(rng, 5, 2, *config.image_size, dtype=np.float32), np.arange(5)
