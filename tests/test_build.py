@@ -167,7 +167,8 @@ def test_a_build_without_headers_says_what_to_install_in_one_line(sources, tmp_p
 @pytest.mark.parametrize("module", ["Cython", "setuptools"])
 def test_a_build_without_its_tools_says_what_to_install_in_one_line(sources, tmp_path, module):
     (tmp_path / f"{module}.py").write_text(f"raise ImportError('no {module}')\n")
-    run = packaging("-q", "build_ext", cwd=sources, PYTHONPATH=str(tmp_path))
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    run = packaging("-q", "build_ext", cwd=sources, PYTHONPATH=path)
     assert run.returncode == 1
     assert f"cvit's build needs {module}: pip install -e '.[test]'" in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr

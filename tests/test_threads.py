@@ -353,7 +353,7 @@ def test_other_python_threads_go_on_during_a_call(mode):
         done.set()
 
     longest = 0.0
-    for _ in range(5):  # the switch may happen to fall before the call: several tries
+    for _ in range(40):  # the switch may fall before the call, or another program hold the core: several tries
         inside.clear(), done.clear()
         thread = threading.Thread(target=compute)
         thread.start()
@@ -425,7 +425,7 @@ def test_a_forked_child_computes_the_same(kept):
 
 @fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_childs_child_computes_the_same():
+def test_a_child_of_a_child_computes_the_same():
     model = ViT(CONFIG, seed=1)
     x, y = batch()
     expected = result(model, x, y)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from .errors import check
-
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 INT64, UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
 
@@ -134,8 +132,6 @@ def float_dtype(name: str, value) -> np.dtype:
         dtype = None if value is None else np.dtype(value)
     except TypeError:
         dtype = None
-    check(
-        dtype is not None and dtype in FLOATS,
-        f"{name} must be float32 or float64, got {value if dtype is None else dtype}",
-    )
+    if dtype is None or dtype not in FLOATS:
+        raise ValueError(f"{name} must be float32 or float64, got {value if dtype is None else dtype}")
     return dtype

@@ -26,9 +26,9 @@ from .report import milliseconds, percent
 
 # Floating-point operations for one element, roughly: exp and tanh are the polynomials they are computed with. These
 # only place a kernel on the roofline's axis; memory limits all of them.
+GELU_TANH = ACTIVATIONS.index("gelu_tanh")
 NORM, NORM_BACKWARD, GELU, GELU_BACKWARD, CROSS_ENTROPY, SGD, ADAMW = 8, 14, 25, 35, 25, 2, 15
 
-GELU_TANH = ACTIVATIONS.index("gelu_tanh")
 TOLERANCE = 2e-6  # relative to the largest element, for each root of a summed element
 CACHES = 4  # times the last cache is what memory-bound kernels work on
 LARGEST = 2**30  # bytes of their arrays at most
@@ -64,19 +64,40 @@ def kernels_of(case: Case, least_bytes: float = 0) -> Iterator[Kernel]:
     Those that memory limits get as many rows as make their arrays `least_bytes`, and no fewer than the case has.
     """
     config = case.config
-    N, T, D, H, F, classes = case.batch, config.tokens, config.width, config.heads, config.hidden, config.classes
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape, np.float32)
-    empty = lambda *shape: np.zeros(shape, np.float32)  # touched, unlike np.empty: no page faults are timed
-    rows_for = lambda rows, floats: max(rows, math.ceil(least_bytes / (4 * floats)))
-
+    N, T, D, H, F = case.batch, config.tokens, config.width, config.heads, config.hidden
+    draw = Draw()
     for name, fan_in, fan_out in (("qkv", D, 3 * D), ("proj", D, D), ("fc1", D, F), ("fc2", F, D)):
         yield _linear(draw(N * T, fan_in), draw(fan_in, fan_out), draw(fan_out), name)
         yield _linear_backward(draw(N * T, fan_out), draw(N * T, fan_in), draw(fan_in, fan_out), name)
 
-    q, k, v, do = (draw(N * H, T, D // H) for _ in range(4))
-    o, lse, *grads = empty(*q.shape), empty(N * H, T), *(empty(*q.shape) for _ in range(3))
-    shape, flops = f"{N * H}x{T}x{D // H}", 4 * N * H * T * T * (D // H)
+    def rows(count: int, floats: int) -> int:
+        return max(count, math.ceil(least_bytes / (4 * floats)))
+
+    yield from _attention_kernels(draw, N * H, T, D // H)
+    yield from _layernorm_kernels(draw, rows(N * T, 2 * D), D, config.eps)
+    yield from _gelu_kernels(draw, rows(N * T, 2 * F), F)
+    yield from _cross_entropy_kernels(draw, rows(N, 2 * config.classes), config.classes)
+    yield from _optimizer_kernels(draw, rows(Layout.of(config).size, 3))
+
+
+class Draw:
+    """Draws float32 arrays of standard normal values, the same ones in every run."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def __call__(self, *shape: int) -> np.ndarray:
+        return self.rng.standard_normal(shape, np.float32)
+
+
+def _empty(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)  # touched, unlike np.empty: no page faults are timed
+
+
+def _attention_kernels(draw, heads, T, dh):
+    q, k, v, do = (draw(heads, T, dh) for _ in range(4))
+    o, lse, *grads = _empty(*q.shape), _empty(heads, T), *(_empty(*q.shape) for _ in range(3))
+    shape, flops = f"{heads}x{T}x{dh}", 4 * heads * T * T * dh
     yield Kernel(
         "attention", shape, lambda: _ops.attention(q, k, v, o, lse), (o, lse), lambda: _attention(q, k, v),
         flops, 4 * q.size + lse.size, T,
@@ -87,14 +108,14 @@ def kernels_of(case: Case, least_bytes: float = 0) -> Iterator[Kernel]:
         "attention backward", shape, lambda: _ops.attention_backward(do, q, k, v, o, lse, *grads), tuple(grads),
         lambda: _attention_backward(do, q, k, v), 2 * flops, 8 * q.size + lse.size, T,
     )  # fmt: skip
-    del q, k, v, do, o, lse, grads
 
-    m = rows_for(N * T, 2 * D)
+
+def _layernorm_kernels(draw, m, D, eps):
     x, dy, scale, shift = draw(m, D), draw(m, D), draw(D), draw(D)
-    y, mean, rstd, dscale, dshift = empty(m, D), empty(m), empty(m), empty(D), empty(D)
-    forward = lambda: _ops.layernorm(x, scale, shift, config.eps, y, mean, rstd)
+    y, mean, rstd, dscale, dshift = _empty(m, D), _empty(m), _empty(m), _empty(D), _empty(D)
+    forward = lambda: _ops.layernorm(x, scale, shift, eps, y, mean, rstd)
     yield Kernel(
-        "layernorm", f"{m}x{D}", forward, (y, mean, rstd), lambda: _layernorm(x, scale, shift, config.eps),
+        "layernorm", f"{m}x{D}", forward, (y, mean, rstd), lambda: _layernorm(x, scale, shift, eps),
         NORM * m * D, 2 * m * D,
     )  # fmt: skip
     forward()
@@ -103,14 +124,19 @@ def kernels_of(case: Case, least_bytes: float = 0) -> Iterator[Kernel]:
         lambda: _ops.layernorm_backward(dy, x, mean, rstd, scale, y, dscale, dshift), (y, dscale, dshift),
         lambda: _layernorm_backward(dy, x, mean, rstd, scale), NORM_BACKWARD * m * D, 3 * m * D, m,
     )  # fmt: skip
-    del x, dy, y
 
-    m = rows_for(N * T, 2 * F)
-    x, y = draw(m * F), empty(m * F)
+
+def _gelu_kernels(draw, m, F):
+    x, y = draw(m * F), _empty(m * F)
     yield Kernel(
-        "gelu", f"{m}x{F}", lambda: _ops.activation(GELU_TANH, x, None, y), (y,), lambda: (_gelu(x),), GELU * m * F,
+        "gelu",
+        f"{m}x{F}",
+        lambda: _ops.activation(GELU_TANH, x, None, y),
+        (y,),
+        lambda: (_gelu(x),),
+        GELU * m * F,
         2 * m * F,
-    )  # fmt: skip
+    )
     before, dy = x.copy(), draw(m * F)
 
     def restore():
@@ -121,19 +147,20 @@ def kernels_of(case: Case, least_bytes: float = 0) -> Iterator[Kernel]:
         "gelu backward", f"{m}x{F}", lambda: _ops.activation_backward(GELU_TANH, x, None, dy, None), (x, dy),
         lambda: (_gelu(x), _gelu_backward(dy, x)), GELU_BACKWARD * m * F, 4 * m * F, restore=restore, calls=50,
     )  # fmt: skip
-    del x, y, dy, before
 
-    m = rows_for(N, 2 * classes)
-    logits, labels, losses, dlogits = draw(m, classes), rng.integers(classes, size=m), empty(m), empty(m, classes)
+
+def _cross_entropy_kernels(draw, m, classes):
+    logits, labels = draw(m, classes), draw.rng.integers(classes, size=m)
+    losses, dlogits = _empty(m), _empty(m, classes)
     yield Kernel(
         "cross-entropy", f"{m}x{classes}", lambda: _ops.cross_entropy(logits, labels, 0.0, losses, dlogits),
         (losses, dlogits), lambda: _cross_entropy(logits, labels), CROSS_ENTROPY * m * classes, 2 * m * classes,
         classes,
     )  # fmt: skip
-    del logits, dlogits
 
-    n = max(Layout.of(config).size, math.ceil(least_bytes / 12))
-    w, grad, first, second = draw(n), draw(n), empty(n), empty(n)
+
+def _optimizer_kernels(draw, n):
+    w, grad, first, second = draw(n), draw(n), _empty(n), _empty(n)
     none = np.empty((0, 2), np.int64)
     lr, betas, eps = 1e-3, (0.9, 0.999), 1e-8
     yield Kernel(
@@ -269,7 +296,7 @@ def kernels(bench, chosen: list[Case], least_bytes: float | None = None) -> None
                 rounds = time_of(kernel, settings.rounds, settings.seconds)
                 seconds = statistics.median(rounds)
                 least = {"compute": kernel.flops / peak, "memory": kernel.bytes / bandwidth}
-                bound = max(least, key=least.get)
+                bound = max(least, key=lambda name: least[name])
                 table.row(
                     case.name, kernel.kind, kernel.shape, milliseconds(seconds), f"{kernel.flops / seconds / 1e9:.1f}",
                     f"{kernel.bytes / seconds / 1e9:.1f}", bound, percent(least[bound] / seconds),

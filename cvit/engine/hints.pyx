@@ -9,7 +9,7 @@ and does not prefetch them. No result depends on a hint.
 
 from libc.string cimport memset
 from .task cimport (
-    ACTIVATION, HIDDEN, HINTS, LINEAR, NORM, SCRATCH, STAGE, Block, Heads, Hint, Pass, Section, Slot, Step,
+    ACTIVATION, HIDDEN, HINTS, LINEAR, NORM, SCRATCH, STAGE, Block, Hint, Pass, Section, Slot, Step,
 )
 
 cdef enum:

@@ -12,22 +12,21 @@ product has room for its packed matrix and, for its weight gradient, for the pac
 import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.string cimport memset
 from .hints cimport derive_hints
 from .kernels cimport (
     GELU_ERF, GELU_TANH, QUICK_GELU, RELU, SILU, Kernels, ceil_div, packed_rows_size, panel_size,
 )
 from .stages cimport Job, Schedule, work
 from .steps.attention cimport add_query_parts
-from .steps.linear cimport linear, linear_backward
+from .steps.linear cimport linear as run_linear, linear_backward
 from .steps.loss cimport head_scratch
 from .steps.mlp cimport activation, activation_backward, hidden, hidden_again, hidden_backward
-from .steps.norm cimport norm, norm_backward
+from .steps.norm cimport norm as run_norm, norm_backward
 from .steps.pool cimport pool_scratch
 from .steps.weights cimport gradient_scratch
 from .task cimport (
     ACTIVATION, ARENA, HIDDEN, LENT, LINEAR, NORM, QUERY_PARTS, SCRATCH, STAGE, Block, Linear as LinearStep,
-    NormSum, NormUse, Pass, Place,
+    NormSum, Pass,
     Section, Slot, Step,
 )
 from .team cimport F32, F64, run_team, selected, team_size
@@ -511,7 +510,6 @@ cdef class Plan:
     cdef _build_section(self, Section* section, Py_ssize_t layer, parts, shared, Py_ssize_t partial):
         cdef Pass* p = &self.p
         cdef Step* step
-        cdef LinearStep* linears
         cdef Py_ssize_t size = p.K.size
         products = linears_of(parts)
         norms = [part for part in parts if isinstance(part, Norm)]
@@ -521,7 +519,6 @@ cdef class Plan:
         section.count, section.linear_count, section.norm_count = len(parts), 0, 0
         for i, part in enumerate(parts):
             step = &section.steps[i]
-            last = i == len(parts) - 1
             if isinstance(part, Heads):  # dq's parts, in the backward alone
                 step.role, step.backward, step.width = QUERY_PARTS, add_query_parts, part.width
                 step.d_source, step.partial = self._gradient(layer, part.source), shared["dq parts"]
@@ -541,9 +538,9 @@ cdef class Plan:
                     section.norm_count += 1
                 partial += 2 * part.width * size
             elif isinstance(part, Linear):
-                step.role, step.forward, step.backward = LINEAR, linear, linear_backward
+                step.role, step.forward, step.backward = LINEAR, run_linear, linear_backward
                 if part.target != "y":  # the block's output: the next block has it
-                    step.recompute = linear
+                    step.recompute = run_linear
                 step.linear = self._build_linear(section, layer, parts, part, shared)
                 if part.add:
                     step.add = self._slot(layer, part.add)
@@ -563,7 +560,7 @@ cdef class Plan:
 
     cdef _build_norm(self, Step* step, Py_ssize_t layer, part, Py_ssize_t partial):
         cdef Py_ssize_t size = self.p.K.size
-        step.role, step.forward, step.recompute, step.backward = NORM, norm, norm, norm_backward
+        step.role, step.forward, step.recompute, step.backward = NORM, run_norm, run_norm, norm_backward
         step.width, step.eps, step.partial = part.width, part.eps, partial
         step.scale = part.scale * size if part.scale >= 0 else -1
         step.shift = part.shift * size if part.shift >= 0 else -1

@@ -7,7 +7,6 @@ what is where in memory and how the work is cut in plan.pyx.
 
 import numpy as np
 
-from .kernels cimport Kernels
 from .steps.attention cimport heads_backward_task, heads_of_rows, heads_of_rows_backward, heads_task
 from .steps.embed cimport embed_task, tokens_backward_task
 from .steps.loss cimport head_tasks, logits_backward_task, logits_task, loss_task

@@ -40,7 +40,7 @@ ctypedef struct Linear:
     Py_ssize_t[3] panels            # in the arena: dy, packed for the weight gradient
     Py_ssize_t layer_scale          # in the flat weights
     Py_ssize_t scaled_bias          # in the packed weights: the bias times the layer scale,
-    Py_ssize_t scaled_bias_in_block # and relative to the block's panels
+    Py_ssize_t scaled_bias_in_block  # and relative to the block's panels
     Py_ssize_t scale_sums           # in the arena: parts of the layer scale's gradient
     Slot input                      # the rows that the weight gradient multiplies dy by,
     NormUse norm                    # through this norm

@@ -29,7 +29,7 @@ class Vectors:
             if holder() is None:
                 break
         else:
-            memory = memoryview(allocate(self._size, self._dtype)[: self._size])
+            memory = allocate(self._size, self._dtype)[: self._size].data
             del self._kept[
                 : max(0, len(self._kept) + 1 - KEPT)
             ]  # the oldest: its memory is freed with the last reference

@@ -145,7 +145,7 @@ def _config_of(arrays):
         norm_affine=any(part[-1] == "scale" for part in parts),
         final_norm=("ln_f", "scale") in parts,
         gated=("fc1_gate", "kernel") in parts,
-        layer_scale=tuple(1.0 if (branch, "gamma") in parts else None for branch in ("ls1", "ls2")),
+        layer_scale=(1.0 if ("ls1", "gamma") in parts else None, 1.0 if ("ls2", "gamma") in parts else None),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from .initialize import init_weights
 from .layout import Layout
 from .memory import Plan
 from .program import program_of
+
+Mode = Literal["train", "infer"]
 
 ENGINES_KEPT = 4  # for training and evaluation, each with a last, smaller batch
 
@@ -242,13 +244,15 @@ class ViT:
             check(state.packed is None, "this model is frozen: call unfreeze() before training it")
             if out is not None:
                 check(not np.may_share_memory(target, state.weights), "out must not overlap the weights")
-            grad = self._gradients.take() if out is None or accumulate else target
+            grad = self._gradients.take() if target is None or accumulate else target
             engine = self._engine(len(x), "train")
             loss = engine.run_training(state.weights, x, labels, smoothing, grad)
             self._own.logits = engine.logits().copy()
+        if target is None:
+            return loss, grad
         if accumulate:
             np.add(target, grad, out=target)
-        return loss, grad if out is None else out
+        return loss, out
 
     def freeze(self) -> ViT:
         """Pack the weights once, so that every forward starts at once. Returns the model.
@@ -268,11 +272,11 @@ class ViT:
     def unfreeze(self) -> ViT:
         """Take `freeze` back: `weights` is the vector that it was before, with what it holds now. Returns the model."""
         with self._lock:
-            if self._state.packed is not None:
+            if self._state.thawed is not None:
                 self._state = _State(self._state.thawed, None, None, {})
         return self
 
-    def plan(self, batch: int, mode: str = "train") -> Plan:
+    def plan(self, batch: int, mode: Mode = "train") -> Plan:
         """The memory that a call on `batch` images takes beside weights, gradient and results.
 
         mode: "train" for `loss_and_grad`, "infer" for `forward` and `features`.
@@ -364,7 +368,7 @@ class ViT:
         buffers[f"scratch of {threads} threads"] = buffers.pop("scratch of a thread") * threads
         return buffers
 
-    def _bytes(self, batch: int, mode: str) -> int:
+    def _bytes(self, batch: int, mode: Mode) -> int:
         return sum(self._buffers(self._make_engine(batch, mode, dry=True)).values())
 
     def _pack_all(self, weights: np.ndarray) -> Engine:
@@ -372,7 +376,7 @@ class ViT:
         engine.freeze(weights)
         return engine
 
-    def _make_engine(self, batch: int, mode: str, dry: bool = False) -> Engine:
+    def _make_engine(self, batch: int, mode: Mode, dry: bool = False) -> Engine:
         if batch > 1:
             most = MOST_BYTES // self._bytes(1, mode)
             check(batch <= most, f"batch must be at most {most} for this model, got {batch}: more than 2^47 bytes")
@@ -382,7 +386,7 @@ class ViT:
             checkpoint=mode == "train" and self._checkpoint == "block", dry=dry,
         )  # fmt: skip
 
-    def _engine(self, batch: int, mode: str) -> Engine:
+    def _engine(self, batch: int, mode: Mode) -> Engine:
         """The engine for a batch size and mode, kept from earlier or made; the least recently used one goes."""
         isa, state = runtime.get_isa(), self._state
         if state.packed is not None and state.packed.isa != isa:

@@ -8,6 +8,8 @@ each formula means is derived in docs/backward.md. A model does not call these: 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..base.arrays import as_array, as_float, as_labels, common_dtype
@@ -155,12 +157,8 @@ def _kind(kind) -> int:
     return ACTIVATIONS.index(kind)
 
 
-def _value(value, x: np.ndarray) -> np.ndarray | None:
-    return None if value is None else as_float("value", value, x.shape, x.dtype)
-
-
-def _flat(array: np.ndarray | None) -> np.ndarray | None:
-    return None if array is None else array.reshape(-1)
+def _flat_value(value, x: np.ndarray) -> np.ndarray | None:
+    return None if value is None else as_float("value", value, x.shape, x.dtype).reshape(-1)
 
 
 def activation(x, kind: str = "gelu_tanh", value=None) -> np.ndarray:
@@ -172,20 +170,20 @@ def activation(x, kind: str = "gelu_tanh", value=None) -> np.ndarray:
     number, dtype = _kind(kind), common_dtype(x=x) if value is None else common_dtype(x=x, value=value)
     x = _any_rows("x", x, dtype)
     y = np.empty_like(x)
-    _ops.activation(number, _flat(x), _flat(_value(value, x)), _flat(y))
+    _ops.activation(number, x.reshape(-1), _flat_value(value, x), y.reshape(-1))
     return y
 
 
-def activation_backward(dy, x, kind: str = "gelu_tanh", value=None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+def activation_backward(dy, x, kind: str = "gelu_tanh", value=None) -> Any:
     """dx = dy * f'(x), all of one shape; with `value`, dx = dy * value * f'(x) and dvalue = dy * f(x)."""
     number = _kind(kind)
     dtype = common_dtype(dy=dy, x=x) if value is None else common_dtype(dy=dy, x=x, value=value)
     x = _any_rows("x", x, dtype)
     dx = as_float("dy", dy, x.shape, dtype).copy()
-    value = _value(value, x)
-    dvalue = None if value is None else np.empty_like(x)
-    _ops.activation_backward(number, x.flatten(), _flat(value), _flat(dx), _flat(dvalue))
-    return dx if dvalue is None else (dx, dvalue)
+    dvalue = np.empty_like(x)
+    dvalues = None if value is None else dvalue.reshape(-1)
+    _ops.activation_backward(number, x.flatten(), _flat_value(value, x), dx.reshape(-1), dvalues)
+    return dx if value is None else (dx, dvalue)
 
 
 def _form(form: str) -> str:

@@ -13,7 +13,7 @@ from ..engine.kernels cimport (
     Kernels, Norm,
     NormBackward, PackColumns, PackPanels, PackRows, activating, activating_backward, ceil_div, column_room,
     columns_product, matrix,
-    normalisation, normalisation_backward, packed_rows, packed_rows_size, packing_columns, packing_panels,
+    normalisation, normalisation_backward, packed_rows_size, packing_columns, packing_panels,
     packing_rows, panel_size,
     panels, product, summing,
 )

@@ -10,7 +10,7 @@ Tasks: groups of images; for the two products with W a block of rows by a strip 
 from ..kernels cimport (
     CrossEntropy, Gemm, PackRows, ceil_div, matrix, packed_rows, packed_rows_size, packing_rows, product,
 )
-from ..task cimport Linear, Pass, Task, part_start
+from ..task cimport Pass, Task, part_start
 from .linear cimport bias_of, panels_of
 
 cdef enum:

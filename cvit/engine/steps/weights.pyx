@@ -24,10 +24,10 @@ later.
 """
 
 from ..kernels cimport (
-    AddRows, ColumnSums, GemmColumns, Matrix, PackColumns, PackPanels, Panels, Unscale, adding, ceil_div, column_room,
+    AddRows, ColumnSums, GemmColumns, PackColumns, PackPanels, Unscale, adding, ceil_div, column_room,
     columns_product, matrix, packing_columns, packing_panels, panels, summing,
 )
-from ..task cimport ARENA, Linear, Pass, Slot, Task, offset_of, part_start, row_of
+from ..task cimport Linear, Pass, Task, part_start, row_of
 
 cdef enum:
     STRIP = 128      # columns of a packing task, a multiple of every panel's width
