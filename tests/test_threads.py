@@ -14,7 +14,8 @@ from test_isa import python
 
 import cvit
 from cvit import ViT, ViTConfig
-from cvit.engine import runtime, team
+from cvit.engine import plan, runtime, team
+from cvit.model.program import program_of
 
 CONFIG = ViTConfig(image_size=8, patch_size=2, channels=1, width=48, depth=2, heads=4, hidden=96, classes=10)
 openmp = pytest.mark.skipif(not team.has_openmp(), reason="built without OpenMP")
@@ -367,6 +368,16 @@ def test_other_python_threads_go_on_during_a_call(mode):
         if ticks > 3:
             return
     pytest.fail(f"{ticks} ticks of half a millisecond in {longest * 1e3:.1f} ms")
+
+
+@openmp
+def test_a_pass_too_small_to_share_runs_on_one_thread(monkeypatch):
+    """By its FLOPs, as they are for everyone: the other tests share out the smallest passes, too."""
+    monkeypatch.setattr(plan, "THREAD_FLOPS", 1.2e7)
+    config = ViTConfig(image_size=8, patch_size=2, channels=1, width=64, depth=4, heads=4, hidden=128, classes=10)
+    cvit.set_num_threads(4)
+    threads = [plan.Plan(program_of(config), N, np.float32, "infer", dry=True).threads() for N in (1, 2, 3, 32)]
+    assert threads == [1, 1, 2, 4]
 
 
 # ------------------------------------------------------------------------------------------------------------- fork

@@ -62,7 +62,7 @@ LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all
 MOST_HEAD_TASKS = 128  # small heads share a task
 BAND = 48  # patches, at least, that are embedded at a time
 # Of a pass for each of its threads: with less to do, waiting for each other takes longer than it saves.
-THREAD_FLOPS = 4e6
+THREAD_FLOPS = 1.2e7
 
 
 cdef lines(size):
