@@ -1,6 +1,6 @@
 """The options against timm's modules of the same shape, where timm is installed: logits, features and gradients.
 
-timm's parameters are read through the column that says where a tensor stands in timm, so the tests check the columns, too.
+timm's parameters are read through the column that says where a tensor stands in timm: the tests check the columns, too.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 
 def declare_torchvision_operators():
-    """timm imports torchvision, whose compiled operators do not load beside a CPU build of torch: their names are enough."""
+    """timm imports torchvision, whose operators do not load beside a CPU build of torch: their names are enough."""
     library = torch.library.Library("torchvision", "DEF")
     names = ["nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"]
     names += [f"_{name}_backward" for name in names[2:]]
