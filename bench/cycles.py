@@ -35,7 +35,8 @@ from cvit.model.layout import Layout
 # part: what the names of its kernels begin with
 PARTS = {
     "tiles of rows": ("tile_A_ROWS",), "tiles of dW": ("tile_A_COLS",), "tiles of scores": ("tile_A_SCRATCH",),
-    "packing": ("pack_", "write_"), "attention": ("attention", "few_"), "activation": ("activation",), "norms": ("norm",),
+    "packing": ("pack_", "write_"), "attention": ("attention", "few_"), "activation": ("activation",),
+    "norms": ("norm",),
     "sums": ("column_sums", "sum_columns", "add_rows", "unscale"), "between tiles": ("gemm",),
 }  # fmt: skip
 
