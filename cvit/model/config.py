@@ -15,12 +15,24 @@ import numpy as np
 from ..base.errors import check, short
 from ..base.numbers import as_int, finite
 from .config_format import read, write
-from .parts import forward_macs
+from .blocks import forward_macs
+from .rope import Rope
 from .variants import VARIANTS
 
-POOLS = ("cls", "mean", "mean_all", "none")
-POS_TOKENS = ("all", "patches")
-ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "silu", "relu")
+POOLS = ("cls", "mean", "mean_all", "cls_mean", "map", "none")
+POS_TOKENS = ("all", "class", "patches", "none")
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "silu", "relu", "tanh")
+NORMS = ("layer", "rms")
+BLOCKS = ("pre", "post", "parallel", "pairs")
+FLAGS = (
+    "bias", "norm_affine", "final_norm", "dist_token", "gated", "patch_norm", "pre_norm", "qk_norm", "attn_norm",
+    "mlp_norm", "fc_norm", "pool_query", "dist_head",
+)  # fmt: skip
+BIASES = ("patch_bias", "proj_bias", "mlp_bias", "pool_bias", "head_bias")
+CHOICES = {
+    "pool": POOLS, "pos_tokens": POS_TOKENS, "norm": NORMS, "block": BLOCKS, "activation": ACTIVATIONS,
+    "pre_logits_activation": ACTIVATIONS,
+}  # fmt: skip
 GELUS = {"tanh": "gelu_tanh", "erf": "gelu_erf"}  # values of the alias `gelu`
 
 # Other names of a field, most of them timm's and transformers', accepted by the constructor and by `variant`.
@@ -88,27 +100,29 @@ class ViTConfig:
     ----------
     image_size : int or (int, int)
         Height and width in pixels; one number means a square. Both must be multiples of `patch_size`.
-    patch_size : int
-        Side P of a square patch.
+    patch_size : int or (int, int)
+        Height and width of a patch in pixels; one number P means a square. Kept as one number where both are equal.
     channels : int
         Channels C of an image.
     width, depth, heads, hidden : int
         Token width D, number of blocks, attention heads H (must divide D), width F of the MLP's hidden layer
         (0, the default, means 4 D).
     classes : int
-        Number of classes, the width of the logits.
-    pool : "cls", "mean", "mean_all" or "none"
-        What the head sees: the class token, the mean over the patches' tokens, the mean over all tokens, or every token
-        by itself.
+        Number of classes, the width of the logits; 0 for a model without a head, whose result are its features.
+    pool : "cls", "mean", "mean_all", "cls_mean", "map" or "none"
+        What the head sees: the class token (of several, their mean), the mean over the patches' tokens, the mean over
+        all tokens, the class token beside the mean over the patches (2 D wide), attention pooling (Lee et al. 2019,
+        arXiv:1810.00825; see `pool_heads`), or every token by itself.
     bias : bool
-        Whether the linear layers (patch embedding, q, k, v, projection, MLP, head) have biases.
+        Whether the linear layers (patch embedding, q, k, v, projection, MLP, head) have biases, where none of the
+        options below says otherwise.
     norm_affine : bool
         Whether the layer norms have a learned scale and shift.
     final_norm : bool
         Whether a layer norm stands between the last block and the pooling.
-    activation : "gelu_tanh", "gelu_erf", "quick_gelu", "silu" or "relu"
+    activation : "gelu_tanh", "gelu_erf", "quick_gelu", "silu", "relu" or "tanh"
         The MLP's nonlinear function: GELU by tanh or exactly (Hendrycks & Gimpel 2016, arXiv:1606.08415), x σ(1.702 x),
-        x σ(x) or max(x, 0). `gelu`, "tanh" or "erf", is another name for the first two.
+        x σ(x), max(x, 0) or tanh(x). `gelu`, "tanh" or "erf", is another name for the first two.
     eps : float
         Added to the variance in every layer norm; below 1, and at least 1.2e-38, the smallest normal number of float32.
 
@@ -120,15 +134,57 @@ class ViTConfig:
         before they are added to the residual stream (Touvron et al. 2021, arXiv:2103.17239). One number is for both
         branches, a None in the pair for a branch without factors.
 
-    class_token : bool, optional
-        Whether a learned class token stands before the patches. None, the default, means: where `pool` is "cls".
+    class_token : bool or int, optional
+        How many learned class tokens stand before the patches. None, the default, means one where `pool` is "cls" or
+        "cls_mean", and none elsewhere.
     dist_token : bool
         Whether a distillation token stands behind the class token (Touvron et al. 2021, arXiv:2012.12877).
     registers : int
         Number R of register tokens before the patches (Darcet et al. 2024, arXiv:2309.16588).
-    pos_tokens : "all" or "patches"
-        Which tokens have a row of the position embedding. The sequence is [class, distillation, registers, patches] in
-        either case; with "patches", timm's `no_embed_class`, the tokens before the patches have no position.
+    pos_tokens : "all", "class", "patches" or "none"
+        Which tokens have a row of the position embedding: all, all but the registers, the patches alone (timm's
+        `no_embed_class`), or none. The sequence is [class, distillation, registers, patches] in any case.
+
+    patch_bias : bool, optional
+        Whether the patch embedding has a bias; None, as for the other options of this kind, means `bias`.
+    patch_norm : bool
+        Whether a norm stands between the patch embedding and the positions.
+    pre_norm : bool
+        Whether a norm stands before the first block (Radford et al. 2021, arXiv:2103.00020).
+    norm : "layer" or "rms"
+        Every norm of the model: layer norm (Ba et al. 2016, arXiv:1607.06450) or RMSNorm, without mean and shift (Zhang
+        & Sennrich 2019, arXiv:1910.07467).
+    block : "pre", "post", "parallel" or "pairs"
+        What a block does with the residual stream x. "pre": x += attention(norm(x)), x += MLP(norm(x)). "post":
+        x += norm(attention(x)), x += norm(MLP(x)) (Liu et al. 2022, arXiv:2111.09883). "parallel":
+        x += attention(norm(x)) + MLP(norm(x)), one norm (Dehghani et al. 2023, arXiv:2302.05442). "pairs": two
+        attentions side by side, then two MLPs (Touvron et al. 2022, arXiv:2203.09795).
+    rope : Rope, optional
+        Rotary positions of the patches' queries and keys; see `Rope`. The head width must be a multiple of 4.
+    qkv_bias : bool or (bool, bool, bool), optional
+        Whether q, k and v have biases.
+    qk_norm : bool
+        Whether each head's queries and keys go through a norm of the head's width, before rotary positions.
+    attn_norm, mlp_norm : bool
+        Whether a norm stands before the attention's output projection, and before the MLP's second layer (Shleifer et
+        al. 2021, arXiv:2110.09456).
+    proj_bias, mlp_bias, head_bias : bool, optional
+        Whether the attention's output projection, the MLP's layers, and the head have biases.
+    fc_norm : bool
+        Whether a norm stands behind the pooling.
+    pool_heads, pool_hidden : int
+        Attention pooling's heads (0: as the blocks') and the hidden width of the MLP behind it (0: `hidden`; -1: there
+        is no MLP).
+    pool_query : bool
+        Whether attention pooling's query is a product of the learned vector, or the vector itself.
+    pool_bias : bool, optional
+        Whether attention pooling's q, k and v have biases.
+    pre_logits : int
+        Width of a linear layer and its activation before the head; 0 for none.
+    pre_logits_activation : str
+        One of those of `activation`.
+    dist_head : bool
+        Whether the distillation token has a head of its own; the logits are the mean of the two.
 
     Notes
     -----
@@ -148,7 +204,7 @@ class ViTConfig:
     """
 
     image_size: tuple[int, int] = (224, 224)
-    patch_size: int = 16
+    patch_size: int | tuple[int, int] = 16
     channels: int = 3
     width: int = 192
     depth: int = 12
@@ -162,11 +218,32 @@ class ViTConfig:
     activation: str = "gelu_tanh"
     eps: float = 1e-6
     layer_scale: float | tuple[float | None, float | None] | None = None
-    class_token: bool | None = None
+    class_token: bool | int | None = None
     dist_token: bool = False
     registers: int = 0
     pos_tokens: str = "all"
     gated: bool = False
+    patch_bias: bool | None = None
+    patch_norm: bool = False
+    pre_norm: bool = False
+    norm: str = "layer"
+    block: str = "pre"
+    rope: Rope | None = None
+    qkv_bias: bool | tuple[bool, bool, bool] | None = None
+    qk_norm: bool = False
+    attn_norm: bool = False
+    proj_bias: bool | None = None
+    mlp_bias: bool | None = None
+    mlp_norm: bool = False
+    fc_norm: bool = False
+    pool_heads: int = 0
+    pool_hidden: int = 0
+    pool_query: bool = True
+    pool_bias: bool | None = None
+    pre_logits: int = 0
+    pre_logits_activation: str = "tanh"
+    head_bias: bool | None = None
+    dist_head: bool = False
 
     def __post_init__(self):
         size = self.image_size
@@ -178,31 +255,87 @@ class ViTConfig:
             object.__setattr__(self, name, value)
 
         fix("image_size", (as_int("image_size", size[0]), as_int("image_size", size[1])))
-        for name in ("patch_size", "channels", "width", "heads", "classes"):
+        patch = self.patch_size
+        if isinstance(patch, (tuple, list)):
+            check(len(patch) == 2, f"patch_size must be one number or (height, width), got {short(repr(patch))}")
+            patch = (as_int("patch_size", patch[0]), as_int("patch_size", patch[1]))
+            fix("patch_size", patch[0] if patch[0] == patch[1] else patch)
+        else:
+            fix("patch_size", as_int("patch_size", patch))
+        for name in ("channels", "width", "heads"):
             fix(name, as_int(name, getattr(self, name)))
-        fix("depth", as_int("depth", self.depth, minimum=0))
         fix("hidden", as_int("hidden", self.hidden, minimum=0) or 4 * self.width)
-        fix("registers", as_int("registers", self.registers, minimum=0))
-        for name in ("bias", "norm_affine", "final_norm", "dist_token", "gated"):
+        for name in ("depth", "classes", "registers", "pool_heads", "pre_logits"):
+            fix(name, as_int(name, getattr(self, name), minimum=0))
+        fix("pool_hidden", as_int("pool_hidden", self.pool_hidden, minimum=-1))
+        for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise TypeError(f"{name} must be True or False, got {short(repr(getattr(self, name)))}")
+        for name in BIASES:
+            if not (getattr(self, name) is None or isinstance(getattr(self, name), bool)):
+                raise TypeError(f"{name} must be True, False or None, got {short(repr(getattr(self, name)))}")
+        fix("qkv_bias", _three_biases(self.qkv_bias))
         if not (self.class_token is None or isinstance(self.class_token, bool)):
-            raise TypeError(f"class_token must be True, False or None, got {self.class_token!r}")
-        check(self.pool in POOLS, f"pool must be one of {POOLS}, got {self.pool!r}")
-        check(self.pos_tokens in POS_TOKENS, f"pos_tokens must be one of {POS_TOKENS}, got {self.pos_tokens!r}")
-        check(self.pool != "cls" or self.has_class_token, "pool 'cls' needs a class token, got class_token=False")
-        check(self.activation in ACTIVATIONS, f"activation must be one of {ACTIVATIONS}, got {self.activation!r}")
-        height, width = self.image_size
+            fix("class_token", as_int("class_token", self.class_token, minimum=0))
+        if self.rope is not None and not isinstance(self.rope, Rope):
+            raise TypeError(f"rope must be a Rope or None, got {short(repr(self.rope))}")
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            check(value in known, f"{name} must be one of {known}, got {short(repr(value))}")
+        needs_class = self.pool in ("cls", "cls_mean")
         check(
-            height % self.patch_size == 0 and width % self.patch_size == 0,
+            not needs_class or self.class_tokens,
+            f"pool {self.pool!r} needs a class token, got class_token={self.class_token}",
+        )
+        (height, width), (down, across) = self.image_size, self.patch
+        check(
+            height % down == 0 and width % across == 0,
             f"patch_size must divide the image size {height}x{width}, got {self.patch_size}",
         )
         check(self.width % self.heads == 0, f"heads must divide the width {self.width}, got {self.heads}")
+        if self.pool_heads:
+            check(
+                self.width % self.pool_heads == 0,
+                f"pool_heads must divide the width {self.width}, got {self.pool_heads}",
+            )
+        if self.rope is not None:
+            check(
+                self.head_width % 4 == 0, f"rope needs a head width that is a multiple of 4, got {self.head_width}"
+            )
+        check(
+            not self.dist_head or self.dist_token and self.pool == "cls",
+            "dist_head needs dist_token=True and pool='cls'",
+        )
+        check(
+            self.pool != "none" or not (self.fc_norm or self.pre_logits or self.dist_head),
+            "pool 'none' goes with no fc_norm, pre_logits or dist_head",
+        )
         fix("eps", finite("eps", self.eps))
         check(0 < self.eps < 1, f"eps must lie between 0 and 1, got {self.eps}")
         tiny = float(np.finfo(np.float32).tiny)  # what is smaller may count as zero, and a constant row has no variance
         check(self.eps >= tiny, f"eps must be at least {tiny:.2g}, the smallest normal float32, got {self.eps}")
         fix("layer_scale", _layer_scale(self.layer_scale))
+        check(self.layer_scale is None or self.block != "post", "block 'post' has no layer_scale")
+
+    def has_bias(self, name: str) -> bool:
+        """Whether the linear layers `name`, such as "patch" or "mlp", have biases."""
+        own = getattr(self, f"{name}_bias")
+        return self.bias if own is None else own
+
+    @property
+    def qkv_biases(self) -> tuple[bool, bool, bool]:
+        """Whether q, k and v have biases."""
+        return (self.bias,) * 3 if self.qkv_bias is None else self.qkv_bias  # type: ignore[return-value]
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch."""
+        return self.patch_size if isinstance(self.patch_size, tuple) else (self.patch_size, self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch[0], self.image_size[1] // self.patch[1]
 
     @property
     def gelu(self) -> str | None:
@@ -217,17 +350,17 @@ class ViTConfig:
     @property
     def patches(self) -> int:
         """Patches of one image."""
-        return (self.image_size[0] // self.patch_size) * (self.image_size[1] // self.patch_size)
+        return self.grid[0] * self.grid[1]
 
     @property
-    def has_class_token(self) -> bool:
-        """Whether there is a class token."""
-        return self.pool == "cls" if self.class_token is None else self.class_token
+    def class_tokens(self) -> int:
+        """Number of class tokens."""
+        return int(self.pool in ("cls", "cls_mean") if self.class_token is None else self.class_token)
 
     @property
     def prefix_tokens(self) -> int:
-        """Learned tokens that stand before the patches: class token, distillation token and registers."""
-        return self.has_class_token + self.dist_token + self.registers
+        """Learned tokens that stand before the patches: class tokens, distillation token and registers."""
+        return self.class_tokens + self.dist_token + self.registers
 
     @property
     def tokens(self) -> int:
@@ -235,14 +368,29 @@ class ViTConfig:
         return self.prefix_tokens + self.patches
 
     @property
+    def pos_prefix(self) -> int:
+        """How many of the tokens before the patches have a row of the position embedding."""
+        return {"all": self.prefix_tokens, "class": self.prefix_tokens - self.registers}.get(self.pos_tokens, 0)
+
+    @property
     def pos_rows(self) -> int:
-        """Rows of the position embedding: one for every token, or one for every patch."""
-        return self.tokens if self.pos_tokens == "all" else self.patches
+        """Rows of the position embedding."""
+        return 0 if self.pos_tokens == "none" else self.pos_prefix + self.patches
 
     @property
     def patch_features(self) -> int:
         """Values of one patch, C·P·P."""
-        return self.channels * self.patch_size**2
+        return self.channels * self.patch[0] * self.patch[1]
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of what the pooling leaves of an image."""
+        return self.width * (2 if self.pool == "cls_mean" or self.dist_head else 1)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the features, which the head sees; a head of the distillation token sees the second half."""
+        return self.pre_logits or self.pooled_width
 
     @property
     def head_width(self) -> int:
@@ -291,9 +439,19 @@ class ViTConfig:
         """
         fields = read(text)
         try:
+            if isinstance(fields["rope"], dict):
+                fields["rope"] = Rope(**fields["rope"])
             return cls(**fields)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"config: {short(error, 200)}") from None
+
+
+def _three_biases(value) -> tuple[bool, bool, bool] | None:
+    """`qkv_bias` for q, k and v, or None."""
+    three = value if isinstance(value, (tuple, list)) else (value, value, value)
+    if value is not None and (len(three) != 3 or not all(isinstance(one, bool) for one in three)):
+        raise TypeError(f"qkv_bias must be None, True, False or three of these, got {short(repr(value))}")
+    return None if value is None else tuple(three)  # type: ignore[return-value]
 
 
 def _layer_scale(value) -> tuple[float | None, float | None] | None:

@@ -19,7 +19,7 @@ from ..base.errors import check, listed, short
 
 Fields = dict[str, Any]
 
-FORMAT = 2
+FORMAT = 3
 READER = "0.1.0"  # the first release of cvit-cpu that reads `FORMAT`
 
 _FORMAT_1: Fields = dict(
@@ -31,7 +31,14 @@ _SINCE_2: Fields = dict(
     pos_tokens="all",
 )  # fmt: skip
 _FORMAT_2: Fields = {name: value for name, value in _FORMAT_1.items() if name != "gelu"} | _SINCE_2
-DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: _FORMAT_2}
+_SINCE_3: Fields = dict(
+    patch_bias=None, patch_norm=False, pre_norm=False, norm="layer", block="pre", rope=None, qkv_bias=None,
+    qk_norm=False, attn_norm=False, proj_bias=None, mlp_bias=None, mlp_norm=False, fc_norm=False, pool_heads=0,
+    pool_hidden=0, pool_query=True, pool_bias=None, pre_logits=0, pre_logits_activation="tanh", head_bias=None,
+    dist_head=False,
+)  # fmt: skip
+_FORMAT_3: Fields = _FORMAT_2 | _SINCE_3
+DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: _FORMAT_2, 3: _FORMAT_3}
 
 
 def _from_1(fields: Fields) -> Fields:
@@ -42,7 +49,7 @@ def _from_1(fields: Fields) -> Fields:
 
 
 # UPGRADES[n] turns the fields of format n, all of which are there, into those of format n + 1.
-UPGRADES: dict[int, Callable[[Fields], Fields]] = {1: _from_1}
+UPGRADES: dict[int, Callable[[Fields], Fields]] = {1: _from_1, 2: lambda fields: {**fields, **_SINCE_3}}
 
 
 def write(fields: Fields) -> str:

@@ -73,8 +73,19 @@ def _draw_vit(tensors, seed):
             case Law.XAVIER:
                 bound = math.sqrt(6 / sum(tensor.shape))  # of a uniform distribution with variance 2 / (in + out)
                 tensor[...] = rng.uniform(-bound, bound, tensor.shape)
+            case Law.ROTARY:
+                tensor[...] = _rotary(rng, tensor.shape, value)
             case Law.LECUN:
                 tensor[...] = _truncated_normal(rng, tensor.shape) / (_TRUNCATED_STD * math.sqrt(tensor.shape[0]))
+
+
+def _rotary(rng, shape, theta):
+    """Frequencies (2, heads, dh / 2) of learned rotary positions (Heo et al. 2024, arXiv:2403.13298): those of the
+    axial kind for both axes, each head's axes turned by an angle of its own."""
+    _, heads, pairs = shape
+    bands = theta ** (-2 * np.arange((pairs + 1) // 2) / pairs)
+    turn = rng.uniform(0, 2 * math.pi, (heads, 1)) + np.array([0, math.pi / 2]).repeat(len(bands))[:pairs]
+    return np.stack([np.cos(turn), np.sin(turn)]) * np.concatenate([bands, bands])[:pairs]
 
 
 def _truncated_normal(rng, shape):
@@ -139,6 +150,8 @@ def _draw_flax(row, tensor, key):
             tensor[...] = threefry.normal(key, tensor.shape) * np.float32(0.02)
         case Role.TOKEN if row.init.law is Law.NORMAL:
             tensor[...] = threefry.normal(key, tensor.shape) * np.float32(row.init.value)
+        case Role.FREQUENCY:
+            tensor[...] = _rotary(np.random.default_rng(np.asarray(key, np.uint32)), tensor.shape, row.init.value)
         case Role.TOKEN | Role.GAMMA:
             tensor[...] = row.init.value
 

@@ -27,7 +27,8 @@ import numpy as np
 
 from ..base.errors import check, listed
 from .config import ViTConfig
-from .parts import Role, Tensor, rows
+from .blocks import rows
+from .parts import Role, Tensor
 
 
 class Entry(NamedTuple):

@@ -1,9 +1,9 @@
 """What a Vision Transformer is made of: its parts in the order of computation, and the tensors of each part as rows.
 
-`embedding(config)`, `block(config, i)` and `head(config)` list the parts; `parts(config)` lists all of them and
-`rows(config)` their rows in storage order. Every property of a tensor is a column of its row: its role, whether
-weight decay applies, how it is drawn, and where it stands in Flax and in timm. Everything that handles weights (the
-layout, the initialisers, the readers of other formats) reads these columns; nothing reads the names.
+Here are the columns and the builders. `embedding(config)`, `block(config, i)` and `head(config)` in blocks.py list the
+parts of a model. Every property of a tensor is a column of its row: its role, whether weight decay applies, how it is
+drawn, and where it stands in Flax. Everything that handles weights (the layout, the initialisers) reads these columns;
+nothing reads the names but the families of other libraries' models (cvit/families), which map theirs to ours.
 """
 
 from __future__ import annotations
@@ -11,13 +11,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from .config import ViTConfig
 
 
 # ---------------------------------------------------------------------------------------------------------- the columns
@@ -30,8 +26,9 @@ class Role(enum.Enum):
     SCALE = "scale"  # of a norm
     SHIFT = "shift"  # of a norm
     GAMMA = "gamma"  # of a layer scale
-    TOKEN = "token"  # learned tokens that stand before the patches
+    TOKEN = "token"  # learned tokens that stand before the patches, or that attention pooling asks with
     POSITION = "position"  # the position embedding
+    FREQUENCY = "frequency"  # (2, heads, head width / 2), of learned rotary positions
 
 
 class Law(enum.Enum):
@@ -40,6 +37,7 @@ class Law(enum.Enum):
     CONSTANT = "constant"  # every number is `Init.value`
     NORMAL = "normal"  # normal with mean zero and standard deviation `Init.value`
     XAVIER = "xavier"  # uniform with variance 2 / (fan in + fan out) (Glorot & Bengio 2010)
+    ROTARY = "rotary"  # frequencies of base `Init.value`, both axes turned by an angle of each head's own
     LECUN = "lecun"  # normal with variance 1 / fan in (LeCun et al. 1998), truncated at two standard deviations
 
 
@@ -100,7 +98,6 @@ class Tensor:
     block: int | None  # the block it belongs to; None before and after the blocks
     layer: int  # for layer-wise decay: 0 the embedding, i + 1 block i, depth + 1 what follows the blocks
     flax: Place
-    timm: tuple[Place, ...]  # in a state dict of timm; of several places the first whose array exists there
 
     @property
     def size(self) -> int:
@@ -116,22 +113,20 @@ class Tensor:
             return (*path,)
         return ("blocks", self.block, *path) if api == "nnx" else (f"block_{self.block}", *path)
 
-    def timm_names(self) -> tuple[str, ...]:
-        """The names of `timm`'s places in a whole state dict."""
-        prefix = "" if self.block is None else f"blocks.{self.block}."
-        return tuple(prefix + place.name for place in self.timm)
-
 
 class Kind(enum.Enum):
     """What a part computes."""
 
     LINEAR = "linear"  # x @ W + b
-    NORM = "norm"  # layer norm
+    NORM = "norm"  # layer norm or RMSNorm of the rows
+    HEAD_NORM = "head norm"  # of each head's queries and keys
+    ROPE = "rope"  # rotary positions: queries and keys turned
     ATTENTION = "attention"  # softmax(q kᵀ / sqrt(D / H)) v, head by head
     LAYER_SCALE = "layer scale"  # x * gamma, one gamma a channel
     ACTIVATION = "activation"  # the MLP's nonlinear function; of the gate, times the values, where there is a gate
     TOKENS = "tokens"  # learned tokens before the patches, positions added
     POOL = "pool"  # one feature vector of all tokens
+    ATTENTION_POOL = "attention pool"  # one attention of a learned query over the tokens
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,7 +134,7 @@ class Part:
     """One step of the computation: the tensors that it reads, and how rows of tokens go through it.
 
     Rows go from slot to slot: "x" is a block's input, "y" its output, any other name stands for what one part leaves to
-    a later one. Linear parts that have a target in common write side by side.
+    a later one. Linear parts whose source and target are the same write side by side.
     """
 
     name: str
@@ -148,7 +143,13 @@ class Part:
     macs: int = 0  # multiply-adds of one image in matrix products
     source: str = ""
     target: str = ""
-    add: str = ""  # the residual that a linear part adds
+    add: str = ""  # the residual that a linear part or a norm adds
+    column: int = 0  # where in the target a linear part's first column goes,
+    source_column: int = 0  # and where in the source its first row comes from
+    width: int = 0  # of the rows that the part writes
+    heads: int = 0  # of an attention, a head norm, rotary positions
+    activation: str = ""
+    gated: bool = False
 
 
 # --------------------------------------------------------------------------------------------------------- the builders
@@ -162,10 +163,10 @@ class Where(NamedTuple):
     def prefix(self) -> str:
         return "" if self.block is None else f"blocks.{self.block}."
 
-    def tensor(self, name: str, shape, role: Role, init: Init, flax: Place, timm: tuple[Place, ...]) -> Tensor:
+    def tensor(self, name: str, shape, role: Role, init: Init, flax: Place | None = None) -> Tensor:
         """A row; weight decay applies to matrices only."""
         decay = role in (Role.MATRIX, Role.PATCH_MATRIX)
-        return Tensor(self.prefix + name, shape, role, decay, init, self.block, self.layer, flax, timm)
+        return Tensor(self.prefix + name, shape, role, decay, init, self.block, self.layer, flax or Place(name))
 
 
 def linear(
@@ -176,163 +177,43 @@ def linear(
     times: int,
     *,
     bias: bool,
-    flax: str,
-    timm: tuple[Place, ...],
+    flax: str = "",
     init: Init = XAVIER,
     bias_init: Init = ZERO,
-    source: str = "",
-    target: str = "",
-    add: str = "",
+    **flow,
 ) -> Part:
-    """x @ W + b for `times` rows of x. `flax` and `timm` are places without the last piece of their names."""
-
-    def places(leaf, axes):
-        return tuple(Place(f"{at.name}.{leaf}", None, axes, at.index, at.count) for at in timm)
-
-    at = Place(f"{flax}.kernel")
+    """x @ W + b for `times` rows of x. `flax` is the place without the last piece of its name."""
     tensors = [
-        where.tensor(f"{name}.weight", (fan_in, fan_out), Role.MATRIX, init, at, places("weight", (1, 0))),
+        where.tensor(f"{name}.weight", (fan_in, fan_out), Role.MATRIX, init, Place(f"{flax or name}.kernel")),
     ]
     if bias:
-        at = Place(f"{flax}.bias")
-        tensors.append(where.tensor(f"{name}.bias", (fan_out,), Role.BIAS, bias_init, at, places("bias", None)))
+        place = Place(f"{flax or name}.bias")
+        tensors.append(where.tensor(f"{name}.bias", (fan_out,), Role.BIAS, bias_init, place))
     macs = times * fan_in * fan_out
-    return Part(where.prefix + name, Kind.LINEAR, tuple(tensors), macs, source, target, add)
+    return Part(where.prefix + name, Kind.LINEAR, tuple(tensors), macs, width=fan_out, **flow)
 
 
-def norm(where: Where, name: str, width: int, *, affine: bool, flax: str, source: str = "", target: str = "") -> Part:
-    """A layer norm of rows of `width` numbers, with a learned scale and shift or without."""
-    tensors: tuple[Tensor, ...] = ()
-    if affine:
-        scale, shift = Place(f"{flax}.scale"), Place(f"{flax}.bias")
-        tensors = (
-            where.tensor(f"{name}.weight", (width,), Role.SCALE, ONE, scale, (Place(f"{name}.weight"),)),
-            where.tensor(f"{name}.bias", (width,), Role.SHIFT, ZERO, shift, (Place(f"{name}.bias"),)),
-        )
-    return Part(where.prefix + name, Kind.NORM, tensors, source=source, target=target)
+def norm(where: Where, name: str, width: int, *, kind: str, affine: bool, flax: str = "", **flow) -> Part:
+    """A norm of rows of `width` numbers, with a learned scale, and of kind "layer" a shift, or without."""
+    return Part(
+        where.prefix + name, Kind.NORM, norm_tensors(where, name, width, kind, affine, flax), width=width, **flow
+    )
+
+
+def norm_tensors(where: Where, name: str, width: int, kind: str, affine: bool, flax: str = "") -> tuple[Tensor, ...]:
+    """The scale and shift of a norm."""
+    if not affine:
+        return ()
+    scale, shift = Place(f"{flax or name}.scale"), Place(f"{flax or name}.bias")
+    tensors = [where.tensor(f"{name}.weight", (width,), Role.SCALE, ONE, scale)]
+    if kind == "layer":
+        tensors.append(where.tensor(f"{name}.bias", (width,), Role.SHIFT, ZERO, shift))
+    return tuple(tensors)
 
 
 def layer_scale(where: Where, name: str, width: int, value: float | None) -> list[Part]:
     """Factors of a branch's channels that start as `value`; nothing where that is None."""
     if value is None:
         return []
-    place, init = Place(f"{name}.gamma"), Init(Law.CONSTANT, value)
-    gamma = where.tensor(f"{name}.gamma", (width,), Role.GAMMA, init, place, (place,))
+    gamma = where.tensor(f"{name}.gamma", (width,), Role.GAMMA, Init(Law.CONSTANT, value))
     return [Part(where.prefix + name, Kind.LAYER_SCALE, (gamma,))]
-
-
-# ------------------------------------------------------------------------------------------------------------ the parts
-def embedding(config: ViTConfig) -> list[Part]:
-    """From images to tokens: the patch embedding; the learned tokens before the patches, and the positions.
-
-    The rows of `tokens` stand in the order of the sequence: class token, distillation token, registers.
-    """
-    where = Where(layer=0)
-    D, C, P, features = config.width, config.channels, config.patch_size, config.patch_features
-    pixels = (C, P, P, D)  # the patch matrix's rows are ordered (C, P, P)
-    patches = [
-        where.tensor(
-            "patch_embed.weight", (features, D), Role.PATCH_MATRIX, LECUN,
-            flax=Place("patch_embed.kernel", pixels, (1, 2, 0, 3)),
-            timm=(Place("patch_embed.proj.weight", pixels, (3, 0, 1, 2)),),
-        )
-    ]  # fmt: skip
-    if config.bias:
-        at, there = Place("patch_embed.bias"), Place("patch_embed.proj.bias")
-        patches.append(where.tensor("patch_embed.bias", (D,), Role.BIAS, ZERO, at, (there,)))
-
-    def learned(name, shape, role, init):
-        there = Place(name, (1, math.prod(shape) // D, D))
-        return where.tensor(name, shape, role, init, Place(name), (there,))
-
-    # Without positions of their own, tokens that start equal would stay equal for ever: so only the first is zero.
-    tokens = []
-    if config.has_class_token:
-        tokens.append(learned("cls_token", (D,), Role.TOKEN, ZERO))
-    if config.dist_token:  # as DeiT draws it
-        tokens.append(learned("dist_token", (D,), Role.TOKEN, Init(Law.NORMAL, 0.02)))
-    if config.registers:  # as DINOv2 draws them
-        tokens.append(learned("reg_token", (config.registers, D), Role.TOKEN, Init(Law.NORMAL, 1e-6)))
-    tokens.append(learned("pos_embed", (config.pos_rows, D), Role.POSITION, Init(Law.NORMAL, 0.02)))
-    return [
-        Part("patch_embed", Kind.LINEAR, tuple(patches), config.patches * features * D),
-        Part("tokens", Kind.TOKENS, tuple(tokens)),
-    ]
-
-
-def block(config: ViTConfig, i: int) -> list[Part]:
-    """Block i: x + ls1 · proj(attention(norm1(x))), then y + ls2 · fc2(activation(fc1(norm2(y)))) of that y."""
-    where = Where(layer=i + 1, block=i)
-    T, D, F = config.tokens, config.width, config.hidden
-    affine, bias = config.norm_affine, config.bias
-
-    def matrix(name, fan_in, fan_out, flax, timm, **how):
-        return linear(where, name, fan_in, fan_out, T, bias=bias, flax=flax, timm=timm, **how)
-
-    def qkv(name, index):
-        places = (Place("attn.qkv", index=index, count=3),)
-        return matrix(f"attn.{name}", D, D, f"attn.{name}", places, source="n1", target="qkv")
-
-    def mlp(name, fan_in, fan_out, *timm, **flow):
-        return matrix(f"mlp.{name}", fan_in, fan_out, name, timm, bias_init=Init(Law.NORMAL, 1e-6), **flow)
-
-    # timm has a gated MLP packed, the gate before the values in one matrix, or split.
-    fc1 = [mlp("fc1", D, F, Place("mlp.fc1"), source="n2", target="u")]
-    if config.gated:
-        gate, value = Place("mlp.fc1", index=0, count=2), Place("mlp.fc1", index=1, count=2)
-        fc1 = [
-            mlp("fc1_gate", D, F, gate, Place("mlp.fc1_g"), source="n2", target="u"),
-            mlp("fc1", D, F, value, Place("mlp.fc1_x"), source="n2", target="u"),
-        ]
-
-    return [
-        norm(where, "norm1", D, affine=affine, flax="ln1", source="x", target="n1"),
-        qkv("q", 0),
-        qkv("k", 1),
-        qkv("v", 2),
-        Part(f"{where.prefix}attn", Kind.ATTENTION, macs=2 * T * T * D, source="qkv", target="o"),
-        matrix("attn.proj", D, D, "attn.o", (Place("attn.proj"),), source="o", target="mid", add="x"),
-        *layer_scale(where, "ls1", D, config.layer_scales[0]),
-        norm(where, "norm2", D, affine=affine, flax="ln2", source="mid", target="n2"),
-        *fc1,
-        Part(f"{where.prefix}mlp.act", Kind.ACTIVATION, source="u", target="g"),
-        mlp("fc2", F, D, Place("mlp.fc2"), source="g", target="y", add="mid"),
-        *layer_scale(where, "ls2", D, config.layer_scales[1]),
-    ]
-
-
-def head(config: ViTConfig) -> list[Part]:
-    """From tokens to logits: the final norm, the pooling, the classifier."""
-    where = Where(layer=config.depth + 1)
-    D = config.width
-    final = [norm(where, "norm", D, affine=config.norm_affine, flax="ln_f")] if config.final_norm else []
-    places = (Place("head"),)
-    pooled = config.tokens if config.pool == "none" else 1
-    return [
-        *final,
-        Part("pool", Kind.POOL),
-        linear(where, "head", D, config.classes, pooled, bias=config.bias, flax="head", timm=places, init=ZERO),
-    ]
-
-
-def parts(config: ViTConfig) -> Iterator[Part]:
-    """All parts in the order of computation."""
-    yield from embedding(config)
-    for i in range(config.depth):
-        yield from block(config, i)
-    yield from head(config)
-
-
-def rows(config: ViTConfig) -> Iterator[Tensor]:
-    """All rows in storage order, which is the order of computation."""
-    for part in parts(config):
-        yield from part.tensors
-
-
-def forward_macs(config: ViTConfig) -> int:
-    """Multiply-adds of one image's forward pass in matrix products."""
-
-    def total(group):
-        return sum(part.macs for part in group)
-
-    return total(embedding(config)) + config.depth * total(block(config, 0)) + total(head(config))

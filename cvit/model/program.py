@@ -9,7 +9,8 @@ import functools
 from ..engine.program import Activation, Block, Embed, Heads, Linear, Matrix, Norm, Pool, Program
 from .config import ViTConfig
 from .layout import Layout
-from .parts import Kind, Part, Role, block, embedding, head
+from .blocks import block, embedding, head
+from .parts import Kind, Part, Role
 
 
 @functools.lru_cache(maxsize=64)
