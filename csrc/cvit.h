@@ -89,11 +89,13 @@ typedef struct {
 } cvit_pack_panels;
 
 /* ------------------------------------------------------------------------------------------------- rows of tokens */
-/* y = (x - mean) rstd scale + shift, rstd = 1 / sqrt(var + eps), row by row, to `y` or to packed rows `a` */
+/* y = (x - mean) rstd scale + shift, rstd = 1 / sqrt(var + eps), row by row, to `y` or to packed rows `a`;
+ * RMSNorm: mean 0, var the mean square */
 typedef struct {
     ptrdiff_t rows, d;
+    int rms;
     cvit_matrix x;
-    const void *scale, *shift; /* (d), or NULL */
+    const void *scale, *shift; /* (d), or NULL each */
     double eps;
     cvit_matrix y;     /* either this … */
     cvit_rows a;       /* … or this */
@@ -103,17 +105,18 @@ typedef struct {
 /* dx = residual + norm'(dy); dscale += sum of dy n, dshift += sum of dy over the rows, n the normalised row */
 typedef struct {
     ptrdiff_t rows, d;
+    int rms;
     cvit_matrix dy; /* its ld may be 0: one row for all */
     cvit_matrix x;
     const void *mean, *rstd;
     const void *scale;     /* (d), or NULL */
     cvit_matrix residual;  /* (rows, d), or none */
     cvit_matrix dx;        /* may be dy or residual */
-    void *dscale, *dshift; /* (d), or NULL */
+    void *dscale, *dshift; /* (d), or NULL each */
 } cvit_norm_backward;
 
-/* Every activation is x * gate(x). */
-#define CVIT_ACTIVATIONS(A) A(GELU_TANH) A(GELU_ERF) A(QUICK_GELU) A(SILU) A(RELU)
+/* Every activation but tanh is x * gate(x). */
+#define CVIT_ACTIVATIONS(A) A(GELU_TANH) A(GELU_ERF) A(QUICK_GELU) A(SILU) A(RELU) A(TANH)
 #define CVIT_ENUMERATOR(name) CVIT_##name,
 enum { CVIT_ACTIVATIONS(CVIT_ENUMERATOR) CVIT_ACTIVATION_COUNT };
 
@@ -195,6 +198,32 @@ typedef struct {
     void *scratch;          /* attention_scratch(tokens, dh, 1) */
 } cvit_attention_backward;
 
+/* rotary positions: the pairs (x[j], x[j + half]) of every head turned in place by each row's angles, see rotate.inc */
+typedef struct {
+    ptrdiff_t rows, heads, half; /* half a head's width */
+    cvit_matrix x;
+    cvit_matrix cosines, sines; /* (rows, half), or with each_head (rows, heads * half) */
+    int each_head, back;
+} cvit_rotate;
+
+/* sums (2, heads * half) += the gradients of learned frequencies, from what `rotate` left and its gradient */
+typedef struct {
+    ptrdiff_t rows, heads, half;
+    cvit_matrix y, dy;
+    const void *coordinates; /* (rows, 2) */
+    void *sums;
+} cvit_rotate_frequencies;
+
+/* attention of one query over all keys: dq (dh), dk, dv, all assigned */
+typedef struct {
+    ptrdiff_t tokens, dh;
+    const void *q, *d_o; /* (dh) */
+    cvit_matrix k, v;
+    void *dq;
+    cvit_matrix dk, dv;
+    void *scratch; /* attend_scratch(tokens) real elements, aligned to 64 bytes */
+} cvit_attend_backward;
+
 /* --------------------------------------------------------------------------------------------------------- update */
 /* one run of the flat weight tensor under one weight decay; formulas in update.inc */
 typedef struct {
@@ -227,6 +256,10 @@ typedef struct {
     K(ptrdiff_t, attention_scratch, (ptrdiff_t tokens, ptrdiff_t dh, int backward)) \
     K(void, attention, (const cvit_attention *))                                    \
     K(void, attention_backward, (const cvit_attention_backward *))                  \
+    K(void, rotate, (const cvit_rotate *))                                          \
+    K(void, rotate_frequencies, (const cvit_rotate_frequencies *))                  \
+    K(ptrdiff_t, attend_scratch, (ptrdiff_t tokens))                                \
+    K(void, attend_backward, (const cvit_attend_backward *))                        \
     K(void, sgd, (const cvit_update *))                                             \
     K(void, adamw, (const cvit_update *))                                           \
     K(double, sum_of_squares, (ptrdiff_t n, const void *x))                         \

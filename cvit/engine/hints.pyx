@@ -9,7 +9,7 @@ and does not prefetch them. No result depends on a hint.
 
 from libc.string cimport memset
 from .task cimport (
-    ACTIVATION, HIDDEN, HINTS, LINEAR, NORM, SCRATCH, STAGE, Block, Hint, Pass, Section, Slot, Step,
+    ACTIVATION, HEAD_NORM, HIDDEN, HINTS, LINEAR, NORM, ROTATE, SCRATCH, STAGE, Block, Hint, Pass, Section, Slot, Step,
 )
 
 cdef enum:
@@ -29,7 +29,7 @@ ctypedef struct Event:
 ctypedef struct Events:
     const Pass* p
     int count
-    Event[128] list
+    Event[MOST] list
 
 
 cdef inline bint is_private(const Pass* p, const Slot* slot) noexcept:
@@ -65,6 +65,8 @@ cdef void event(Events* events, Kind kind, const Slot* slot, Hint* hint, Py_ssiz
 
 cdef void forward_events(Events* events, Step* step) noexcept:
     cdef int i
+    if step.role == ROTATE:  # in place
+        return
     if not step.source_is_packed or step.role == NORM:
         event(events, READ, &step.source, NULL)
     if step.role == LINEAR or step.role == HIDDEN:
@@ -76,12 +78,14 @@ cdef void forward_events(Events* events, Step* step) noexcept:
 
 cdef void backward_events(const Pass* p, Events* events, Step* step) noexcept:
     cdef int i
-    if step.role == NORM:
+    if step.role == ROTATE:
+        return
+    if step.role == NORM or step.role == HEAD_NORM:
         event(events, READ, &step.source, NULL)
     elif step.role == LINEAR or step.role == HIDDEN:
         step.d_source_is_cached = in_cache(events, &step.d_source)
         for i in range(step.linear.count if step.role == LINEAR else 1):
-            event(events, READ, &step.d_target, NULL, i * step.linear.n * p.K.size if step.role == LINEAR else 0)
+            event(events, READ, &step.d_target, NULL, step.linear.column[i] * p.K.size if step.role == LINEAR else 0)
             event(events, PRODUCT, NULL, &step.backward_hints[i])
     elif step.role == ACTIVATION:
         event(events, READ, &step.source, NULL)
@@ -134,6 +138,23 @@ cdef void section_backward(const Pass* p, Events* events, Section* section) noex
     for i in range(section.count - 1, -1, -1):
         if section.steps[i].backward != NULL:
             backward_events(p, events, &section.steps[i])
+
+
+cdef void derive_section_hints(const Pass* p, Section* section, bint wanted) noexcept:
+    """The hints of a section that is a stage of its own."""
+    cdef Events events
+    events.p = p
+    clear(section)
+    if not wanted:
+        return
+    events.count = 0
+    section_forward(&events, section)
+    assign(&events)
+    if not p.training:
+        return
+    events.count = 0
+    section_backward(p, &events, section)
+    assign(&events)
 
 
 cdef void derive_hints(const Pass* p, Block* block, bint wanted) noexcept:

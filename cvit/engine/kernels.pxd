@@ -56,6 +56,7 @@ cdef extern from "cvit.h" nogil:
 
     ctypedef struct Norm "cvit_norm":
         Py_ssize_t rows, d
+        int rms
         Matrix x
         const void* scale
         const void* shift
@@ -66,6 +67,7 @@ cdef extern from "cvit.h" nogil:
         void* rstd
     ctypedef struct NormBackward "cvit_norm_backward":
         Py_ssize_t rows, d
+        int rms
         Matrix dy
         Matrix x
         const void* mean
@@ -82,6 +84,7 @@ cdef extern from "cvit.h" nogil:
         QUICK_GELU "CVIT_QUICK_GELU"
         SILU "CVIT_SILU"
         RELU "CVIT_RELU"
+        TANH "CVIT_TANH"
     ctypedef struct Activation "cvit_activation":
         int kind
         Py_ssize_t rows, n
@@ -146,6 +149,29 @@ cdef extern from "cvit.h" nogil:
         Matrix dv
         void* scratch
 
+    ctypedef struct Rotate "cvit_rotate":
+        Py_ssize_t rows, heads, half
+        Matrix x
+        Matrix cosines
+        Matrix sines
+        int each_head, back
+    ctypedef struct RotateFrequencies "cvit_rotate_frequencies":
+        Py_ssize_t rows, heads, half
+        Matrix y
+        Matrix dy
+        const void* coordinates
+        void* sums
+    ctypedef struct AttendBackward "cvit_attend_backward":
+        Py_ssize_t tokens, dh
+        const void* q
+        const void* d_o
+        Matrix k
+        Matrix v
+        void* dq
+        Matrix dk
+        Matrix dv
+        void* scratch
+
     ctypedef struct Update "cvit_update":
         Py_ssize_t n
         void* w
@@ -178,6 +204,10 @@ cdef extern from "cvit.h" nogil:
         Py_ssize_t (*attention_scratch)(Py_ssize_t tokens, Py_ssize_t dh, int backward) noexcept nogil
         void (*attention)(const Attention*) noexcept nogil
         void (*attention_backward)(const AttentionBackward*) noexcept nogil
+        void (*rotate)(const Rotate*) noexcept nogil
+        void (*rotate_frequencies)(const RotateFrequencies*) noexcept nogil
+        Py_ssize_t (*attend_scratch)(Py_ssize_t tokens) noexcept nogil
+        void (*attend_backward)(const AttendBackward*) noexcept nogil
         void (*sgd)(const Update*) noexcept nogil
         void (*adamw)(const Update*) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t n, const void* x) noexcept nogil
@@ -265,7 +295,7 @@ cdef inline PackPanels packing_panels(Py_ssize_t k, Py_ssize_t n, Matrix x, Pane
 
 cdef inline Norm normalisation(Py_ssize_t rows, Py_ssize_t d, Matrix x, double eps) noexcept nogil:
     cdef Norm call
-    call.rows, call.d, call.x, call.eps = rows, d, x, eps
+    call.rows, call.d, call.x, call.eps, call.rms = rows, d, x, eps, 0
     call.scale = call.shift = NULL
     call.y = none()
     call.a = packed_rows(NULL, 0)
@@ -276,7 +306,7 @@ cdef inline Norm normalisation(Py_ssize_t rows, Py_ssize_t d, Matrix x, double e
 cdef inline NormBackward normalisation_backward(Py_ssize_t rows, Py_ssize_t d, Matrix dy, Matrix x,
                                                 Matrix dx) noexcept nogil:
     cdef NormBackward call
-    call.rows, call.d, call.dy, call.x, call.dx = rows, d, dy, x, dx
+    call.rows, call.d, call.dy, call.x, call.dx, call.rms = rows, d, dy, x, dx, 0
     call.mean = call.rstd = call.scale = NULL
     call.residual = none()
     call.dscale = call.dshift = NULL

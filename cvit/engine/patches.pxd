@@ -4,16 +4,16 @@ from libc.string cimport memcpy
 
 
 cdef inline void cut_patches(const char* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width,
-                             Py_ssize_t patch,
-                             Py_ssize_t first, Py_ssize_t last, Py_ssize_t size, char* out) noexcept nogil:
+                             Py_ssize_t patch_height, Py_ssize_t patch_width, Py_ssize_t first, Py_ssize_t last,
+                             Py_ssize_t size, char* out) noexcept nogil:
     """(C, H, W) -> (patches, C·P·P): rows first to last of the grid, each patch flattened as (C, P, P); `size` bytes an
     element."""
-    cdef Py_ssize_t gy, gx, c, y, run = patch * size
+    cdef Py_ssize_t gy, gx, c, y, run = patch_width * size
     for gy in range(first, last):
-        for gx in range(width // patch):
+        for gx in range(width // patch_width):
             for c in range(channels):
-                for y in range(patch):
-                    memcpy(out, image + ((c * height + gy * patch + y) * width + gx * patch) * size, run)
+                for y in range(patch_height):
+                    memcpy(out, image + ((c * height + gy * patch_height + y) * width + gx * patch_width) * size, run)
                     out += run
 
 

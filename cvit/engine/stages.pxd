@@ -2,7 +2,7 @@ from .task cimport Block, Linear, Pass, Section, Task
 from .team cimport Team
 
 cdef enum:
-    BATCHES = 4   # kinds of tasks in a stage, at most
+    BATCHES = 8   # kinds of tasks in a stage, at most
 
 ctypedef struct Batch:     # the tasks of one kind within a stage
     void (*run)(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil
@@ -17,7 +17,7 @@ ctypedef struct Batch:     # the tasks of one kind within a stage
 
 ctypedef struct Stage:
     int count
-    Batch[4] batches
+    Batch[BATCHES] batches
 
 ctypedef struct Job:       # a list of stages for a team
     Pass* p
@@ -36,9 +36,12 @@ cdef class Schedule:
     cdef void stage(self, Batch batch) except *
     cdef void beside(self, Batch batch) except *
     cdef void embed(self) except *
-    cdef void blocks(self) except *
+    cdef void extra_packs(self, bint transposed) except *
+    cdef void blocks(self, int first, int last) except *
+    cdef void pool(self) except *
     cdef void forward(self) except *
     cdef void backward(self) except *
+    cdef void embed_backward(self) except *
     cdef void block_again(self, int layer) except *
     cdef void freeze(self) except *
-    cdef void pack_first_block(self) except *
+    cdef void pack_block(self, int layer) except *

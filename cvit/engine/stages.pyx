@@ -8,21 +8,20 @@ what is where in memory and how the work is cut in plan.pyx.
 import numpy as np
 
 from .steps.attention cimport heads_backward_task, heads_of_rows, heads_of_rows_backward, heads_task
-from .steps.embed cimport embed_task, tokens_backward_task
+from .steps.embed cimport embed_task, group_sums, patch_norm_backward_task, tokens_backward_task
 from .steps.loss cimport head_tasks, logits_backward_task, logits_task, loss_task
-from .steps.norm cimport norm_sums
-from .steps.pool cimport final_norm_sums, pool_backward_task, pool_task
+from .steps.norm cimport unit_sums
+from .steps.pool cimport final_norm_sums, pool_backward_task, pool_task, query_sums
 from .steps.weights cimport gradient_count, gradient_task, pack_count, pack_task, scale_sums
-from .task cimport Block, Linear, Pass, Section, Task, block_start
+from .task cimport Block, Cut, Linear, Pass, Section, Task, block_start
 from .team cimport Team, Turn, sync, take, turn_of
 
 
-# ------------------------------------------------------------------------------------------------ tasks over blocks of
-# rows
-cdef inline Task rows_task(const Task* t, Py_ssize_t block) noexcept nogil:
+# ---------------------------------------------------------------------------------------- tasks over blocks of rows
+cdef inline Task rows_task(const Task* t, const Cut* cut, Py_ssize_t block) noexcept nogil:
     cdef Task rows = t[0]
-    rows.block, rows.first = block, block_start(t.p, block)
-    rows.rows = block_start(t.p, block + 1) - rows.first
+    rows.cut, rows.block, rows.first = cut, block, block_start(cut, t.p.panel, block)
+    rows.rows = block_start(cut, t.p.panel, block + 1) - rows.first
     return rows
 
 
@@ -41,13 +40,13 @@ cdef inline void steps_backward(const Task* t, const Section* section) noexcept 
 
 
 cdef void run_rows(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    cdef Task rows = rows_task(t, task)
+    cdef Task rows = rows_task(t, batch.section.cut, task)
     steps_forward(&rows, batch.section)
 
 
 cdef void run_rows_again(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
     """What a checkpointed block did not keep of its rows."""
-    cdef Task rows = rows_task(t, task)
+    cdef Task rows = rows_task(t, batch.section.cut, task)
     cdef int i
     for i in range(batch.section.count):
         if batch.section.steps[i].recompute != NULL:
@@ -55,27 +54,26 @@ cdef void run_rows_again(const Task* t, const Batch* batch, Py_ssize_t task) noe
 
 
 cdef void run_rows_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    cdef Task rows = rows_task(t, task)
+    cdef Task rows = rows_task(t, batch.section.cut, task)
     steps_backward(&rows, batch.section)
 
 
 cdef void run_block(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
     """Short images: all of a block for the images of these rows."""
-    cdef Task rows = rows_task(t, task)
+    cdef Task rows = rows_task(t, &t.p.token_rows, task)
     steps_forward(&rows, &batch.block.before)
     heads_of_rows(&rows, batch.block)
     steps_forward(&rows, &batch.block.after)
 
 
 cdef void run_block_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    cdef Task rows = rows_task(t, task)
+    cdef Task rows = rows_task(t, &t.p.token_rows, task)
     steps_backward(&rows, &batch.block.after)
     heads_of_rows_backward(&rows, batch.block)
     steps_backward(&rows, &batch.block.before)
 
 
-# ------------------------------------------------------------------------------------------------------------- other
-# tasks
+# ------------------------------------------------------------------------------------------------------- other tasks
 cdef void run_embed(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
     embed_task(t, task)
 
@@ -115,16 +113,28 @@ cdef void run_tokens_backward(const Task* t, const Batch* batch, Py_ssize_t task
         final_norm_sums(t)
 
 
+cdef void run_patch_norm_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    patch_norm_backward_task(t, task)
+
+
+cdef void run_patch_norm_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    group_sums(t, t.p.patch_norm.partial, t.p.patch_norm.scale, t.p.patch_norm.shift)
+
+
+cdef void run_query_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    query_sums(t)
+
+
 cdef void run_pack(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
     pack_task(t, batch.linears, batch.linear_count, batch.transposed, task)
 
 
 cdef void run_gradients(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t tiles = batch.count - (batch.section.norm_count if batch.section != NULL else 0)
+    cdef Py_ssize_t tiles = batch.count - (batch.section.sum_count if batch.section != NULL else 0)
     if task < tiles:
         gradient_task(t, batch.linears, batch.linear_count, task)
     else:
-        norm_sums(t.p, &batch.section.norms[task - tiles])
+        unit_sums(t.p, &batch.section.sums[task - tiles])
 
 
 cdef void run_scale_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
@@ -142,8 +152,12 @@ cdef Batch batch(const char* name, Py_ssize_t count,
 
 cdef Batch of_rows(Pass* p, const char* name, int layer, const Section* section,
                    void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
-    cdef Batch b = batch(name, p.row_blocks, run)
-    b.layer, b.block, b.section = layer, &p.blocks[layer], section
+    """The rows of a section; without one those of a whole block. Nothing for a section without steps."""
+    cdef const Cut* cut = &p.token_rows if section == NULL else section.cut
+    cdef Batch b = batch(name, 0 if section != NULL and section.count == 0 else cut.blocks, run)
+    b.layer, b.section = layer, section
+    if layer >= 0:
+        b.block = &p.blocks[layer]
     return b
 
 
@@ -162,12 +176,11 @@ cdef Batch pack_section(Pass* p, int layer, bint after, bint transposed) noexcep
     return pack(p, layer, section.linears, section.linear_count, transposed)
 
 
-cdef Batch gradients(Pass* p, int layer, bint after) noexcept:
-    """Tiles of the weight gradients of one half of a block, and a task for each norm's sums."""
-    cdef const Section* section = &p.blocks[layer].after if after else &p.blocks[layer].before
+cdef Batch gradients(Pass* p, int layer, const Section* section) noexcept:
+    """Tiles of a section's weight gradients, and a task for each gradient that units of rows have parts of."""
     cdef Batch b = batch("weight gradients", gradient_count(p, section.linears, section.linear_count)
-                         + section.norm_count, run_gradients)
-    b.layer, b.block, b.section = layer, &p.blocks[layer], section
+                         + section.sum_count, run_gradients)
+    b.layer, b.section = layer, section
     b.linears, b.linear_count = section.linears, section.linear_count
     return b
 
@@ -182,7 +195,7 @@ cdef Batch layer_scales(Pass* p, int layer) noexcept:
         return batch("layer scales", 0, run_scale_sums)
     section = &p.blocks[layer].after
     for i in range(section.linear_count):
-        count += section.linears[i].layer_scale >= 0
+        count += section.linears[i].layer_scale >= 0 and not section.linears[i].shares_scale
     b = batch("layer scales", count, run_scale_sums)
     b.layer, b.linears, b.linear_count = layer, section.linears, section.linear_count
     return b
@@ -221,31 +234,47 @@ cdef class Schedule:
             stage.batches[stage.count] = batch
             stage.count += 1
 
-    # -----------------------------------------------------------------------------------------------------------
-    # forward
+    cdef void extra_packs(self, bint transposed) except *:
+        """Also pack the matrices of the rows outside the blocks."""
+        cdef Pass* p = self.p
+        self.beside(pack(p, -1, p.query.linears, p.query.linear_count, transposed))
+        self.beside(pack(p, -1, p.after.linears, p.after.linear_count, transposed))
+        self.beside(pack(p, -1, p.end.linears, p.end.linear_count, transposed))
+
+    # ------------------------------------------------------------------------------------------------------- forward
     cdef void forward(self) except *:
+        cdef Pass* p = self.p
         self.embed()
-        self.blocks()
-        self.stage(batch("pool", self.p.image_groups, run_pool))
-        self.stage(batch("logits", head_tasks(self.p, self.p.classes), run_logits))
+        self.extra_packs(False)
+        self.blocks(0, <int> p.L)
+        if p.after.count:
+            self.stage(of_rows(p, "rows before the pooling", -1, &p.after, run_rows))
+            self.beside(of_rows(p, "query", -1, &p.query, run_rows))
+        self.pool()
+        if p.end.count:
+            self.stage(of_rows(p, "pooled rows", -1, &p.end, run_rows))
+        if p.heads:
+            self.stage(batch("logits", head_tasks(p, p.classes), run_logits))
 
     cdef void embed(self) except *:
         cdef Pass* p = self.p
         self.stage(pack(p, -1, &p.embed, 1, False))
-        self.beside(pack_section(p, 0, False, False) if p.L else pack(p, -1, &p.head, 1, False))
+        self.beside(pack_section(p, 0, False, False) if p.L else pack(p, -1, p.head, p.heads, False))
         self.stage(batch("embed", p.image_groups * p.bands, run_embed))
         if p.whole_blocks:
             self.beside(pack_section(p, 0, True, False))
+        if p.before.count:
+            self.stage(of_rows(p, "rows before the blocks", -1, &p.before, run_rows))
 
-    cdef void blocks(self) except *:
-        """Each stage also packs the weights that the next one needs."""
+    cdef void blocks(self, int first, int last) except *:
+        """Blocks [first, last). Each stage also packs the weights that the next one needs."""
         cdef Pass* p = self.p
         cdef Block* block
         cdef Batch ahead
         cdef int i
-        for i in range(<int> p.L):
+        for i in range(first, last):
             block = &p.blocks[i]
-            ahead = pack_section(p, i + 1, False, False) if i + 1 < p.L else pack(p, -1, &p.head, 1, False)
+            ahead = pack_section(p, i + 1, False, False) if i + 1 < p.L else pack(p, -1, p.head, p.heads, False)
             if p.whole_blocks:
                 self.stage(of_rows(p, "block", i, NULL, run_block))
                 self.beside(ahead)
@@ -263,21 +292,35 @@ cdef class Schedule:
         b.layer, b.block = layer, &self.p.blocks[layer]
         return b
 
-    # ----------------------------------------------------------------------------------------------------------
-    # backward
+    cdef void pool(self) except *:
+        self.stage(batch("pool", self.p.image_groups, run_pool))
+
+    # ------------------------------------------------------------------------------------------------------ backward
     cdef void backward(self) except *:
         """Weight gradients run right after the rows stage that wrote their packed dy, while those are in the cache."""
         cdef Pass* p = self.p
         cdef Block* block
         cdef int i, last = <int> p.L - 1
         self.stage(batch("loss", p.image_groups, run_loss))
-        self.beside(pack(p, -1, &p.head, 1, True))
-        self.stage(batch("logits backward", head_tasks(p, p.D), run_logits_backward))
-        self.beside(gradients_of(p, &p.head))
+        self.beside(pack(p, -1, p.head, p.heads, True))
+        self.extra_packs(True)
+        self.stage(batch("logits backward", p.heads * head_tasks(p, p.head[0].k), run_logits_backward))
+        for i in range(p.heads):
+            self.beside(gradients_of(p, &p.head[i]))
+        if p.end.count:
+            self.stage(of_rows(p, "pooled rows, backward", -1, &p.end, run_rows_backward))
         self.stage(batch("pool backward", p.image_groups, run_pool_backward))
+        if p.end.count:
+            self.beside(gradients(p, -1, &p.end))
         self.beside(pack_section(p, last, True, True))
         if p.whole_blocks:
             self.beside(pack_section(p, last, False, True))
+        if p.after.count:
+            self.stage(of_rows(p, "rows before the pooling, backward", -1, &p.after, run_rows_backward))
+            self.beside(batch("query sums", 1, run_query_sums))
+            self.stage(gradients(p, -1, &p.after))
+            self.beside(of_rows(p, "query, backward", -1, &p.query, run_rows_backward))
+            self.stage(gradients(p, -1, &p.query))
         for i in range(last, -1, -1):
             block = &p.blocks[i]
             if p.whole_blocks:
@@ -285,21 +328,35 @@ cdef class Schedule:
                 self.beside(pack_section(p, i - 1, True, True))
                 self.beside(pack_section(p, i - 1, False, True))
                 self.beside(layer_scales(p, i + 1))
-                self.stage(gradients(p, i, True))
-                self.beside(gradients(p, i, False))
+                self.stage(gradients(p, i, &block.after))
+                self.beside(gradients(p, i, &block.before))
                 continue
             if p.checkpoint and i < last:
                 self.block_again(i)
             self.stage(of_rows(p, "rows after attention, backward", i, &block.after, run_rows_backward))
-            self.stage(gradients(p, i, True))
+            self.stage(gradients(p, i, &block.after))
             self.beside(self.of_heads("heads backward", i, p.head_backward_tasks, run_heads_backward))
             self.beside(pack_section(p, i, False, True))
             self.stage(of_rows(p, "rows before attention, backward", i, &block.before, run_rows_backward))
             self.beside(layer_scales(p, i))
-            self.stage(gradients(p, i, False))
+            self.stage(gradients(p, i, &block.before))
             self.beside(pack_section(p, i - 1, False, False) if p.checkpoint else pack_section(p, i - 1, True, True))
-        self.stage(gradients_of(p, &p.embed))
-        self.beside(batch("tokens backward", p.T + 1, run_tokens_backward))
+        if p.before.count:
+            self.stage(of_rows(p, "rows before the blocks, backward", -1, &p.before, run_rows_backward))
+        self.embed_backward()
+
+    cdef void embed_backward(self) except *:
+        cdef Pass* p = self.p
+        if p.patch_norm.given:  # after the positions' gradient, which is dx before it
+            self.stage(batch("tokens backward", p.T + 1, run_tokens_backward))
+            self.stage(batch("patch norm, backward", p.image_groups, run_patch_norm_backward))
+            self.stage(gradients_of(p, &p.embed))
+            self.beside(batch("patch norm sums", 1, run_patch_norm_sums))
+        else:
+            self.stage(gradients_of(p, &p.embed))
+            self.beside(batch("tokens backward", p.T + 1, run_tokens_backward))
+        if p.before.count:
+            self.beside(gradients(p, -1, &p.before))
         if p.whole_blocks:
             self.beside(layer_scales(p, 0))
 
@@ -313,21 +370,20 @@ cdef class Schedule:
         self.stage(of_rows(p, "rows after attention, again", layer, &block.after, run_rows_again))
         self.stage(pack_section(p, layer, True, True))
 
-    # ------------------------------------------------------------------------------------------------------ parts of a
-    # pass
-    cdef void pack_first_block(self) except *:
-        self.stage(pack_section(self.p, 0, False, False))
-        self.beside(pack_section(self.p, 0, True, False))
+    # ----------------------------------------------------------------------------------------------- parts of a pass
+    cdef void pack_block(self, int layer) except *:
+        self.stage(pack_section(self.p, layer, False, False))
+        self.beside(pack_section(self.p, layer, True, False))
 
     cdef void freeze(self) except *:
         """Pack all weights, each block's in a place of its own."""
         cdef Pass* p = self.p
         cdef int i
         self.stage(pack(p, -1, &p.embed, 1, False))
-        self.beside(pack(p, -1, &p.head, 1, False))
+        self.beside(pack(p, -1, p.head, p.heads, False))
+        self.extra_packs(False)
         for i in range(<int> p.L):
-            self.stage(pack_section(p, i, False, False))
-            self.beside(pack_section(p, i, True, False))
+            self.pack_block(i)
 
     def listing(self):
         """The stages as a list of lists of (name, block or -1, tasks)."""
@@ -342,8 +398,7 @@ cdef class Schedule:
         return stages
 
 
-# -------------------------------------------------------------------------------------------------------- running a
-# pass
+# ---------------------------------------------------------------------------------------------------- running a pass
 cdef void work(void* argument, Team* team, int thread) noexcept nogil:
     """One thread's part in a pass."""
     cdef Job* job = <Job*> argument
@@ -353,7 +408,7 @@ cdef void work(void* argument, Team* team, int thread) noexcept nogil:
     cdef int kind
     cdef Turn turn
     cdef Task t
-    t.p, t.K = job.p, job.p.K
+    t.p, t.K, t.cut = job.p, job.p.K, NULL
     t.scratch = job.p.scratch + thread * job.p.scratch_stride
     t.first = t.rows = t.block = 0
     for i in range(job.count):

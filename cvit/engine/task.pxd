@@ -6,13 +6,14 @@ of tokens. Every offset counts bytes, every stride (`ld`) elements; -1 stands fo
 
 from .kernels cimport Kernels, Matrix, matrix
 
-# ------------------------------------------------------------------------------------------------------------ where
-# rows lie
+# ---------------------------------------------------------------------------------------------------- where rows lie
 cdef enum Place:
     ARENA        # the plan's own memory
     LENT         # the gradient vector, which holds activations until gradients are written there
     STAGE        # between the stages of a block; in the thread's scratch where a task takes whole blocks
     SCRATCH      # the thread's scratch
+    WEIGHTS      # the flat weights
+    GRADIENT     # the flat gradient
 
 ctypedef struct Slot:
     Place place
@@ -20,11 +21,17 @@ ctypedef struct Slot:
     Py_ssize_t own     # STAGE: the same in the thread's scratch
     Py_ssize_t ld
 
-# ----------------------------------------------------------------------------------------------------------------
-# weights
+ctypedef struct Cut:            # how rows are shared out
+    Py_ssize_t rows, units      # units: the smallest blocks of rows
+    Py_ssize_t unit_rows        # of every unit but the last: whole images; 0: units are equal numbers of panels
+    Py_ssize_t blocks           # of one task each, for as many threads as there are
+
+# ----------------------------------------------------------------------------------------------------------- weights
 cdef enum:
     MATRICES = 3       # of one Linear, at most
     HINTS = 3          # products of one step that fetch something, at most
+    RANGES = 2         # of tokens that are pooled, at most
+    HEADS = 2          # classifiers, at most
 
 ctypedef struct NormUse:   # the norm between a kept slot and the product that reads it
     int given
@@ -33,43 +40,58 @@ ctypedef struct NormUse:   # the norm between a kept slot and the product that r
 
 ctypedef struct Linear:
     Py_ssize_t k, n
-    int count                       # matrices side by side
-    Py_ssize_t[3] weight, bias      # in the flat weights, and their gradients in the flat gradient
-    Py_ssize_t[3] packed            # of W or Wᵀ in the packed weights,
-    Py_ssize_t[3] packed_in_block   # and relative to the block's panels
-    Py_ssize_t[3] panels            # in the arena: dy, packed for the weight gradient
-    Py_ssize_t layer_scale          # in the flat weights
-    Py_ssize_t scaled_bias          # in the packed weights: the bias times the layer scale,
-    Py_ssize_t scaled_bias_in_block  # and relative to the block's panels
-    Py_ssize_t scale_sums           # in the arena: parts of the layer scale's gradient
-    Slot input                      # the rows that the weight gradient multiplies dy by,
-    NormUse norm                    # through this norm
+    int count                              # matrices side by side
+    Py_ssize_t[MATRICES] weight, bias      # in the flat weights, and their gradients in the flat gradient
+    Py_ssize_t[MATRICES] column            # of the target
+    Py_ssize_t[MATRICES] packed            # of W or Wᵀ in the packed weights,
+    Py_ssize_t[MATRICES] packed_in_block   # and relative to the block's panels
+    Py_ssize_t[MATRICES] panels            # in the arena: dy, packed for the weight gradient
+    Py_ssize_t layer_scale                 # in the flat weights
+    Py_ssize_t scaled_bias                 # in the packed weights: the bias times the layer scale,
+    Py_ssize_t scaled_bias_in_block        # and relative to the block's panels
+    Py_ssize_t scale_sums                  # in the arena: parts of the layer scale's gradient
+    int shares_scale                       # whether a product before it in the section has the same layer scale
+    Slot input                             # the rows that the weight gradient multiplies dy by,
+    NormUse norm                           # through this norm
     Py_ssize_t rows, segments, input_segment  # of the input, in `segments` runs `input_segment` bytes apart
-    Py_ssize_t dy, dy_ld, dy_segment  # where the embedding's and the head's dy lie unpacked; else -1
+    Py_ssize_t dy, dy_ld, dy_segment       # where the embedding's and the head's dy lie unpacked; else -1
 
-# -------------------------------------------------------------------------------------------------------------------
-# steps
+# ------------------------------------------------------------------------------------------------------------- steps
 ctypedef struct Hint:          # what a product fetches while it runs: this slot's rows, of this task or of the next one
     int given, next_task
     Slot slot
 
+cdef enum Role:
+    NORM
+    HEAD_NORM
+    ROTATE
+    LINEAR
+    ACTIVATION
+    HIDDEN
+    QUERY_PARTS
+
 ctypedef struct Step:
-    void (*forward)(const Task*, const Step*) noexcept nogil
-    void (*recompute)(const Task*,
-                      const Step*) noexcept nogil   # forward again for a checkpointed block's backward; may be NULL
-    void (*backward)(const Task*, const Step*) noexcept nogil    # may be NULL
+    Role role                  # what kind of step it is, for the hints
+    void (*forward)(const Task*, const Step*) noexcept nogil     # may be NULL, as the next two
+    void (*recompute)(const Task*, const Step*) noexcept nogil   # forward again, for a checkpointed block's backward
+    void (*backward)(const Task*, const Step*) noexcept nogil
     Slot source, target, add
     Slot d_source, d_target
     int source_is_packed       # the norm before left its rows as packed rows in the scratch
     int accumulate             # d_source already holds a part of its gradient
     int target_is_cached, d_source_is_cached   # hints: rows that the task has touched
-    Hint[3] forward_hints, backward_hints      # of each product of the step
-    int role                   # what kind of step it is, for the hints
-    Py_ssize_t width
-    # a norm's
+    Hint[HINTS] forward_hints, backward_hints  # of each product of the step
+    Py_ssize_t width           # of the rows; of a head for what works on heads
+    Py_ssize_t partial         # bytes from a unit's sums to those of this step
+    # a norm's, and a head norm's of q and k
+    int rms
     double eps
-    Py_ssize_t scale, shift, partial           # partial: bytes from a unit's part of the norm gradients
+    Py_ssize_t scale, shift, k_scale, k_shift
     Slot mean, rstd
+    # of what works on heads
+    Py_ssize_t heads
+    Py_ssize_t cosines, sines  # in the plan's tables: rotary positions
+    int each_head, learned
     # products'
     Linear* linear
     Linear* second
@@ -77,37 +99,51 @@ ctypedef struct Step:
     Slot packed                # packed rows in the scratch
     int kind, gated            # of an activation
 
-cdef enum Role:
-    NORM
-    LINEAR
-    ACTIVATION
-    HIDDEN
-    QUERY_PARTS
-
-ctypedef struct NormSum:       # a norm whose gradients are sums over the units of rows
-    Py_ssize_t partial, scale, shift, width
+ctypedef struct UnitSums:      # a gradient that is the sum of the units' parts
+    Py_ssize_t partial, n, target, units
 
 ctypedef struct Section:       # the steps of a rows stage, and the weights that they use
+    const Cut* cut
     Step* steps
     int count
     Linear* linears
     int linear_count
-    NormSum* norms
-    int norm_count
+    UnitSums* sums
+    int sum_count
 
 ctypedef struct Heads:
     Py_ssize_t heads, dh
     Slot qkv, o, lse           # lse: (N, H, T), row = token of all heads' tokens
     Slot d_qkv, d_o
-    Py_ssize_t dq_parts        # in the arena: (key parts - 1, R, D)
+    Py_ssize_t dq_parts        # in the arena: (key parts - 1, R, heads · dh)
 
 ctypedef struct Block:
     Section before
     Heads heads
     Section after
 
-# ------------------------------------------------------------------------------------------------------------------- a
-# pass
+# ------------------------------------------------------------------------------------------------------------ a pass
+ctypedef struct PatchNorm:     # between the patch embedding and the positions
+    int given, rms
+    double eps
+    Py_ssize_t scale, shift
+    Py_ssize_t mean, rstd      # in the arena, one value a patch,
+    Py_ssize_t partial         # and parts of the gradients, one for each group of images
+
+ctypedef struct Pool:
+    int each, attention
+    int ranges                 # of tokens, whose means stand side by side
+    Py_ssize_t[RANGES] first, count, stats   # stats: the first norm statistic of a range
+    Py_ssize_t rows, width     # of the result: (N, D · ranges), or (N·T, D) with `each`
+    int norm, rms              # whether a norm comes first
+    double eps
+    Py_ssize_t scale, shift
+    Py_ssize_t mean, rstd, partial           # in the arena, as those of the patch norm
+    # attention pooling
+    Py_ssize_t heads, dh
+    Slot query, kv, d_query, d_kv
+    Py_ssize_t dq_parts        # in the arena: (N, D)
+
 ctypedef struct Pass:
     const Kernels* K
     Py_ssize_t N, T, D, L, R, classes
@@ -118,22 +154,22 @@ ctypedef struct Pass:
     double smoothing
     # how the work is cut
     Py_ssize_t panel           # rows of a register tile
-    Py_ssize_t units, unit_images           # smallest blocks of rows: so many short images, or, if 0, a few panels
-    Py_ssize_t row_blocks, block_rows       # blocks for as many threads as there are; the most rows that one may have
+    Cut token_rows, image_rows, one_row   # rows of all tokens, one row an image, one row
+    Py_ssize_t block_rows      # the most token rows that a task may have
     Py_ssize_t image_groups, bands          # bands of patch rows
     Py_ssize_t query_parts, key_parts       # of a head, for forward and backward
     Py_ssize_t head_tasks, head_backward_tasks
     Py_ssize_t tile_area, tile_rows         # of weight gradients: values of a tile, its fewest rows
     # the embedding
-    Py_ssize_t channels, height, width, patch, patches, features   # features = C·P·P
+    Py_ssize_t channels, height, width, patch_height, patch_width, patches, patch_values   # patch_values = C·P·P
     Py_ssize_t prefix, prefix_tokens, positions, positions_of_prefix
+    PatchNorm patch_norm
     Linear embed
-    # the end
-    Py_ssize_t pool_first, pool_count, pooled_rows   # pooled_rows: of the logits, N or N·T
-    int pool_each, final_norm
-    double final_eps
-    Py_ssize_t final_scale, final_shift
-    Linear head
+    # rows outside the blocks: all tokens before and behind them, the pooling's query, one row an image
+    Section before, after, query, end
+    Pool pool
+    Linear[HEADS] head
+    int heads                  # classifiers, whose mean the logits are
     # memory
     char* images
     const long long* labels
@@ -143,54 +179,64 @@ ctypedef struct Pass:
     char* arena
     char* stage_rows
     char* packed
+    char* tables               # of rotary positions
     char* scratch              # one piece for each thread
     Py_ssize_t scratch_stride, private_at   # private_at: where STAGE slots lie in a thread's scratch
     # buffers in the arena
-    Py_ssize_t patches_at, dx, partial, partial_stride, final_partial
-    Py_ssize_t final_mean, final_rstd, pooled, logits, losses, dlogits, dpooled
-    Slot first_x, last_x       # the first block's input, the last one's output
+    Py_ssize_t patches_at, dx, partial, partial_stride
+    Py_ssize_t pooled, logits, losses, dlogits, dpooled
+    Slot patch_rows            # patches after their embedding
+    Slot first_x, last_x       # the embedding's tokens, the last block's output
+    Slot features, d_features  # what the head reads
+    int tables_of_weights      # whether the rotary positions' frequencies are learned
+    Py_ssize_t coordinates     # in the tables: (patches, 2)
     Block* blocks
 
 ctypedef struct Task:
     Pass* p
     const Kernels* K
+    const Cut* cut             # of the rows below
     char* scratch
-    Py_ssize_t first, rows     # the token rows of the task
+    Py_ssize_t first, rows     # the rows of the task
     Py_ssize_t block           # its number among the blocks of rows
 
 
-# ------------------------------------------------------------------------------------------------------------- cutting
+# ----------------------------------------------------------------------------------------------------------- cutting
 cdef inline Py_ssize_t part_start(Py_ssize_t count, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
     """Where part i of `parts` equal parts of `count` things begins."""
     return count * i if parts == 1 else count * i // parts
 
 
-cdef inline Py_ssize_t unit_start(const Pass* p, Py_ssize_t unit) noexcept nogil:
-    """The first row of a unit: whole images, or equal ones of whole panels, so that the products' tiles are full but
+cdef inline Py_ssize_t unit_start(const Cut* cut, Py_ssize_t panel, Py_ssize_t unit) noexcept nogil:
+    """The first row of a unit: whole images, or equal numbers of whole panels, so that the products' tiles are full but
     for the last."""
-    if p.unit_images:
-        return min(p.R, unit * p.unit_images * p.T)
-    return min(p.R, part_start((p.R + p.panel - 1) // p.panel, p.units, unit) * p.panel)
+    if cut.unit_rows:
+        return min(cut.rows, unit * cut.unit_rows)
+    return min(cut.rows, part_start((cut.rows + panel - 1) // panel, cut.units, unit) * panel)
 
 
-cdef inline Py_ssize_t block_start(const Pass* p, Py_ssize_t block) noexcept nogil:
-    """The first row of a block of token rows, which is a few units."""
-    return unit_start(p, part_start(p.units, p.row_blocks, block))
+cdef inline Py_ssize_t block_start(const Cut* cut, Py_ssize_t panel, Py_ssize_t block) noexcept nogil:
+    """The first row of a block of rows, which is a few units."""
+    return unit_start(cut, panel, part_start(cut.units, cut.blocks, block))
 
 
-# ----------------------------------------------------------------------------------------------------------- addresses
+# --------------------------------------------------------------------------------------------------------- addresses
 cdef inline char* offset_of(char* base, Py_ssize_t offset) noexcept nogil:
     """base + offset; NULL for an offset of -1."""
     return NULL if offset < 0 else base + offset
 
 
 cdef inline char* row_of(const Task* t, const Slot* slot, Py_ssize_t row) noexcept nogil:
-    """Where a row of tokens lies; of SCRATCH and of a whole block's STAGE the task's own rows alone exist."""
+    """Where a row lies; of SCRATCH and of a whole block's STAGE the task's own rows alone exist."""
     cdef Py_ssize_t stride = slot.ld * t.K.size
     if slot.place == ARENA:
         return t.p.arena + slot.at + row * stride
     if slot.place == LENT:
         return t.p.lent + slot.at + row * stride
+    if slot.place == WEIGHTS:
+        return t.p.weights + slot.at + row * stride
+    if slot.place == GRADIENT:
+        return t.p.grad + slot.at + row * stride
     if slot.place == STAGE and not t.p.whole_blocks:
         return t.p.stage_rows + slot.at + row * stride
     return t.scratch + (t.p.private_at + slot.own if slot.place == STAGE else slot.at) + (row - t.first) * stride

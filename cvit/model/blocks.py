@@ -225,8 +225,8 @@ def _pairs(b: Builder) -> list[Part]:
     """
     return [
         *b.norm("norm1", "x", "n1", flax="ln1"),
-        *b.norm("norm1_2", "x", "n1_2"),
         *b.qkv("n1", "qkv", branches=2),
+        *b.norm("norm1_2", "x", "n1_2"),
         *b.qkv("n1_2", "qkv", "attn_2", branch=1, branches=2),
         *b.heads("qkv", branches=2),
         *b.proj("mid1", "x"),

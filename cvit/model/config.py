@@ -307,6 +307,13 @@ class ViTConfig:
             "dist_head needs dist_token=True and pool='cls'",
         )
         check(
+            not self.dist_head or not self.pre_logits, "dist_head goes with no pre_logits, which would be of both heads"
+        )
+        check(
+            self.block != "pairs" or not (self.qk_norm or self.attn_norm or self.rope),
+            "block 'pairs' goes with no qk_norm, attn_norm or rope",
+        )
+        check(
             self.pool != "none" or not (self.fc_norm or self.pre_logits or self.dist_head),
             "pool 'none' goes with no fc_norm, pre_logits or dist_head",
         )

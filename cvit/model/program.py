@@ -6,21 +6,47 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from ..engine.program import Activation, Block, Embed, Heads, Linear, Matrix, Norm, Pool, Program
+from ..engine.program import (
+    Activation,
+    AttentionPool,
+    Block,
+    Embed,
+    HeadNorm,
+    Heads,
+    Linear,
+    Matrix,
+    Norm,
+    Pool,
+    Program,
+    Rotate,
+    Rotation,
+)
+from .blocks import block, embedding, head
 from .config import ViTConfig
 from .layout import Layout
-from .blocks import block, embedding, head
 from .parts import Kind, Part, Role
+from .rope import angles, coordinates
 
 
 @functools.lru_cache(maxsize=64)
 def program_of(config: ViTConfig) -> Program:
     """The program of `config`, with the offsets of its layout; made once."""
-    layout = Layout.of(config)
-    patches, tokens = embedding(config)
-    *final, _, classifier = head(config)
+    make = _Steps(config, Layout.of(config))
+    layout, D = make.layout, config.width
+    first, last = embedding(config), head(config)
+    patches, tokens = first[0], next(part for part in first if part.kind is Kind.TOKENS)
     prefix = [row for row in tokens.tensors if row.role is Role.TOKEN]
-    D = config.width
+    patch_norm = next((part for part in first if part.kind is Kind.NORM and not part.source), None)
+    at = next(i for i, part in enumerate(last) if part.kind in (Kind.POOL, Kind.ATTENTION_POOL))
+    ahead, pooling, behind = last[:at], last[at], last[at + 1 :]
+    final = next((part for part in ahead if part.kind is Kind.NORM), None)
+    latent = next((part for part in ahead if part.kind is Kind.TOKENS), None)
+    query = [part for part in ahead if part.source == "latent"]
+    heads = [part for part in behind if part.target == "logits"]
+    end = [part for part in behind if part.target != "logits"]
+    pool: Pool | AttentionPool = Pool(_ranges(config), config.pool == "none")
+    if pooling.kind is Kind.ATTENTION_POOL:
+        pool = AttentionPool(pooling.heads, pooling.width, "query" if query else "latent")
     return Program(
         tokens=config.tokens,
         width=D,
@@ -29,70 +55,128 @@ def program_of(config: ViTConfig) -> Program:
         embed=Embed(
             channels=config.channels,
             image_size=config.image_size,
-            patch_size=config.patch_size,
+            patch_size=config.patch,
             width=D,
-            matrix=_matrix(layout, patches),
+            matrix=make.matrix(patches),
+            norm=make.norm(patch_norm) if patch_norm else None,
             prefix=tuple(layout.offset(row.name) + i * D for row in prefix for i in range(row.size // D)),
-            positions=_offset(layout, tokens, Role.POSITION),
-            positions_of_prefix=config.pos_tokens == "all",
+            positions=make.offset(tokens, Role.POSITION),
+            positions_of_prefix=config.pos_prefix,
         ),
-        blocks=tuple(_block(config, layout, i) for i in range(config.depth)),
-        pool=Pool(
-            first=config.prefix_tokens if config.pool == "mean" else 0,
-            count={"cls": 1, "mean": config.patches}.get(config.pool, config.tokens),
-            each=config.pool == "none",
-            norm=_norm(config, layout, final[0]) if final else None,
-        ),
-        head=_matrix(layout, classifier),
+        before=make.steps([part for part in first if part.source == "x0"]),
+        blocks=tuple(_block(make, i) for i in range(config.depth)),
+        behind=min((layout.offset(row.name) for part in last for row in part.tensors), default=layout.size),
+        norm=make.norm(final) if final else None,
+        latent=make.offset(latent, Role.TOKEN) if latent else -1,
+        query=make.steps(query),
+        after=make.steps([part for part in ahead if part.source in ("x", "z")]) if latent else (),
+        pool=pool,
+        end=make.steps(end),
+        features=next((part.target for part in reversed(end) if part.target), "pooled"),
+        feature_width=config.feature_width,
+        heads=tuple(make.linear(part) for part in heads),
+        rotation=_rotation(config),
     )
 
 
-def _block(config: ViTConfig, layout: Layout, i: int) -> Block:
+def _ranges(config: ViTConfig) -> tuple[tuple[int, int], ...]:
+    """Which tokens are pooled: of each range the mean."""
+    classes = (0, config.class_tokens)
+    patches = (config.prefix_tokens, config.patches)
+    if config.dist_head:
+        return classes, (config.class_tokens, 1)
+    return {"cls": (classes,), "mean": (patches,), "cls_mean": (classes, patches)}.get(
+        config.pool, ((0, config.tokens),)
+    )
+
+
+def _rotation(config: ViTConfig) -> Rotation | None:
+    if config.rope is None:
+        return None
+    fixed = None if config.rope.learned else angles(config.rope, config.grid, config.head_width)
+    return Rotation(fixed, coordinates(config.rope, config.grid))
+
+
+def _block(make: _Steps, i: int) -> Block:
     """The steps of block i on both sides of its attention."""
-    steps: list = []
-    for part in block(config, i):
-        match part.kind:
-            case Kind.NORM:
-                steps.append(_norm(config, layout, part))
-            case Kind.ATTENTION:
-                steps.append(Heads(_short(part), config.heads, config.width, part.source, part.target))
-            case Kind.ACTIVATION:
-                kind, gated = config.activation, config.gated
-                steps.append(Activation(_short(part), kind, config.hidden, gated, part.source, part.target))
-            case Kind.LAYER_SCALE:
-                steps[-1] = dataclasses.replace(steps[-1], layer_scale=_offset(layout, part, Role.GAMMA))
-            case Kind.LINEAR:
-                steps.append(_linear(layout, part, steps))
+    steps = make.steps(block(make.config, i))
     at = next(number for number, step in enumerate(steps) if isinstance(step, Heads))
-    return Block(tuple(steps[:at]), steps[at], tuple(steps[at + 1 :]))
+    return Block(steps[:at], steps[at], steps[at + 1 :])
 
 
-def _norm(config: ViTConfig, layout: Layout, part: Part) -> Norm:
-    scale, shift = _offset(layout, part, Role.SCALE), _offset(layout, part, Role.SHIFT)
-    return Norm(_short(part), config.width, scale, shift, config.eps, part.source, part.target)
+class _Steps:
+    """Steps of parts, with the offsets of a layout."""
+
+    def __init__(self, config: ViTConfig, layout: Layout):
+        self.config, self.layout = config, layout
+
+    def steps(self, parts: list[Part]) -> tuple:
+        """A step for each part; products of one source into one target stand side by side."""
+        steps: list = []
+        for part in parts:
+            match part.kind:
+                case Kind.NORM:
+                    steps.append(self.norm(part))
+                case Kind.HEAD_NORM:
+                    steps.append(self.head_norm(part))
+                case Kind.ROPE:
+                    width, frequencies = self.config.head_width, self.offset(part, Role.FREQUENCY)
+                    steps.append(Rotate(_short(part), part.heads, width, frequencies, part.target))
+                case Kind.ATTENTION:
+                    steps.append(Heads(_short(part), part.heads, part.width, part.source, part.target))
+                case Kind.ACTIVATION:
+                    kind, gated = part.activation, part.gated
+                    steps.append(Activation(_short(part), kind, part.width, gated, part.source, part.target))
+                case Kind.LAYER_SCALE:
+                    gamma = self.layout.offset(f"{part.name}.gamma")
+                    steps[-1] = dataclasses.replace(steps[-1], layer_scale=gamma)
+                case Kind.LINEAR:
+                    step = self.linear(part)
+                    if steps and isinstance(steps[-1], Linear) and _beside(steps[-1], step):
+                        matrices = (*steps.pop().matrices, *step.matrices)
+                        name = ", ".join(matrix.name for matrix in matrices)
+                        step = dataclasses.replace(step, name=name, matrices=matrices)
+                    steps.append(step)
+        return tuple(steps)
+
+    def norm(self, part: Part) -> Norm:
+        scale, shift = self.offset(part, Role.SCALE), self.offset(part, Role.SHIFT)
+        eps, rms = self.config.eps, self.config.norm == "rms"
+        return Norm(_short(part), part.width, scale, shift, eps, part.source, part.target, rms, part.add)
+
+    def head_norm(self, part: Part) -> HeadNorm:
+        def both(role):
+            found = tuple(self.layout.offset(row.name) for row in part.tensors if row.role is role)
+            return found or (-1, -1)
+
+        return HeadNorm(
+            _short(part), part.heads, self.config.head_width, both(Role.SCALE), both(Role.SHIFT), self.config.eps,
+            part.source, part.target, self.config.norm == "rms",
+        )  # fmt: skip
+
+    def linear(self, part: Part) -> Linear:
+        k, n = next(row.shape for row in part.tensors if row.role is Role.MATRIX)
+        matrix = self.matrix(part)
+        return Linear(matrix.name, k, n, (matrix,), part.source, part.target, part.add, part.source_column)
+
+    def matrix(self, part: Part) -> Matrix:
+        weight = next(row for row in part.tensors if row.role in (Role.MATRIX, Role.PATCH_MATRIX))
+        return Matrix(_short(part), self.layout.offset(weight.name), self.offset(part, Role.BIAS), part.column)
+
+    def offset(self, part: Part, role: Role) -> int:
+        """Where the part's tensor of a role begins, -1 if it has none."""
+        return next((self.layout.offset(row.name) for row in part.tensors if row.role is role), -1)
 
 
-def _linear(layout: Layout, part: Part, steps: list) -> Linear:
-    """A product of its own, or one side by side with the step before it, which is taken back from `steps`."""
-    k, n = next(row.shape for row in part.tensors if row.role is Role.MATRIX)
-    matrices: tuple[Matrix, ...] = (_matrix(layout, part),)
-    if steps and isinstance(steps[-1], Linear) and steps[-1].target == part.target:
-        matrices = (*steps.pop().matrices, *matrices)
-    name = ", ".join(matrix.name for matrix in matrices)
-    return Linear(name, k, n, matrices, part.source, part.target, part.add)
-
-
-def _matrix(layout: Layout, part: Part) -> Matrix:
-    weight = next(row for row in part.tensors if row.role in (Role.MATRIX, Role.PATCH_MATRIX))
-    return Matrix(_short(part), layout.offset(weight.name), _offset(layout, part, Role.BIAS))
-
-
-def _offset(layout: Layout, part: Part, role: Role) -> int:
-    """Where the part's tensor of a role begins, -1 if it has none."""
-    return next((layout.offset(row.name) for row in part.tensors if row.role is role), -1)
+def _beside(one: Linear, other: Linear) -> bool:
+    """Whether two products share their source and their target."""
+    same = (one.source, one.source_column, one.target) == (other.source, other.source_column, other.target)
+    return same and one.n == other.n and not one.add
 
 
 def _short(part: Part) -> str:
     """The part's name within its block: the same in every block."""
     block = next((row.block for row in part.tensors if row.block is not None), None)
-    return part.name.removeprefix(f"blocks.{block}.") if block is not None else part.name.split(".", 2)[-1]
+    if block is not None:
+        return part.name.removeprefix(f"blocks.{block}.")
+    return part.name.split(".", 2)[-1] if part.name.startswith("blocks.") else part.name

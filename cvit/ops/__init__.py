@@ -38,7 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMS = ("tanh", "erf")  # of GELU
-ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "silu", "relu")  # as csrc/cvit.h numbers them
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "silu", "relu", "tanh")  # as csrc/cvit.h numbers them
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def activation(x, kind: str = "gelu_tanh", value=None) -> np.ndarray:
     """f(x) of every element; with `value`, of x's shape, the gated form f(x) * value (Shazeer 2020).
 
     kind: "gelu_tanh", "gelu_erf" (Hendrycks & Gimpel 2016), "quick_gelu" (x sigmoid(1.702 x), the same paper), "silu"
-    (x sigmoid(x), Elfwing et al. 2017) or "relu".
+    (x sigmoid(x), Elfwing et al. 2017), "relu" or "tanh".
     """
     number, dtype = _kind(kind), common_dtype(x=x) if value is None else common_dtype(x=x, value=value)
     x = _any_rows("x", x, dtype)

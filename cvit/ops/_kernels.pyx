@@ -48,7 +48,7 @@ cdef inline Py_ssize_t part_start(Py_ssize_t count, Py_ssize_t parts, Py_ssize_t
 def patches(const real[:, :, :, ::1] x, Py_ssize_t patch, real[:, :, ::1] out):
     cdef Py_ssize_t n, count = x.shape[0]
     for n in prange(count, nogil=True, num_threads=team_size(count), schedule="dynamic"):
-        cut_patches(<char*> &x[n, 0, 0, 0], x.shape[1], x.shape[2], x.shape[3], patch, 0, x.shape[2] // patch,
+        cut_patches(<char*> &x[n, 0, 0, 0], x.shape[1], x.shape[2], x.shape[3], patch, patch, 0, x.shape[2] // patch,
                     sizeof(real),
                     <char*> &out[n, 0, 0])
 

@@ -26,7 +26,7 @@ cdef inline Matrix head_of(const Task* t, const Slot* slot, Py_ssize_t row, Py_s
 cdef void head(const Task* t, const Heads* heads, Py_ssize_t piece) noexcept nogil:
     """A part of the queries of one head of one image."""
     cdef const Pass* p = t.p
-    cdef Py_ssize_t D = p.D, T = p.T, parts = p.query_parts, part = 0, h
+    cdef Py_ssize_t D = heads.heads * heads.dh, T = p.T, parts = p.query_parts, part = 0, h
     cdef Py_ssize_t n = divide(piece if parts == 1 else divide(piece, parts, &part), heads.heads, &h)
     cdef Py_ssize_t first = part_start(T, parts, part)
     cdef Attention call
@@ -42,7 +42,7 @@ cdef void head(const Task* t, const Heads* heads, Py_ssize_t piece) noexcept nog
 cdef void head_backward(const Task* t, const Heads* heads, Py_ssize_t piece) noexcept nogil:
     """A part of the keys of one head of one image."""
     cdef const Pass* p = t.p
-    cdef Py_ssize_t D = p.D, T = p.T, parts = p.key_parts, part = 0, h
+    cdef Py_ssize_t D = heads.heads * heads.dh, T = p.T, parts = p.key_parts, part = 0, h
     cdef Py_ssize_t n = divide(piece if parts == 1 else divide(piece, parts, &part), heads.heads, &h)
     cdef Py_ssize_t first = part_start(T, parts, part)
     cdef AttentionBackward call
@@ -86,7 +86,7 @@ cdef void heads_of_rows_backward(const Task* t, const Block* block) noexcept nog
 
 
 cdef void add_query_parts(const Task* t, const Step* step) noexcept nogil:
-    """The backward's first step behind the heads: dq += what the other parts of the keys add to it."""
+    """The backward's first step behind the heads: dq (width) += what the other parts of the keys add to it."""
     cdef const Pass* p = t.p
     cdef AddRows call = adding(t.rows, step.width, matrix(NULL, step.width), rows_of(t, &step.d_source))
     cdef Py_ssize_t part

@@ -16,8 +16,9 @@ cdef const void* bias_of(const Pass* p, const Linear* linear, int i, Py_ssize_t 
     """The bias of matrix i from a column on, as the product adds it; NULL without one."""
     if linear.bias[i] < 0:
         return NULL
-    return (p.packed + linear.scaled_bias if linear.layer_scale >= 0 else p.weights
-            + linear.bias[i]) + column * p.K.size
+    if linear.layer_scale >= 0:
+        return p.packed + linear.scaled_bias + column * p.K.size
+    return p.weights + linear.bias[i] + column * p.K.size
 
 
 cdef Panels panels_of(const Pass* p, const Linear* linear, int i, Py_ssize_t column, Py_ssize_t row,
@@ -34,7 +35,7 @@ cdef PackedRows pack(const Task* t, const Step* step, Matrix x, Py_ssize_t k, co
     if linear == NULL:
         t.K.pack_rows(&call)
     else:
-        call.b = panels(t.p.arena + linear.panels[i], t.p.R, t.first)
+        call.b = panels(t.p.arena + linear.panels[i], linear.rows, t.first)
         t.K.pack_both(&call)
     return packed_rows(a, t.rows)
 
@@ -50,7 +51,7 @@ cdef void linear(const Task* t, const Step* step) noexcept nogil:
         a = pack(t, step, rows_of(t, &step.source), w.k, NULL, 0)
     for i in range(w.count):
         g = product(t.rows, w.n, w.k, a, panels_of(t.p, w, i, 0, 0, w.k),
-                    columns(t.K, rows_of(t, &step.target), i * w.n))
+                    columns(t.K, rows_of(t, &step.target), w.column[i]))
         g.bias = bias_of(t.p, w, i, 0)
         if step.add.ld:
             g.add = rows_of(t, &step.add)
@@ -66,7 +67,7 @@ cdef void linear_backward(const Task* t, const Step* step) noexcept nogil:
     cdef Gemm g
     cdef int i
     for i in range(w.count):
-        a = pack(t, step, columns(t.K, rows_of(t, &step.d_target), i * w.n), w.n, w, i)
+        a = pack(t, step, columns(t.K, rows_of(t, &step.d_target), w.column[i]), w.n, w, i)
         g = product(t.rows, w.k, w.n, a, panels_of(t.p, w, i, 0, 0, w.n), dx)
         if i or step.accumulate:
             g.add = dx

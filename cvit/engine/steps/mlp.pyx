@@ -1,7 +1,7 @@
 """The MLP's middle: an activation alone, and the hidden block that fuses it with the products on both sides.
 
-    forward u = x W_1 + b_1, g = f(u), y = g W_2 + b_2 + a residual keeps u (training) backward dg = dy W_2ᵀ, du = dg
-    f'(u), dx = du W_1ᵀ; u becomes g, which the gradient of W_2 reads
+    forward     u = x W_1 + b_1, g = f(u), y = g W_2 + b_2 + a residual        keeps u (training)
+    backward    dg = dy W_2ᵀ, du = dg f'(u), dx = du W_1ᵀ; u becomes g, which the gradient of W_2 reads
 
 A gated MLP (Dauphin et al. 2017, arXiv:1612.08083; Shazeer 2020, arXiv:2002.05202) has two matrices in W_1: g = f(u) *
 v with [u v] = x [W_gate W_value] + b, so du = dg v f'(u), dv = dg f(u).
@@ -121,11 +121,11 @@ cdef void hidden_backward(const Task* t, const Step* step) noexcept nogil:
         t.K.gemm(&g)
         call = activating_backward(step.kind, t.rows, width, columns(t.K, u, f), dg)
         call.a = packed_rows(dg.at, t.rows)
-        call.b = panels(t.p.arena + first.panels[0] + f * t.p.R * t.K.packed_size, t.p.R, t.first)
+        call.b = panels(t.p.arena + first.panels[0] + f * first.rows * t.K.packed_size, first.rows, t.first)
         if step.gated:
             call.value = columns(t.K, u, F + f)
             call.a_value = packed_rows(dv.at, t.rows)
-            call.b_value = panels(t.p.arena + first.panels[1] + f * t.p.R * t.K.packed_size, t.p.R, t.first)
+            call.b_value = panels(t.p.arena + first.panels[1] + f * first.rows * t.K.packed_size, first.rows, t.first)
         t.K.activation_backward(&call)
         for i in range(first.count):
             g = product(t.rows, first.k, width, packed_rows(dv.at if i else dg.at, t.rows),

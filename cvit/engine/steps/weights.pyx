@@ -193,18 +193,28 @@ cdef void unscale_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_t
 
 
 cdef void scale_sums(const Task* t, const Linear* linears, int count, Py_ssize_t task) noexcept nogil:
-    """The gradient of one layer scale from its parts, and its bias's gradient from that of the scaled bias."""
-    cdef const Pass* p = t.p
+    """The gradient of one layer scale from its parts, product by product where several share it."""
     cdef const Linear* w = linears
+    cdef Py_ssize_t layer_scale
+    cdef int i
+    while w.layer_scale < 0 or w.shares_scale or task > 0:
+        task -= w.layer_scale >= 0 and not w.shares_scale
+        w += 1
+    layer_scale = w.layer_scale
+    for i in range(count):
+        if linears[i].layer_scale == layer_scale:
+            add_scale_sums(t, &linears[i])
+
+
+cdef void add_scale_sums(const Task* t, const Linear* w) noexcept nogil:
+    """One product's share, and its bias's gradient from that of the scaled bias."""
+    cdef const Pass* p = t.p
     cdef ColumnSums sums
     cdef AddRows both
     cdef Unscale call
-    cdef char* parts
-    while w.layer_scale < 0 or task > 0:
-        task -= w.layer_scale >= 0
-        w += 1
-    parts = p.arena + w.scale_sums
+    cdef char* parts = p.arena + w.scale_sums
     sums = summing(ceil_div(w.k, p.panel), w.n, matrix(parts, w.n), p.grad + w.layer_scale)
+    sums.accumulate = w.shares_scale
     t.K.column_sums(&sums)
     if w.bias[0] >= 0:  # the parts are used up: their first row takes b db'
         call.rows, call.n, call.factor, call.sums = 1, w.n, p.weights + w.layer_scale, parts

@@ -1,0 +1,339 @@
+"""From a program's parts to steps that run: a struct for each part, with the places of what it reads and writes.
+
+One method builds a section; what a kind of part needs beyond slots is in the method of its name.
+"""
+
+import numpy as np
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.string cimport memset
+from .kernels cimport GELU_ERF, GELU_TANH, QUICK_GELU, RELU, SILU, TANH, ceil_div, panel_size
+from .places cimport Places, lines, slot_of
+from .steps.attention cimport add_query_parts
+from .steps.linear cimport linear as run_linear, linear_backward
+from .steps.mlp cimport activation, activation_backward, hidden, hidden_again, hidden_backward
+from .steps.norm cimport norm as run_norm, norm_backward
+from .steps.rotary cimport head_norm, head_norm_backward, rotate, rotate_backward
+from .task cimport (
+    ACTIVATION, ARENA, HEAD_NORM, HIDDEN, LINEAR, NORM, QUERY_PARTS, ROTATE, Block, Cut, Linear as LinearStep, Pass,
+    Section, Step, UnitSums,
+)
+from .places import bytes_of, classes_of, linears_of, parts_of
+from .program import (
+    PACKED, Activation, HeadNorm, Heads, Hidden, Linear, Norm, Rotate, added_by, source_of, target_of,
+)  # fmt: skip
+
+ACTIVATIONS = {
+    "gelu_tanh": GELU_TANH, "gelu_erf": GELU_ERF, "quick_gelu": QUICK_GELU, "silu": SILU, "relu": RELU, "tanh": TANH,
+}  # fmt: skip
+
+
+cdef class Building(Places):
+    """A plan's steps."""
+
+    cdef void* _structs(self, Py_ssize_t count, Py_ssize_t size):
+        """Zeroed memory for `count` structs that lives as long as the plan."""
+        memory = np.zeros(max(count, 1) * size, np.uint8)
+        self.memory.append(memory)
+        return address(memory)
+
+    # ------------------------------------------------------------------------------------------------------ sections
+    def _build(self):
+        """The steps of every section, and the buffers that a backward shares among them."""
+        cdef Pass* p = &self.p
+        cdef Py_ssize_t layer, size = p.K.size
+        cdef Block* block
+        p.blocks = <Block*> self._structs(p.L, sizeof(Block))
+        shared = {}
+        if p.training:
+            widest = max([one.heads.width for one in self.program.blocks], default=0)
+            shared["dq parts"] = self._place("gradient of q by part of the keys", (p.key_parts - 1) * p.R * widest * size)
+            sums = [
+                sum(sum(sums_of(part)) for part in parts_of(self._sections(group, layer)))
+                for group, layers in self._groups().items() for layer in layers
+            ]  # fmt: skip
+            p.partial_stride = max(sums, default=0) * size
+            p.partial = self._place("gradient sums by unit of rows",
+                                    max(p.token_rows.units, p.image_rows.units) * p.partial_stride)
+        for layer in range(p.L):
+            block = &p.blocks[layer]
+            before, (heads,), after = self._sections("blocks", layer)
+            flags = accumulating((before, (heads,), after), "y")
+            if p.training and p.key_parts > 1:
+                before, flags[0] = (*before, heads), [*flags[0], False]
+            self._build_section(&block.before, "blocks", layer, before, flags[0], shared, 0)
+            block.heads.heads, block.heads.dh = heads.heads, heads.width // heads.heads
+            block.heads.qkv = self._slot("blocks", layer, heads.source)
+            block.heads.o = self._slot("blocks", layer, heads.target)
+            block.heads.d_qkv = self._gradient("blocks", heads.source)
+            block.heads.d_o = self._gradient("blocks", heads.target)
+            if p.training:
+                block.heads.lse = slot_of(self.kept[layer]["lse"])
+                block.heads.dq_parts = shared["dq parts"]
+            partial = sum(sum(sums_of(part)) for part in before) * size
+            self._build_section(&block.after, "blocks", layer, after, flags[2], shared, partial)
+        self._build_outside(&p.before, "before", "x", shared)
+        if self.mode != "tokens":
+            self._build_outside(&p.after, "after", "kv", shared)
+            self._build_outside(&p.query, "query", "query", shared)
+            self._build_outside(&p.end, "end", self.program.features, shared)
+
+    cdef _build_outside(self, Section* section, group, last, dict shared):
+        """A section outside the blocks, which is a group by itself."""
+        (parts,) = self._sections(group)
+        self._build_section(section, group, 0, parts, accumulating((parts,), last)[0], shared, 0)
+
+    cdef _build_section(self, Section* section, group, Py_ssize_t layer, parts, flags, dict shared, Py_ssize_t partial):
+        """The steps of `parts`; `flags` say which of them add to the gradient of their source, `partial` where the
+        units' sums of the first one begin."""
+        cdef Pass* p = &self.p
+        cdef Step* step
+        products = linears_of(parts)
+        section.cut = &p.image_rows if group == "end" else &p.one_row if group == "query" else &p.token_rows
+        section.steps = <Step*> self._structs(len(parts), sizeof(Step))
+        section.linears = <LinearStep*> self._structs(len(products), sizeof(LinearStep))
+        section.sums = <UnitSums*> self._structs(4 * len(parts), sizeof(UnitSums))
+        section.count, section.linear_count, section.sum_count = len(parts), 0, 0
+        for i, part in enumerate(parts):
+            step = &section.steps[i]
+            step.scale = step.shift = step.k_scale = step.k_shift = -1
+            source, target = source_of(part), target_of(part)
+            if isinstance(part, Heads):  # dq's parts, in the backward alone
+                step.role, step.backward, step.width = QUERY_PARTS, add_query_parts, part.width
+                step.d_source, step.partial = self._gradient(group, source), shared["dq parts"]
+                continue
+            column = part.source_column if isinstance(part, Linear) else 0
+            step.source = self._slot(group, layer, source, column)
+            step.d_source = self._gradient(group, source, column)
+            step.target, step.d_target = self._slot(group, layer, target), self._gradient(group, target)
+            if added_by(part):
+                step.add = self._slot(group, layer, added_by(part))
+            step.packed = slot_of(self.in_scratch[group][PACKED])
+            step.source_is_packed = (target if isinstance(part, Norm) else source) == PACKED
+            step.accumulate = flags[i]
+            step.partial = partial
+            self._build_sums(section, part, partial)
+            partial += sum(sums_of(part)) * p.K.size
+            if isinstance(part, Norm):
+                step.role, step.forward, step.recompute, step.backward = NORM, run_norm, run_norm, norm_backward
+                self._build_norm(step, group, layer, part)
+            elif isinstance(part, HeadNorm):
+                step.role, step.forward, step.recompute = HEAD_NORM, head_norm, head_norm
+                step.backward = head_norm_backward
+                self._build_head_norm(step, group, layer, part)
+            elif isinstance(part, Rotate):
+                step.role, step.forward, step.recompute, step.backward = ROTATE, rotate, rotate, rotate_backward
+                self._build_rotate(step, layer, part)
+            elif isinstance(part, Linear):
+                step.role, step.forward, step.backward = LINEAR, run_linear, linear_backward
+                if target != "y":  # the block's output: the next block has it
+                    step.recompute = run_linear
+                step.linear = self._build_linear(section, group, layer, parts[:i], part, shared)
+            elif isinstance(part, Activation):
+                step.role, step.forward, step.backward = ACTIVATION, activation, activation_backward
+                if target in (self.kept[layer] if group == "blocks" else self.outside_slots[group]):
+                    step.recompute = activation
+                step.kind, step.gated, step.width = ACTIVATIONS[part.kind], part.gated, part.n
+            else:
+                step.role, step.forward, step.backward = HIDDEN, hidden, hidden_backward
+                step.recompute = hidden_again if target == "y" else hidden
+                step.kind, step.gated = ACTIVATIONS[part.activation.kind], part.activation.gated
+                step.linear = self._build_linear(section, group, layer, parts[:i], part.first, shared)
+                inside = (*parts[:i], part.activation)
+                step.second = self._build_linear(section, group, layer, inside, part.second, shared)
+                step.d_hidden = slot_of(self.in_scratch[group]["hidden"])
+                kept = self.kept[layer] if group == "blocks" else self.outside_slots[group]
+                step.hidden = slot_of(kept.get(part.first.target, self.in_scratch[group]["hidden"]))
+
+    cdef _build_sums(self, Section* section, part, Py_ssize_t partial):
+        """The gradients that are sums of the units' parts: they lie one after the other."""
+        cdef UnitSums* sums
+        cdef Py_ssize_t size = self.p.K.size
+        if not self.p.training:
+            return
+        for n, target in zip(sums_of(part), sum_targets(part)):
+            if target >= 0:
+                sums = &section.sums[section.sum_count]
+                sums.partial, sums.n, sums.target, sums.units = partial, n, target * size, section.cut.units
+                section.sum_count += 1
+            partial += n * size
+
+    # --------------------------------------------------------------------------------------------- what a kind needs
+    cdef _build_norm(self, Step* step, group, Py_ssize_t layer, part):
+        cdef Py_ssize_t size = self.p.K.size
+        step.width, step.eps, step.rms = part.width, part.eps, part.rms
+        step.scale, step.shift = bytes_of(part.scale, size), bytes_of(part.shift, size)
+        self._build_statistics(step, group, layer, part, 1)
+
+    cdef _build_head_norm(self, Step* step, group, Py_ssize_t layer, part):
+        cdef Py_ssize_t size = self.p.K.size
+        step.width, step.eps, step.rms, step.heads = part.width, part.eps, part.rms, part.heads
+        step.scale, step.k_scale = (bytes_of(offset, size) for offset in part.scales)
+        step.shift, step.k_shift = (bytes_of(offset, size) for offset in part.shifts)
+        self._build_statistics(step, group, layer, part, 2 * part.heads)
+
+    cdef _build_statistics(self, Step* step, group, Py_ssize_t layer, part, Py_ssize_t width):
+        """Where mean and rstd of every row are kept, which have no `ld` where they are not."""
+        if self.p.training:
+            values = self.kept[layer] if group == "blocks" else self.outside_slots[group]
+            step.mean = slot_of(values[f"stats {part.name}"])
+            step.rstd = slot_of(values[f"stats {part.name}"], self._rows(group) * width * self.p.K.size)
+
+    cdef _build_rotate(self, Step* step, Py_ssize_t layer, part):
+        step.width, step.heads = part.width, part.heads
+        step.learned = step.each_head = part.frequencies >= 0
+        step.cosines, step.sines = self._tables_of(layer)
+
+    cdef _set_matrix(self, LinearStep* linear, int i, matrix):
+        """Where one matrix and its bias lie in the flat weights."""
+        linear.weight[i], linear.bias[i] = matrix.weight * self.p.K.size, bytes_of(matrix.bias, self.p.K.size)
+        linear.column[i] = matrix.column
+        linear.layer_scale = -1
+
+    cdef LinearStep* _build_linear(self, Section* section, group, Py_ssize_t layer, before, part,
+                                   dict shared) except NULL:
+        """A product; `before` are the parts ahead of it in its section."""
+        cdef Pass* p = &self.p
+        cdef LinearStep* linear = &section.linears[section.linear_count]
+        cdef Py_ssize_t size = p.K.size
+        cdef int i
+        section.linear_count += 1
+        linear.k, linear.n, linear.count = part.k, part.n, len(part.matrices)
+        inside = self.relative[layer][part.name] if group == "blocks" else self.fixed[part.name]
+        for i in range(linear.count):
+            self._set_matrix(linear, i, part.matrices[i])
+            linear.packed[i] = linear.packed_in_block[i] = inside[i]
+        if part.layer_scale >= 0:
+            linear.layer_scale, linear.scaled_bias_in_block = part.layer_scale * size, inside[linear.count]
+            for i in range(section.linear_count - 1):
+                linear.shares_scale |= section.linears[i].layer_scale == linear.layer_scale
+        linear.dy, linear.rows, linear.segments = -1, section.cut.rows, 1
+        if not p.training:
+            return linear
+        values = self.kept[layer] if group == "blocks" else self.outside_slots[group]
+        source, norm = kept_source(before, part.source, values)
+        linear.input = self._slot(group, layer, source, part.source_column)
+        if norm is not None:
+            linear.norm.given = 1
+            linear.norm.mean = slot_of(values[f"stats {norm.name}"])
+            linear.norm.rstd = slot_of(values[f"stats {norm.name}"], section.cut.rows * size)
+            linear.norm.scale, linear.norm.shift = bytes_of(norm.scale, size), bytes_of(norm.shift, size)
+        key = f"panels {part.name}"
+        if key not in shared:  # one block's at a time
+            title = f"packed gradient of {part.name}"
+            room = lines(panel_size(section.cut.rows, part.n) * p.K.packed_size)
+            shared[key] = [self._place(title, room) for _ in part.matrices]
+            if part.layer_scale >= 0:
+                title = f"layer scale gradient of {part.name} by panel of rows"
+                shared[f"scale {part.name}"] = self._place(title, ceil_div(part.k, p.panel) * part.n * size)
+        for i in range(linear.count):
+            linear.panels[i] = shared[key][i]
+        if part.layer_scale >= 0:
+            linear.scale_sums = shared[f"scale {part.name}"]
+        return linear
+
+    # ------------------------------------------------------------------------------------------- embedding and heads
+    def _build_ends(self):
+        """The products outside all sections, and the buffers of the pooling and of the loss."""
+        cdef Pass* p = &self.p
+        cdef Py_ssize_t stats, size = p.K.size
+        cdef LinearStep* head
+        cdef int i
+        place = self._place
+        if p.training:
+            p.dlogits = place("gradient of logits", p.pool.rows * p.classes * size)
+            p.pool.partial = place("final norm gradients by image group", p.image_groups * 2 * p.D * size)
+        stats = lines(self.pool_stats * size)
+        p.pool.mean = place("final norm statistics", 2 * stats)
+        p.pool.rstd = p.pool.mean + stats
+        p.logits = place("logits", p.pool.rows * p.classes * size)
+        p.losses = place("losses", p.pool.rows * sizeof(double))
+        p.first_x = slot_of(self.outside_slots["before"]["x0"] if p.before.count else self.kept[0]["x"])
+        p.last_x = slot_of(self.kept[p.L]["x"])
+        if p.pool.attention:
+            p.pool.kv, p.pool.query = self._slot("after", 0, "kv"), self._slot("query", 0, self.program.pool.query)
+            p.pool.d_kv = self._gradient("after", "kv")
+            p.pool.d_query = self._gradient("query", self.program.pool.query)
+
+        p.embed.k, p.embed.n, p.embed.count = p.patch_values, p.D, 1
+        self._set_matrix(&p.embed, 0, self.program.embed.matrix)
+        p.embed.input = slot_of((ARENA, p.patches_at, 0, p.patch_values))
+        p.embed.rows, p.embed.segments = p.patches, p.N
+        p.embed.input_segment = p.patches * p.patch_values * size
+        p.embed.dy, p.embed.dy_ld, p.embed.dy_segment = p.dx + p.prefix * p.D * size, p.D, p.T * p.D * size
+
+        features = "pooled" if self.mode == "tokens" else self.program.features
+        p.features = self._slot("end", 0, features) if self.mode != "tokens" else slot_of(
+            self.outside_slots["end"]["pooled"])
+        if self.mode == "tokens":
+            return
+        p.d_features = self._gradient("end", features)
+        for i, part in enumerate(self.program.heads):
+            head = &p.head[i]
+            head.k, head.n, head.count = part.k, part.n, 1
+            self._set_matrix(head, 0, part.matrices[0])
+            head.input = self._slot("end", 0, features, part.source_column)
+            head.rows, head.segments = p.pool.rows, 1
+            head.dy, head.dy_ld = p.dlogits, p.classes
+
+
+# ------------------------------------------------------------------------------------------------ reading the program
+def sums_of(part):
+    """How many values each sum of a part's gradients has that units of rows have their own parts of."""
+    if isinstance(part, Norm):
+        return (part.width, part.width)
+    if isinstance(part, HeadNorm):
+        return (part.width,) * 4
+    if isinstance(part, Rotate) and part.frequencies >= 0:
+        return (part.heads * part.width,)
+    return ()
+
+
+def sum_targets(part):
+    """The offset of the weight that each sum is the gradient of."""
+    if isinstance(part, Norm):
+        return (part.scale, part.shift)
+    if isinstance(part, HeadNorm):
+        return (*part.scales, *part.shifts)
+    return (part.frequencies,)
+
+
+def accumulating(sections, last):
+    """For each section a list: whether the backward of each step adds to its source's gradient, which another step
+    behind it has begun. `last` is the slot whose gradient the group is given."""
+    roots = classes_of(sections)
+    begun = {(roots.get(last, last), 0)}
+    flags = [[False] * len(section) for section in sections]
+    for section, its_flags in zip(reversed(sections), reversed(flags)):
+        for i in range(len(section) - 1, -1, -1):
+            part = section[i]
+            source = (roots.get(source_of(part), source_of(part)), getattr(part, "source_column", 0))
+            if isinstance(part, Norm) and part.target == PACKED:  # the slot of several norms, each with its readers
+                begun.discard((PACKED, 0))
+            its_flags[i] = source in begun
+            begun.add(source)
+    return flags
+
+
+def kept_source(before, name, values):
+    """The slot from which the backward gets the rows `name` again, and the norm to apply to them or None.
+
+    `before` are the parts ahead of the reader; the last of them that wrote the slot counts.
+    """
+    for part in reversed(before):
+        if target_of(part) != name or name in values:
+            continue
+        if isinstance(part, Norm):
+            return part.source, part
+        if isinstance(part, Activation):
+            return part.source, None  # whose backward leaves the activated rows in their place
+    return name, None
+
+
+cdef void* address(array) except NULL:
+    """Where a C-contiguous array's data lie, without asking whether they may be written."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    cdef void* start = view.buf
+    PyBuffer_Release(&view)
+    return start
