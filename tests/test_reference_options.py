@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 import reference as ref
-from test_reference import assert_close, check_backward, problem
+from test_reference import assert_close, problem
 
 from cvit.model.config import ViTConfig
 from cvit.model.layout import Layout
@@ -17,6 +17,7 @@ from cvit.model.rope import Rope
 
 # eps is large, so that a norm of one or two numbers is smooth on the scale of the differences' h
 TINY = ViTConfig(image_size=(4, 2), patch_size=2, channels=1, width=4, depth=1, heads=2, hidden=3, classes=3, eps=0.1)
+STEP = 2e-4  # norms behind norms bend more than what test_reference.py has, so that its step is too long
 ROPED = dict(heads=1, registers=1)
 CASES = {
     "patch of two numbers": dict(image_size=(2, 9), patch_size=(1, 3)),
@@ -99,4 +100,4 @@ def test_whole_gradient(case):
 
     value, gradient = ref.loss_and_grad(config, flat, x, y, 0.1)
     assert value == loss(flat)
-    assert_close(gradient, ref.numerical_gradient(loss, flat), 1e-9)
+    assert_close(gradient, ref.numerical_gradient(loss, flat, h=STEP), 1e-9)
