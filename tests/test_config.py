@@ -1,26 +1,21 @@
-"""cvit.model.config: fields and their other names, variants, and configurations as JSON of this and of earlier formats.
+"""cvit.model.config: fields and their other names, variants, and what follows from the fields.
 
-Wrong values of fields are in test_errors.py, damaged files in test_checkpoint.py.
+Wrong values of fields are in test_errors.py, configurations as JSON in test_config_format.py.
 """
 
 import copy
 import dataclasses
 import inspect
-import json
-import pathlib
 import pickle
 import re
-import runpy
 
 import numpy as np
 import pytest
 
-from cvit.formats.checkpoint import load, read_metadata
 from cvit.model.config import ALIASES, ViTConfig
-from cvit.model.config_format import DEFAULTS, FORMAT, READER
 from cvit.model.layout import Layout
+from cvit.model.rope import Rope
 
-DATA = pathlib.Path(__file__).parent / "data"
 SMALL = dict(image_size=(8, 12), patch_size=4, channels=2, width=12, depth=2, heads=3, hidden=20, classes=5)
 FIELDS = [field.name for field in dataclasses.fields(ViTConfig)]
 
@@ -138,156 +133,77 @@ def test_gelu_of_other_activations():
 
 # --------------------------------------------------------------------------------------------------------------- tokens
 @pytest.mark.parametrize(
-    "fields, has_class_token, prefix, rows",
+    "fields, class_tokens, prefix, rows",
     [
-        (dict(), True, 1, 7),
-        (dict(pool="mean"), False, 0, 6),
-        (dict(pool="mean", class_token=True), True, 1, 7),
-        (dict(class_token=True, pos_tokens="patches"), True, 1, 6),
-        (dict(dist_token=True), True, 2, 8),
-        (dict(registers=4), True, 5, 11),
-        (dict(registers=4, pos_tokens="patches"), True, 5, 6),
-        (dict(pool="none", registers=3), False, 3, 9),
-        (dict(pool="mean_all", class_token=True, dist_token=True, registers=3), True, 5, 11),
+        (dict(), 1, 1, 7),
+        (dict(pool="cls_mean"), 1, 1, 7),
+        (dict(pool="mean"), 0, 0, 6),
+        (dict(pool="map"), 0, 0, 6),
+        (dict(pool="mean", class_token=True), 1, 1, 7),
+        (dict(class_token=True, pos_tokens="patches"), 1, 1, 6),
+        (dict(class_token=3), 3, 3, 9),
+        (dict(class_token=0, pool="mean"), 0, 0, 6),
+        (dict(dist_token=True), 1, 2, 8),
+        (dict(registers=4), 1, 5, 11),
+        (dict(registers=4, pos_tokens="patches"), 1, 5, 6),
+        (dict(registers=4, pos_tokens="class"), 1, 5, 7),
+        (dict(class_token=3, dist_token=True, registers=4, pos_tokens="class"), 3, 8, 10),
+        (dict(registers=4, pos_tokens="none"), 1, 5, 0),
+        (dict(pool="none", registers=3), 0, 3, 9),
+        (dict(pool="mean_all", class_token=True, dist_token=True, registers=3), 1, 5, 11),
     ],
 )
-def test_tokens(fields, has_class_token, prefix, rows):
+def test_tokens(fields, class_tokens, prefix, rows):
     config = ViTConfig(**SMALL, **fields)
-    assert (config.has_class_token, config.prefix_tokens, config.pos_rows) == (has_class_token, prefix, rows)
+    assert (config.class_tokens, config.prefix_tokens, config.pos_rows) == (class_tokens, prefix, rows)
     assert config.tokens == prefix + 6
+    assert config.pos_prefix == max(rows - 6, 0)
 
 
 def test_the_class_token_follows_the_pooling_unless_it_is_given():
     """As `dataclasses.replace` shows, which passes every field on."""
     config = ViTConfig(**SMALL)
-    assert not dataclasses.replace(config, pool="mean").has_class_token
-    assert dataclasses.replace(config, class_token=True, pool="mean").has_class_token
+    assert not dataclasses.replace(config, pool="mean").class_tokens
+    assert dataclasses.replace(config, class_token=True, pool="mean").class_tokens == 1
 
 
-# ----------------------------------------------------------------------------------------------------------------- JSON
-CONFIGS = [
-    ViTConfig(),
-    ViTConfig(**SMALL, pool="mean", gelu="erf", eps=1e-3, bias=False),
-    ViTConfig.plain(**SMALL),
-    ViTConfig(**SMALL, layer_scale=(None, 1e-5)),
-    ViTConfig(**SMALL, class_token=True, dist_token=True, registers=4, pos_tokens="patches", pool="mean_all"),
-    ViTConfig(**SMALL, activation="silu", gated=True),
-]
+# -------------------------------------------------------------------------------------- options of published models
+@pytest.mark.parametrize("given, kept", [(4, 4), ((4, 4), 4), ([2, 4], (2, 4)), ((np.int64(8), 12), (8, 12))])
+def test_a_patch_has_one_side_or_two(given, kept):
+    config = ViTConfig(**{**SMALL, "patch_size": given})
+    assert config.patch_size == kept and config.patch == (kept if isinstance(kept, tuple) else (kept, kept))
+    assert config.grid == (8 // config.patch[0], 12 // config.patch[1])
+    assert config.patches == config.grid[0] * config.grid[1]
+    assert config.patch_features == 2 * config.patch[0] * config.patch[1]
+    assert hash(config) == hash(ViTConfig(**{**SMALL, "patch_size": kept}))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_json_there_and_back(config):
-    text = config.to_json()
-    assert ViTConfig.from_json(text) == config
-    assert list(json.loads(text)) == ["format", "reader", *FIELDS]
-    assert json.loads(text)["format"] == FORMAT and json.loads(text)["reader"] == READER
-
-
-# What the keys missing in a file of each format stand for. These never change; a new format adds a row.
-MEANT = {
-    2: ViTConfig(
-        image_size=224, patch_size=16, channels=3, width=192, depth=12, heads=3, hidden=768, classes=1000, pool="cls",
-        bias=True, norm_affine=True, final_norm=True, activation="gelu_tanh", eps=1e-6, gated=False, layer_scale=None,
-        class_token=None, dist_token=False, registers=0, pos_tokens="all",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("number, config", MEANT.items())
-def test_missing_keys_have_the_defaults_of_their_format(number, config):
-    assert ViTConfig.from_json(json.dumps({"format": number})) == config
-    assert ViTConfig.from_json(json.dumps({"format": number, "width": 24})) == dataclasses.replace(
-        config, width=24, hidden=96
-    )
-
-
-def test_a_changed_default_does_not_change_an_old_file():
-    """The dataclass has another default than format 2 had: as a later version may."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Later(ViTConfig):
-        final_norm: bool = False
-
-    assert Later().final_norm is False
-    assert Later.from_json('{"format": 2}').final_norm is True
-
-
-def test_every_field_has_a_default_in_the_present_format():
-    assert set(DEFAULTS[FORMAT]) == set(FIELDS) and set(DEFAULTS) == set(range(1, FORMAT + 1))
-
-
-def test_format_1_has_no_number_and_all_keys():
-    text = (
-        '{"image_size": [6, 9], "patch_size": 3, "channels": 2, "width": 8, "depth": 2, "heads": 2, "hidden": 10, '
-        '"classes": 3, "pool": "mean", "bias": true, "norm_affine": true, "final_norm": false, "gelu": "erf", '
-        '"eps": 0.01}'
-    )
-    expected = ViTConfig(
-        image_size=(6, 9), patch_size=3, channels=2, width=8, depth=2, heads=2, hidden=10, classes=3, pool="mean",
-        final_norm=False, gelu="erf", eps=0.01,
-    )  # fmt: skip
-    assert ViTConfig.from_json(text) == expected
-    for wrong in ('"relu"', "[]", '"' + "x" * 100_000 + '"'):
-        with pytest.raises(ValueError, match="config: gelu must be 'tanh' or 'erf', got") as caught:
-            ViTConfig.from_json(text.replace('"erf"', wrong))
-        assert len(str(caught.value)) < 200
-    with pytest.raises(ValueError, match="must be a JSON object with all keys of format 1, it lacks classes, pool"):
-        ViTConfig.from_json(text.replace('"classes": 3, "pool": "mean", ', ""))
-
-
-def test_format_2():
-    text = (
-        '{"format": 2, "reader": "0.1.0", "image_size": [6, 9], "patch_size": 3, "channels": 2, "width": 8, '
-        '"depth": 2, "heads": 2, "hidden": 10, "classes": 3, "pool": "mean_all", "bias": false, "norm_affine": false, '
-        '"final_norm": false, "activation": "silu", "eps": 0.01, "gated": true, "layer_scale": [0.1, null], '
-        '"class_token": true, "dist_token": true, "registers": 4, "pos_tokens": "patches"}'
-    )
-    expected = ViTConfig(
-        image_size=(6, 9), patch_size=3, channels=2, width=8, depth=2, heads=2, hidden=10, classes=3, pool="mean_all",
-        bias=False, norm_affine=False, final_norm=False, activation="silu", eps=0.01, gated=True,
-        layer_scale=(0.1, None), class_token=True, dist_token=True, registers=4, pos_tokens="patches",
-    )  # fmt: skip
-    assert ViTConfig.from_json(text) == expected
-    assert json.loads(expected.to_json()) == json.loads(text)
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_bias_is_that_of_all_unless_it_is_given(bias):
+    config = ViTConfig(**SMALL, bias=bias)
+    for name in ("patch", "proj", "mlp", "pool", "head"):
+        assert config.has_bias(name) is bias
+        for own in (True, False):
+            assert dataclasses.replace(config, **{f"{name}_bias": own}).has_bias(name) is own
+    assert config.qkv_biases == (bias,) * 3
+    assert dataclasses.replace(config, qkv_bias=not bias).qkv_biases == (not bias,) * 3
+    assert dataclasses.replace(config, qkv_bias=[True, False, True]).qkv_biases == (True, False, True)
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "fields, pooled, features",
     [
-        ({"breadth": 3, "colour": 1}, "config has keys that format 2 does not know: breadth, colour"),
-        ({"embed_dim": 12}, "config has keys that format 2 does not know: embed_dim"),
-        ({"format": 3, "reader": None}, "config is of format 3, which a later cvit-cpu reads; this one reads up to 2"),
-        ({"format": 3, "reader": "0.4.0"}, "config is of format 3, which cvit-cpu 0.4.0 or later reads"),
-        ({"format": 0}, "config: format must be a whole number of at least 1, got 0"),
-        ({"format": "2"}, "config: format must be a whole number of at least 1, got '2'"),
-        ({"format": 2.0}, "config: format must be a whole number of at least 1, got 2.0"),
-        ({"format": True}, "config: format must be a whole number of at least 1, got True"),
-        ({"format": 10**4000}, "config is of format a number of thousands|config is of format 1000"),
-        ({"pool": "max"}, "config: pool must be one of"),
-        ({"eps": 1e-46}, "config: eps must be at least"),
-        ({"x" * 100_000: 1}, "does not know: xxx"),
-        ({"pool": "x" * 100_000}, "config: pool must be one of"),
-        ({"width": "x" * 100_000}, "config: width must be an integer"),
+        (dict(), 12, 12), (dict(pool="map"), 12, 12), (dict(pool="cls_mean"), 24, 24), (dict(classes=0), 12, 12),
+        (dict(dist_token=True, dist_head=True), 24, 24), (dict(pool="cls_mean", pre_logits=7), 24, 7),
+        (dict(pool="none"), 12, 12),
     ],
-)
-def test_wrong_json(changes, message):
-    text = json.dumps({**json.loads(ViTConfig(**SMALL).to_json()), **changes})
-    with pytest.raises(ValueError, match=message) as caught:
-        ViTConfig.from_json(text)
-    assert len(str(caught.value)) < 400 and caught.value.__cause__ is None
+)  # fmt: skip
+def test_widths_behind_the_pooling(fields, pooled, features):
+    config = ViTConfig(**{**SMALL, **fields})
+    assert (config.pooled_width, config.feature_width) == (pooled, features)
 
 
-# ------------------------------------------------------------------------------------- model files of each past version
-def test_a_model_of_format_1():
-    record = runpy.run_path(str(DATA / "record_model.py"))
-    model = load(DATA / "model-format1.safetensors")
-    assert model.config == ViTConfig(**record["FORMAT_1"])
-    np.testing.assert_array_equal(model.weights, record["weights"](model.layout.size))
-    logits = json.loads(read_metadata(DATA / "model-format1.safetensors")["logits"])
-    np.testing.assert_allclose(model.forward(record["images"](model.config)), logits, rtol=1e-4)
-
-
-def test_every_past_format_has_a_recorded_file():
-    assert {path.name for path in DATA.glob("model-format*.safetensors")} >= {
-        f"model-format{number}.safetensors" for number in range(1, FORMAT)
-    }
+def test_a_rope_is_kept_and_compared_by_its_values():
+    config = ViTConfig(**SMALL, rope=Rope(reference=[16, np.int64(16)]))
+    assert config.rope == Rope(reference=(16, 16)) and hash(config) == hash(dataclasses.replace(config))
+    assert config != dataclasses.replace(config, rope=None) != dataclasses.replace(config, rope=Rope("centred"))
