@@ -153,7 +153,9 @@ cdef Batch batch(const char* name, Py_ssize_t count,
 cdef Batch of_rows(Pass* p, const char* name, int layer, const Section* section,
                    void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
     """The rows of a section; without one those of a whole block. Nothing for a section without steps."""
-    cdef const Cut* cut = &p.token_rows if section == NULL else section.cut
+    cdef const Cut* cut = &p.token_rows
+    if section != NULL:
+        cut = section.cut
     cdef Batch b = batch(name, 0 if section != NULL and section.count == 0 else cut.blocks, run)
     b.layer, b.section = layer, section
     if layer >= 0:
