@@ -21,7 +21,7 @@ import numpy as np
 from ..base.errors import check, short
 from ..base.numbers import shown
 from .reading import mapped
-from .tensors import STORED, StoredTensor, Tensors, check_shape
+from .tensors import StoredTensor, Tensors, check_shape
 
 DIRECTORY_BYTES, MEMBERS = 2_000_000, 10_000  # a vision transformer has some hundred tensors
 MAGIC = b"\x93NUMPY"
@@ -35,7 +35,11 @@ DAMAGED = (
     *(RuntimeError, ValueError, OverflowError, OSError),
 )
 CODES = {  # the descr of an .npy file, without the byte order; 2 bytes without a meaning are bfloat16, as JAX saves it
-    **{"f4": "float32", "f8": "float64", "f2": "float16", "b1": "bool", "V2": "bfloat16"},
+    "f4": "float32",
+    "f8": "float64",
+    "f2": "float16",
+    "b1": "bool",
+    "V2": "bfloat16",
     **{f"{kind}{size}": f"{name}{8 * size}" for kind, name in (("i", "int"), ("u", "uint")) for size in (1, 2, 4, 8)},
 }
 
@@ -90,7 +94,7 @@ def _entry(label: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: 
     dtype = CODES.get(descr[1:])
     if dtype is None or descr[0] not in "<>|=":  # refused by name when it is read
         return StoredTensor(name, shape, descr, label, partial(np.empty, 0))
-    stored = np.dtype(("u2" if dtype == "bfloat16" else dtype)).newbyteorder(">" if descr[0] == ">" else "<")
+    stored = np.dtype("u2" if dtype == "bfloat16" else dtype).newbyteorder(">" if descr[0] == ">" else "<")
     count = 1
     for extent in shape:
         count *= extent
@@ -131,7 +135,7 @@ def _npy_header(file) -> tuple[str, bool, object, int]:
 def _values(label, archive, member, start, stored, shape, fortran) -> np.ndarray:
     """A member's data after its .npy header, unpacked into memory of the size that was checked."""
     data = np.empty(member.file_size - start, np.uint8)
-    view, filled = memoryview(data), 0
+    view, filled = data.data, 0
     try:
         with archive.open(member) as file:
             file.read(start)
@@ -154,7 +158,8 @@ class _Window(io.RawIOBase):
     """
 
     def __init__(self, data: mmap.mmap):
-        self.data, self.size, self.position, self.most = data, len(data), 0, DIRECTORY_BYTES
+        self.data, self.size, self.position = data, len(data), 0
+        self.most: int | None = DIRECTORY_BYTES
 
     def readable(self) -> bool:
         return True
@@ -173,7 +178,7 @@ class _Window(io.RawIOBase):
         return position
 
     def read(self, size: int | None = -1) -> bytes:
-        wanted = self.size if size is None or size < 0 else size
+        wanted = max(self.size - self.position, 0) if size is None or size < 0 else size
         check(self.most is None or wanted <= self.most, f"its directory should have {wanted} bytes")
         piece = self.data[self.position : self.position + wanted]
         self.position += len(piece)

@@ -87,7 +87,7 @@ def _entry(label: str, data: mmap.mmap, start: int, name: str, entry: object) ->
     count = 1
     for extent in shape:
         count *= extent
-    dtype = NAMES.get(code, code)
+    dtype: str = NAMES.get(code, code)  # type: ignore[assignment]
     wanted = count * (STORED[dtype].itemsize if dtype in STORED else UNREAD[code])
     check(
         end - begin == wanted,
