@@ -35,6 +35,7 @@ NAMES = {  # the format's dtypes
 }
 # Those that are refused when they are read, not before: others of the file may be all that is wanted. With bytes each.
 UNREAD = {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "C64": 8}
+KEYS = {"dtype", "shape", "data_offsets"}
 KIND = "a safetensors file"
 
 
@@ -53,7 +54,10 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
     length = int.from_bytes(data[:8], "little")
     room = min(len(data) - 8, HEADER_BYTES)
     check(length <= room, f"{label} is not {KIND}: its header should have {length} bytes, more than the {room} allowed")
-    header = json_object(data[8 : 8 + length], f"{label} is not {KIND}, or its header is damaged")
+    text = data[8 : 8 + length]
+    brackets = text.count(b"[") + text.count(b"{")  # a tensor has three, in 45 bytes or more
+    check(brackets <= length // 10 + 10, f"{label} is not {KIND}: its header has {brackets} brackets in {length} bytes")
+    header = json_object(text, f"{label} is not {KIND}, or its header is damaged")
     metadata = header.pop("__metadata__", {})
     texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     check(texts, f"{label}: __metadata__ must map texts to texts, got {shown(metadata)}")
@@ -68,12 +72,9 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
 
 def _entry(label: str, data: mmap.mmap, start: int, name: str, entry: object) -> tuple[int, int, StoredTensor]:
     """One tensor with its first byte and the one after its last, checked against the data's size."""
-    keys = entry.keys() if isinstance(entry, dict) else set()
-    check(
-        isinstance(entry, dict) and keys == {"dtype", "shape", "data_offsets"},
-        f"{label}: {shown(name)} must have dtype, shape and data_offsets, got {shown(entry)}",
-    )
-    assert isinstance(entry, dict)
+    if not isinstance(entry, dict) or entry.keys() != KEYS:
+        got = listed(map(shown, entry), 4) if isinstance(entry, dict) else type(entry).__name__
+        raise ValueError(f"{label}: {shown(name)} must have dtype, shape and data_offsets, got {got}")
     code, offsets = entry["dtype"], entry["data_offsets"]
     known = isinstance(code, str) and (code in NAMES or code in UNREAD)
     check(known, f"{label}: {shown(name)} is of a dtype that is not known here: {shown(code)}")
