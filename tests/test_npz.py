@@ -110,7 +110,7 @@ HOSTILE = {
     "a pickle": (b"\x80\x04\x95\x10" + bytes(50), "is not an .npz file"),
     "cut off": (GOOD[:-30], "is not an .npz file"),
     "a directory of 4 GB": (patched(GOOD, b"PK\5\6", 12, "<I", 2**32 - 2), "is not an .npz file"),
-    "many members": (lambda: archive([(f"{i}.npy", b"") for i in range(10_001)]), "has 10001 members, more than the 10000"),
+    "many members": (lambda: archive([(f"{i}.npy", b"") for i in range(10_001)]), "has 10001 members"),
     "a text beside": (archive([("readme.txt", "x")]), "'readme.txt' is no array"),
     "no .npy header": (one(b"PK" * 40), "'w' is no array: it has no .npy header"),
     "an .npy header cut off": (one(b"\x93NUMPY\x01\x00\xff\x00{"), "its .npy header is cut off"),
