@@ -11,7 +11,7 @@ from urllib.parse import unquote
 class Hub:
     """Repositories by name, each a dict of file names to bytes; what is asked for is noted.
 
-    `gated` repositories answer 401, `cut` maps a file's name to the bytes that its body has instead of all; `down`
+    The files of `gated` repositories are refused with 401, `cut` maps a file's name to the bytes that its body has instead of all; `down`
     answers 503 to everything.
     """
 
@@ -31,7 +31,7 @@ class Hub:
         api = path.startswith("/api/models/")
         owner, repository, _, revision, *rest = path.removeprefix("/api/models").strip("/").split("/")
         name = f"{owner}/{repository}"
-        if name in self.gated:
+        if name in self.gated and not api:  # whose files are listed
             return 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to it is restricted"}, b""
         if name not in self.repositories:
             return 401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b""

@@ -14,7 +14,7 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A function that writes a folder "model" with weights of these names, whose "w" is their number, and JSON files."""
+    """A function that writes a folder "model": files of weights, whose "w" is their number, and JSON."""
     monkeypatch.chdir(tmp_path)
 
     def write(*names, **objects):
@@ -119,7 +119,7 @@ def test_damaged_json(folder, name, text, message):
 @pytest.mark.parametrize(
     "where, error, message",
     [
-        ("none", FileNotFoundError, "there is no file none; give a .safetensors or .npz file, a folder"),
+        ("none", FileNotFoundError, "there is no file 'none'; give a .safetensors or .npz file, a folder"),
         ("none.safetensors", FileNotFoundError, "there is no file"),
         ("some/none.npz", FileNotFoundError, "there is no file"),
         ("./some/vit", FileNotFoundError, "there is no file"),

@@ -45,27 +45,17 @@ def fetch(name: str, revision: str | None = None) -> Path:
     revision = revision or "main"
     label = f"{name}@{revision}"
     try:
-        try:
-            names = [
-                file.rfilename for file in hub.HfApi().model_info(name, revision=revision, timeout=30).siblings or []
-            ]
-        except Exception as error:
-            _raise_if_refused(hub, error, name, revision)
-            return _cached(hub, name, revision, error)
-        names = [file for file in names if "/" not in file]
-        weights = choose_weights(names, label)
-        wanted = choose_json(names)
-        if weights == INDEX:
-            index = Path(hub.hf_hub_download(name, INDEX, revision=revision))
-            wanted += sorted(set(shards_of(read_json(index), f"{label}/{INDEX}").values()))
-        folders = {Path(hub.hf_hub_download(name, file, revision=revision)).parent for file in [*wanted, weights]}
-    except ValueError as error:
-        if type(error) is ValueError:  # of this package; huggingface_hub's are of classes of their own
-            raise
-        raise ValueError(f"{label} is no repository of the Hub: {short(error, 300)}") from None
-    except Exception as error:
+        listing = hub.HfApi().model_info(name, revision=revision, timeout=30).siblings or []
+    except Exception as error:  # of whatever library of HTTP huggingface_hub is built on
         _raise_if_refused(hub, error, name, revision)
-        raise OSError(f"{label} could not be downloaded: {_reason(error)}") from error
+        return _cached(hub, name, revision, error)
+    names = [file.rfilename for file in listing if "/" not in file.rfilename]
+    weights = choose_weights(names, label)
+    wanted = choose_json(names)
+    if weights == INDEX:
+        index = _download(hub, name, revision, INDEX)
+        wanted += sorted(set(shards_of(read_json(index), f"{label}/{INDEX}").values()))
+    folders = {_download(hub, name, revision, file).parent for file in [*wanted, weights]}
     if len(folders) != 1:
         raise OSError(f"{label} was changed on the Hub while it was downloaded; try again")
     return folders.pop()
@@ -81,8 +71,19 @@ def _huggingface_hub() -> ModuleType:
     return huggingface_hub
 
 
+def _download(hub: ModuleType, name: str, revision: str, file: str) -> Path:
+    """One file in the cache. huggingface_hub compares its size, and renames it when it is whole."""
+    try:
+        return Path(hub.hf_hub_download(name, file, revision=revision))
+    except Exception as error:
+        _raise_if_refused(hub, error, name, revision)
+        raise OSError(f"{name}@{revision}: {shown(file)} could not be downloaded: {_reason(error)}") from error
+
+
 def _raise_if_refused(hub: ModuleType, error: Exception, name: str, revision: str) -> None:
     """Raise what an answer of the Hub means: no such repository or revision, or no access."""
+    if isinstance(error, hub.errors.HFValidationError):
+        raise ValueError(f"{name} is no name of a repository: {_reason(error)}") from None
     if isinstance(error, hub.errors.GatedRepoError):
         raise PermissionError(
             f"{name} is gated: accept its terms at {hub.constants.ENDPOINT}/{name} "

@@ -170,7 +170,7 @@ def refuse_pickle(path: str | os.PathLike) -> None:
         f"{path} is a pickle, which can run any code when it is opened, so it is never opened here. "
         "Convert it once with torch and safetensors.torch imported:\n"
         f"    weights = torch.load({path.name!r}, map_location='cpu', weights_only=True)\n"
-        "    safetensors.torch.save_file({name: tensor.clone() for name, tensor in weights.items()}, "
+        "    safetensors.torch.save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, "
         f"{path.with_suffix('.safetensors').name!r})"
     )
 
