@@ -11,8 +11,8 @@ from urllib.parse import unquote
 class Hub:
     """Repositories by name, each a dict of file names to bytes; what is asked for is noted.
 
-    The files of `gated` repositories are refused with 401, `cut` maps a file's name to the bytes that its body has instead of all; `down`
-    answers 503 to everything.
+    The files of `gated` repositories are refused with 401. `cut` maps a file's name to the number of bytes that its body
+    has instead of all. While the Hub is `down` it answers 503 to everything.
     """
 
     def __init__(self):

@@ -53,13 +53,13 @@ def ask(hub, tmp_path):
     """A function that opens sources one after the other in a new process, and gives what each is, or its error."""
     with serving(hub) as address:
 
-        def ask(*wheres, revision=None, **environment):
+        def ask(*places, revision=None, **environment):
             clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
             settings = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_HUB_DISABLE_TELEMETRY="1")
             settings |= dict(HF_HUB_DISABLE_PROGRESS_BARS="1", PYTHONPATH=str(Path(__file__).parent.parent))
             proxies = dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1")
             done = subprocess.run(
-                [sys.executable, "-c", PROGRAM, json.dumps([(where, revision) for where in wheres])],
+                [sys.executable, "-c", PROGRAM, json.dumps([(where, revision) for where in places])],
                 env={**clean, **settings, **proxies, **environment},
                 cwd=tmp_path,
                 capture_output=True,
@@ -67,8 +67,8 @@ def ask(hub, tmp_path):
                 timeout=120,
             )
             answers = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("ANSWER")]
-            assert len(answers) == len(wheres), done.stderr
-            return answers[0] if len(wheres) == 1 else answers
+            assert len(answers) == len(places), done.stderr
+            return answers[0] if len(places) == 1 else answers
 
         yield ask
 

@@ -65,7 +65,7 @@ def open_source(where: str | os.PathLike, revision: str | None = None) -> Source
     OSError, ValueError
         Weights, JSON or repository cannot be read; see `folder.read_tensors`, `reading.read_json` and `hub.fetch`.
     """
-    text = os.fspath(where)
+    text = os.fspath(where) if isinstance(where, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise TypeError(f"where must be {GIVEN}, got {shown(where)}")
     asked = text.startswith(PREFIX) and isinstance(where, str)

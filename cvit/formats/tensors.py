@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.arrays import as_array
-from ..base.errors import check
+from ..base.errors import check, short
 from ..base.numbers import shown
 
 # How the values of each dtype that is read lie in a file: little-endian. bfloat16, which NumPy lacks, as its bits.
@@ -167,11 +167,11 @@ def refuse_pickle(path: str | os.PathLike) -> None:
     if path.suffix.lower() not in PICKLES:
         return
     raise ValueError(
-        f"{path} is a pickle, which can run any code when it is opened, so it is never opened here. "
+        f"{short(path, 500)} is a pickle, which can run any code when it is opened, so it is never opened here. "
         "Convert it once with torch and safetensors.torch imported:\n"
-        f"    weights = torch.load({path.name!r}, map_location='cpu', weights_only=True)\n"
+        f"    weights = torch.load({shown(path.name)}, map_location='cpu', weights_only=True)\n"
         "    safetensors.torch.save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, "
-        f"{path.with_suffix('.safetensors').name!r})"
+        f"{shown(path.with_suffix('.safetensors').name)})"
     )
 
 
