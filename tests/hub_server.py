@@ -11,8 +11,8 @@ from urllib.parse import unquote
 class Hub:
     """Repositories by name, each a dict of file names to bytes; what is asked for is noted.
 
-    The files of `gated` repositories are refused with 401. `cut` maps a file's name to the number of bytes that its body
-    has instead of all. While the Hub is `down` it answers 503 to everything.
+    The files of `gated` repositories are refused with 401. `cut` maps a file's name to the number of bytes that its
+    body has instead of all. While the Hub is `down` it answers 503 to everything.
     """
 
     def __init__(self):
@@ -23,8 +23,8 @@ class Hub:
         content = repr(sorted(self.repositories[name].items())).encode()
         return hashlib.sha1(content).hexdigest()
 
-    def answer(self, method: str, path: str) -> tuple[int, dict, bytes]:
-        """Status, headers and body for a request."""
+    def answer(self, method: str, path: str, start: int = 0) -> tuple[int, dict, bytes]:
+        """Status, headers and body for a request, the body from byte `start` on."""
         self.asked.append(f"{method} {path}")
         if self.down:
             return 503, {}, b""
@@ -49,8 +49,10 @@ class Hub:
         body = files[file]
         headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Linked-Size": len(body)}
         if method == "GET":
-            body = body[: self.cut.get(file, len(body))]
-        return 200, {**headers, "Content-Length": len(body)}, body
+            body = body[start : self.cut.get(file, len(body))]
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{len(files[file])}"
+        return 206 if start else 200, {**headers, "Content-Length": len(body)}, body
 
 
 @contextlib.contextmanager
@@ -61,7 +63,8 @@ def serving(hub: Hub):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
-            status, headers, body = hub.answer(self.command, unquote(self.path.partition("?")[0]))
+            start = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0]
+            status, headers, body = hub.answer(self.command, unquote(self.path.partition("?")[0]), int(start))
             self.send_response(status)
             for key, value in {"Content-Length": len(body), **headers}.items():
                 self.send_header(key, str(value))

@@ -64,7 +64,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
 def _huggingface_hub() -> ModuleType:
     try:
         import huggingface_hub
-        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ModuleNotFoundError:
         message = 'weights from the Hugging Face Hub need huggingface_hub: pip install "cvit-cpu[hub]"'
         raise ModuleNotFoundError(message) from None
@@ -82,19 +82,19 @@ def _download(hub: ModuleType, name: str, revision: str, file: str) -> Path:
 
 def _raise_if_refused(hub: ModuleType, error: Exception, name: str, revision: str) -> None:
     """Raise what an answer of the Hub means: no such repository or revision, or no access."""
-    if isinstance(error, hub.errors.HFValidationError):
+    if isinstance(error, hub.utils.HFValidationError):
         raise ValueError(f"{name} is no name of a repository: {_reason(error)}") from None
-    if isinstance(error, hub.errors.GatedRepoError):
+    if isinstance(error, hub.utils.GatedRepoError):
         raise PermissionError(
             f"{name} is gated: accept its terms at {hub.constants.ENDPOINT}/{name} "
             "and log in (hf auth login, or HF_TOKEN)"
         ) from None
-    if isinstance(error, hub.errors.RepositoryNotFoundError):
+    if isinstance(error, hub.utils.RepositoryNotFoundError):
         raise ValueError(
             f"{name} is neither a path here nor a model on the Hub ({hub.constants.ENDPOINT}); "
             "a private one needs a login (hf auth login, or HF_TOKEN)"
         ) from None
-    if isinstance(error, hub.errors.RevisionNotFoundError):
+    if isinstance(error, hub.utils.RevisionNotFoundError):
         raise ValueError(f"{name} has no revision {shown(revision)} on the Hub") from None
 
 
@@ -110,7 +110,7 @@ def _cached(hub: ModuleType, name: str, revision: str, reason: Exception) -> Pat
         missing = [file for file in set(files) if not (folder / file).exists()]
         check(not missing, f"{len(missing)} of its files are missing")
         return folder
-    except (hub.errors.LocalEntryNotFoundError, FileNotFoundError):
+    except (hub.utils.LocalEntryNotFoundError, FileNotFoundError):
         pass
     except ValueError as error:
         problem = f"the cache has only part of it: {short(error, 200)}"
