@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..base.numbers import as_int, representable, shown
 from ..engine import runtime
 from ..engine.plan import Plan as Engine
 from ..engine.vectors import Vectors
+from ..pictures.preprocessing import Preprocessing
 from .config import ViTConfig
 from .initialize import init_weights
 from .layout import Layout
@@ -76,6 +78,10 @@ class ViT:
     checkpoint : "block", optional
         Training keeps only the blocks' inputs and computes the rest again in the backward: far less memory, about a
         fifth more time, the same bits (Chen et al. 2016, arXiv:1604.06174).
+    preprocessing : Preprocessing, optional
+        What `preprocess` does to pictures, for the configuration's image size and channels.
+    class_names : sequence of str, optional
+        One name for each class.
 
     Attributes
     ----------
@@ -84,6 +90,8 @@ class ViT:
     weights : array (size,)
         May be written to, `model.weights[:] = best`, and assigned, `model.weights = best`: a vector of the model's
         dtype is then kept or copied as by the constructor. A frozen model's are read-only.
+    preprocessing, class_names
+        As given, the names as a tuple, or None. May be assigned; `cvit.save` writes them, `cvit.load` reads them.
     frozen : bool
         Whether `freeze` was called last, not `unfreeze`.
     logits : array (N, classes) or None
@@ -112,7 +120,15 @@ class ViT:
     """
 
     def __init__(
-        self, config: ViTConfig, weights=None, *, seed: int = 0, dtype=np.float32, checkpoint: str | None = None
+        self,
+        config: ViTConfig,
+        weights=None,
+        *,
+        seed: int = 0,
+        dtype=np.float32,
+        checkpoint: str | None = None,
+        preprocessing: Preprocessing | None = None,
+        class_names: Sequence[str] | None = None,
     ):
         if not isinstance(config, ViTConfig):
             raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
@@ -121,6 +137,8 @@ class ViT:
             weights = init_weights(config, seed, dtype=float_dtype("dtype", dtype))
         self._config = config
         self._checkpoint = checkpoint
+        self.preprocessing = preprocessing
+        self.class_names = class_names
         self._layout = Layout.of(config)
         self._size = self._layout.size
         self._token_rows = config.tokens if config.pool == "none" else 0  # of each image's logits
@@ -183,6 +201,34 @@ class ViT:
             check(not self.frozen, "this model is frozen: call unfreeze() before giving it other weights")
             self._state = self._state._replace(weights=flat)
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing | None) -> None:
+        if value is not None:
+            if not isinstance(value, Preprocessing):
+                raise TypeError(f"preprocessing must be a Preprocessing, got {type(value).__name__}")
+            needed, got = (self._config.channels, *self._config.image_size), (value.channels, *value.size)
+            check(got == needed, f"preprocessing must give images {needed}, as the configuration says, got {got}")
+        self._preprocessing = value
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, value: Sequence[str] | None) -> None:
+        if value is not None:
+            value = (value,) if isinstance(value, str) else tuple(value)
+            for name in value:
+                if not isinstance(name, str):
+                    raise TypeError(f"class_names must be strings, got {shown(name)}")
+            classes = self._config.classes
+            check(len(value) == classes, f"class_names must be {classes}, one a class, got {len(value)}")
+        self._class_names: tuple[str, ...] | None = value
+
     def _kept(self, flat: np.ndarray) -> np.ndarray:
         """The vector itself if it can be read and updated in place, else a copy."""
         flat = as_float("weights", flat, (self._size,))
@@ -203,6 +249,15 @@ class ViT:
         Computed as by `forward`.
         """
         return self._infer(x, 1)
+
+    def preprocess(self, images) -> np.ndarray:
+        """Pictures as `forward` takes them, float32 (N, C, H, W).
+
+        images is one picture or a list of pictures: paths, Pillow images, uint8 arrays (h, w) or (h, w, c). A model
+        without `preprocessing` takes `Preprocessing.default` of its image size and channels.
+        """
+        how = self.preprocessing or Preprocessing.default(self._config.image_size, self._config.channels)
+        return how(images)
 
     def loss_and_grad(
         self, x, y, *, label_smoothing: float = 0.0, out=None, accumulate: bool = False
@@ -296,13 +351,15 @@ class ViT:
         """What makes the model again: no lock, no engine, no gradient. Attributes that the caller added go along."""
         state = self._state
         inside = dict(
-            config=self._config, weights=state.weights, checkpoint=self._checkpoint, frozen=state.packed is not None
-        )
+            config=self._config, weights=state.weights, checkpoint=self._checkpoint, frozen=state.packed is not None,
+            preprocessing=self._preprocessing, class_names=self._class_names,
+        )  # fmt: skip
         return {"model": inside, "added": {name: v for name, v in vars(self).items() if name not in _ATTRIBUTES}}
 
     def __setstate__(self, state: dict) -> None:
         inside = state["model"]
-        ViT.__init__(self, inside["config"], inside["weights"], checkpoint=inside["checkpoint"])
+        names = "checkpoint", "preprocessing", "class_names"
+        ViT.__init__(self, inside["config"], inside["weights"], **{name: inside.get(name) for name in names})
         if inside["frozen"]:
             self.freeze()
         vars(self).update(state["added"])
@@ -406,6 +463,8 @@ _ATTRIBUTES = frozenset(
     [
         "_config",
         "_checkpoint",
+        "_preprocessing",
+        "_class_names",
         "_layout",
         "_size",
         "_token_rows",
