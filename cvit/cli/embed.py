@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .options import MOST_IMAGES, MOST_THREADS, option, threads_option, use_threads, whole
+from .options import MOST_IMAGES, MOST_THREADS, option, quiet_decoders, threads_option, use_threads, whole
 from .output import expendable, one_line
 
 DESCRIPTION = (
@@ -46,7 +46,7 @@ def run(args) -> None:
     writer = writer_for(args.out)
     names, files = _listed(args.paths)
     model = load(args.model).freeze()
-    with expendable() as output:
+    with quiet_decoders(), expendable() as output:
         skipped = _embed(model, names, files, writer, args)
         left_out = f", {skipped:,} left out that could not be decoded" if skipped else ""
         print(f"{one_line(str(args.out))}: {len(files) - skipped:,} pictures, {model.config.width} features{left_out}")

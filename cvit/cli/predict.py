@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .options import MOST_IMAGES, option, threads_option, use_threads, whole
+from .options import MOST_IMAGES, option, quiet_decoders, threads_option, use_threads, whole
 from .output import one_line
 
 DESCRIPTION = "Print the most probable classes of each picture, by the names that the model has for them."
@@ -30,7 +30,9 @@ def run(args) -> None:
     model = load(args.model)
     results = []
     for start in range(0, len(args.images), BATCH):
-        for result in _results(model, args.images[start : start + BATCH], args.top):
+        with quiet_decoders():
+            batch = _results(model, args.images[start : start + BATCH], args.top)
+        for result in batch:
             if args.json:
                 results.append(result)
             else:

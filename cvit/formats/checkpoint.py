@@ -40,7 +40,7 @@ def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None
         if not (isinstance(key, str) and isinstance(value, str)):
             raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
     for key in OWN_KEYS:
-        check(key not in notes, f"metadata must not have the key {key!r}, the {key[5:]} stands there")
+        check(key not in notes, f"metadata must not have the key {key!r}, which is cvit's own")
     tensors, notes[CONFIG_KEY] = model.layout.views(model.weights), model.config.to_json()
     if model.preprocessing is not None:
         notes[PREPROCESSING_KEY] = model.preprocessing.to_json()

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # height, width
 
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
-MOST_PIXELS = 1 << 24  # of a resized picture as a whole: of a larger one only the part that the crop keeps is made
+# Of a resized picture as a whole, 128 MiB. Of a larger one, hundreds of times longer than wide, only what the crop
+# keeps is made. Pillow then may take rows before columns instead of columns before rows, and as it clips to 0 .. 255 in
+# between, "bicubic" and "lanczos" can give other pixels where they overshoot.
+MOST_PIXELS = 1 << 25
 
 
 def resized_size(size: Size, how: Preprocessing) -> Size:

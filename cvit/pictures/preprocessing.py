@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -167,7 +168,7 @@ class Preprocessing:
         timm's `input_size`, `crop_pct` and `crop_mode` count, not those with `test_` before them, as timm's
         `resolve_data_config` does.
         """
-        return cls._of(published.fields_of_timm(pretrained_cfg))
+        return cls._of(published.fields_of_timm, pretrained_cfg)
 
     @classmethod
     def from_hf(cls, preprocessor_config: Mapping) -> Preprocessing:
@@ -181,7 +182,7 @@ class Preprocessing:
         ValueError
             A value is wrong, or the pictures would have no fixed size.
         """
-        return cls._of(published.fields_of_hf(preprocessor_config))
+        return cls._of(published.fields_of_hf, preprocessor_config)
 
     def to_timm(self) -> dict:
         """The keys of timm's `pretrained_cfg` that say the same.
@@ -229,16 +230,16 @@ class Preprocessing:
         missing, unknown = known - fields.keys(), fields.keys() - known
         check(not missing, f"preprocessing lacks {listed(missing)}")
         check(not unknown, f"preprocessing has unknown keys: {listed(unknown)}")
-        return cls._of(fields)
+        return cls._of(dict, fields)
 
     def _fields(self) -> dict:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
-    def _of(cls, fields: dict) -> Preprocessing:
-        """From fields that came from outside, where a value of a wrong type is a `ValueError`, too."""
+    def _of(cls, read: Callable[[Any], dict], settings) -> Preprocessing:
+        """From settings that came from outside, where a value of a wrong type is a `ValueError`, too."""
         try:
-            return cls(**fields)
+            return cls(**read(settings))
         except TypeError as error:
             raise ValueError(f"preprocessing: {short(error, 200)}") from None
 
