@@ -32,7 +32,10 @@ def add_arguments(parser) -> None:
         help="FILE.npz: the arrays features (N, D) and names; FILE.npy: features alone; FILE.csv: a row name,f0,f1,…",
     )  # fmt: skip
     option(parser, "--batch", 32, whole(1, MOST_IMAGES), "pictures in a pass")
-    option(parser, "--decoders", 2, whole(1, MOST_THREADS), "threads that decode pictures")
+    parser.add_argument(
+        "--decoders", type=whole(1, MOST_THREADS), metavar="INT",
+        help="threads that decode pictures (default a quarter of the others, at least 2)",
+    )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be decoded")
     threads_option(parser)
 
@@ -55,11 +58,13 @@ def run(args) -> None:
 
 def _embed(model, names, files, writer, args) -> int:
     """Write the features of all files, and return how many of these were left out."""
+    from ..engine.runtime import get_num_threads
     from .progress import Pictures
 
     skipped = 0
+    decoders = args.decoders or max(2, get_num_threads() // 4)
     with writer as write, Pictures(len(files)) as progress:
-        for batch in _batches(_decoded(model, files, args.decoders, args.batch), args.batch):
+        for batch in _batches(_decoded(model, files, decoders, args.batch), args.batch):
             good = [(index, values) for index, values in batch if not isinstance(values, Exception)]
             for _, error in batch:
                 if isinstance(error, Exception):
