@@ -7,7 +7,7 @@ The map of the code, an image's way to its logits and back to the weights:
                and backward), team.pyx (threads, the door to csrc), update.pyx (optimizers' passes)
     ops/       each kernel alone
     model/     config.py, parts.py (what a ViT is made of), layout.py, initialize.py, program.py, vit.py, functional.py
-    formats/   model files, Flax          data/   images in, batches out
+    formats/   model files, Flax          data/   images in, batches out     pictures/  files to images
     train/     loop, optimizers           cli/    the commands            bench/  `cvit bench`
     ../csrc    the kernels: one source for every instruction set and element type
 """
@@ -43,6 +43,7 @@ from .model.functional import (
 from .model.initialize import init_weights
 from .model.layout import Layout
 from .model.vit import Plan, ViT
+from .pictures.preprocessing import Preprocessing
 from .train import optim
 from .train.evaluation import evaluate
 from .train.loop import fit
@@ -51,8 +52,8 @@ from .train.optim import SGD, AdamW, warmup_cosine
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD", "AdamW", "Layout", "Plan", "ViT", "ViTConfig", "available_isas", "evaluate", "fit", "from_flax", "get_isa",
-    "get_num_threads", "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls", "save", "set_isa",
-    "set_num_threads",
-    "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward", "vit_train_step", "warmup_cosine",
+    "SGD", "AdamW", "Layout", "Plan", "Preprocessing", "ViT", "ViTConfig", "available_isas", "evaluate", "fit",
+    "from_flax", "get_isa", "get_num_threads", "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls",
+    "save", "set_isa", "set_num_threads", "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward",
+    "vit_train_step", "warmup_cosine",
 ]  # fmt: skip

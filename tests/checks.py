@@ -69,3 +69,30 @@ def normal(rng, *shape, dtype=np.float64):
 def wide(*arrays):
     """float64 copies for the reference."""
     return [np.asarray(array, np.float64) for array in arrays]
+
+
+def declare_torchvision_operators():
+    """timm and transformers import torchvision, whose operators do not load beside a CPU build of torch: their names
+    are enough.
+
+    Returns what must be kept for as long as they are used; None where torchvision, or an earlier call, declared them.
+    """
+    import torch
+
+    names = ["nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"]
+    names += [f"_{name}_backward" for name in names[2:]]
+    try:
+        library = torch.library.Library("torchvision", "DEF")
+    except RuntimeError:
+        return None
+    for name in names:
+        two = "Tensor boxes, Tensor scores, float threshold" if name.endswith("nms") else "Tensor input"
+        try:
+            library.define(f"{name}({two}) -> Tensor")
+        except RuntimeError:
+            return None
+    _declared.append(library)
+    return library
+
+
+_declared = []  # a library that is collected takes its names with it

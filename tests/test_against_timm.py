@@ -5,28 +5,12 @@ timm's parameters are read through the column that says where a tensor stands in
 
 import numpy as np
 import pytest
-from checks import assert_close
+from checks import assert_close, declare_torchvision_operators
 
 from cvit import Layout, ViT, ViTConfig
 
 torch = pytest.importorskip("torch")
-
-
-def declare_torchvision_operators():
-    """timm imports torchvision, whose operators do not load beside a CPU build of torch: their names are enough."""
-    library = torch.library.Library("torchvision", "DEF")
-    names = ["nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"]
-    names += [f"_{name}_backward" for name in names[2:]]
-    for name in names:
-        two = "Tensor boxes, Tensor scores, float threshold" if name.endswith("nms") else "Tensor input"
-        library.define(f"{name}({two}) -> Tensor")
-    return library
-
-
-try:
-    operators = declare_torchvision_operators()
-except RuntimeError:  # a torchvision that loaded its own
-    operators = None
+operators = declare_torchvision_operators()
 timm = pytest.importorskip("timm", exc_type=ImportError)
 VisionTransformer = timm.models.vision_transformer.VisionTransformer
 

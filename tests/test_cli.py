@@ -248,7 +248,7 @@ def test_a_terminal_gets_a_bar(tmp_path):
     assert b"\r" in output and b"images/s" in output and b"ETA" in output and b"100%" in output
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["info"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["info"], ["predict"], ["embed"], ["bench"]])
 def test_help_is_complete(command, capsys):
     assert cli.main([*command, "--help"]) == 0
     assert "example: cvit" in capsys.readouterr().out

@@ -16,13 +16,14 @@ BELOW = {  # what each package may import, besides itself
     "base": [],
     "engine": ["base"],
     "ops": ["engine", "base"],
-    "model": ["engine", "base"],
-    "formats": ["model", "engine", "base"],
+    "pictures": ["base"],
+    "model": ["pictures", "engine", "base"],
+    "formats": ["pictures", "model", "engine", "base"],
     "data": ["model", "engine", "base"],
-    "train": ["formats", "data", "model", "engine", "base"],
-    "bench": ["train", "formats", "data", "model", "ops", "engine", "base"],
-    "estimator": ["train", "formats", "data", "model", "ops", "engine", "base"],
-    "cli": ["bench", "train", "formats", "data", "model", "ops", "engine", "base"],
+    "train": ["formats", "data", "model", "pictures", "engine", "base"],
+    "bench": ["train", "formats", "data", "model", "ops", "pictures", "engine", "base"],
+    "estimator": ["train", "formats", "data", "model", "ops", "pictures", "engine", "base"],
+    "cli": ["bench", "train", "formats", "data", "model", "ops", "pictures", "engine", "base"],
 }
 OUTERMOST = ["bench", "cli"]  # cvit/__init__.py does not import these, they may use it as any user does
 # Files of more than 400 lines, each with the reason. A file that has become shorter leaves the list.

@@ -8,9 +8,11 @@ from pathlib import Path
 from .options import MOST_IMAGES, need_demo_extra, option, threads_option, use_threads, whole
 from .output import one_line
 
+NAMES_SHOWN = 10  # of classes
 DESCRIPTION = (
-    "Print a model's configuration, its tensors in the order of the weight vector, the number of weights, the\n"
-    "floating-point operations of a forward pass, and the memory of a training step and of inference."
+    "Print a model's configuration, what it does to pictures, the names of its classes, its tensors in the order of\n"
+    "the weight vector, the number of weights, the floating-point operations of a forward pass, and the memory of a\n"
+    "training step and of inference."
 )
 EXAMPLE = "cvit info digits.safetensors && cvit info S/16 --batch 8"
 
@@ -38,6 +40,10 @@ def run(args) -> None:
         print(f"  {field.name:<16}{getattr(config, field.name)}")
     for key, value in notes.items():
         print(f"  {one_line(key):<16}{one_line(value)}  (note in the file)")
+    print("\npreprocessing of pictures" + ("" if model.preprocessing else ", not in the file: the default"))
+    _print_preprocessing(model)
+    if model.class_names is not None:
+        print(f"\nclasses\n  {_enumerated(model.class_names)}")
     print("\ntensors")
     _print_tensors(list(model.layout.entries.values()))
     flops = config.forward_flops(args.batch)
@@ -64,6 +70,28 @@ def _model(name: str):
         return ViT(config, np.zeros(Layout.of(config).size, np.float32)), {}
     need_demo_extra(["safetensors"])
     return checkpoint.load(name), checkpoint.read_metadata(name)
+
+
+def _print_preprocessing(model) -> None:
+    """One line a setting; a model without any gets the default, where its channels are those of a picture."""
+    from ..pictures.preprocessing import Preprocessing
+
+    how = model.preprocessing
+    if how is None:
+        try:
+            how = Preprocessing.default(model.config.image_size, model.config.channels)
+        except ValueError as error:
+            print(f"  none: {one_line(str(error))}")
+            return
+    for field in dataclasses.fields(how):
+        print(f"  {field.name:<16}{getattr(how, field.name)}")
+    print(f"  {'crop_fraction':<16}{how.crop_fraction}")
+
+
+def _enumerated(names) -> str:
+    """The names of classes with their numbers, the first few of them."""
+    shown = ", ".join(f"{number} {one_line(name)}" for number, name in enumerate(names[:NAMES_SHOWN]))
+    return shown + (f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else "")
 
 
 def _print_tensors(entries) -> None:

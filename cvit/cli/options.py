@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import math
+import warnings
+from collections.abc import Iterator
 
 from .output import one_line
 
@@ -78,6 +81,14 @@ def use_threads(threads: int | None) -> None:
         from ..engine.runtime import set_num_threads
 
         set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Leave out what Pillow warns of, on its way through files with odd metadata: a picture is decoded, or an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def need_demo_extra(modules) -> None:

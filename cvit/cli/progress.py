@@ -1,7 +1,8 @@
-"""The progress of a training run: a bar on a terminal, lines elsewhere."""
+"""The progress of a training run, or of a count of pictures: a bar or one line on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -65,3 +66,46 @@ class Bar:
 
     def on_epoch(self, epoch):
         self.test = f"  test {epoch.test_accuracy:.1%}"
+
+
+class Pictures:
+    """How many of `total` pictures are done, images/s and the time left: a line that is written again and again on a
+    terminal, elsewhere a new line every few seconds.
+
+    A context manager; `say` prints a message to standard error without disturbing the line.
+    """
+
+    def __init__(self, total: int):
+        self.total, self.done = total, 0
+        self.terminal = sys.stdout.isatty()
+        self.pause = 0.2 if self.terminal else 5.0  # seconds between two lines
+        self.start = self.shown = time.perf_counter()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *error):
+        if kind is None and self.done:
+            self._show()
+        if self.terminal:
+            print(flush=True)
+
+    def advance(self, count: int) -> None:
+        """`count` more pictures are done."""
+        self.done += count
+        if time.perf_counter() - self.shown >= self.pause and self.done < self.total:
+            self._show()
+
+    def say(self, message: str) -> None:
+        """Print a line to standard error."""
+        if self.terminal:
+            print("\r\x1b[K", end="", flush=True)
+        with contextlib.suppress(OSError):  # nobody may read it
+            print(message, file=sys.stderr, flush=True)
+
+    def _show(self) -> None:
+        self.shown = time.perf_counter()
+        rate = self.done / max(self.shown - self.start, 1e-9)
+        left = (self.total - self.done) / rate
+        line = f"{self.done:,}/{self.total:,} images  {rate:,.1f} images/s  ETA {left:.0f} s"
+        print(f"\r\x1b[K{line}" if self.terminal else line, end="" if self.terminal else "\n", flush=True)

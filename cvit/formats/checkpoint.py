@@ -1,12 +1,14 @@
 """A model in one safetensors file: the tensors by the layout's names, in (in, out) order, and the config as JSON.
 
 The format (https://github.com/huggingface/safetensors) is a JSON header and raw data; reading one runs no code. The
-config stands in the header's metadata under "cvit.config".
+config stands in the header's metadata under "cvit.config", where the model has them the preprocessing of pictures under
+"cvit.preprocessing", a JSON object, and the names of the classes under "cvit.classes", a JSON list.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from pathlib import Path
@@ -18,13 +20,16 @@ from ..base.files import replacing
 from ..model.config import ViTConfig
 from ..model.layout import Layout
 from ..model.vit import ViT
+from ..pictures.preprocessing import Preprocessing
 
-CONFIG_KEY = "cvit.config"
+CONFIG_KEY, PREPROCESSING_KEY, CLASSES_KEY = "cvit.config", "cvit.preprocessing", "cvit.classes"
+OWN_KEYS = (CONFIG_KEY, PREPROCESSING_KEY, CLASSES_KEY)
 DTYPES = {"F32": np.float32, "F64": np.float64}
 
 
 def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None = None) -> None:
-    """Write `model`'s weights and config to `path`, and `metadata`, a dict of strings, beside them.
+    """Write `model`'s weights, config, preprocessing and class names to `path`, and `metadata`, a dict of strings,
+    beside them.
 
     The file is written as `base.files.replacing` says: `path` never holds half a model, and what the system reports, a
     full disk for instance, is an `OSError` that names `path`.
@@ -34,8 +39,13 @@ def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None
     for key, value in notes.items():
         if not (isinstance(key, str) and isinstance(value, str)):
             raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
-    check(CONFIG_KEY not in notes, f"metadata must not have the key {CONFIG_KEY!r}, the config stands there")
+    for key in OWN_KEYS:
+        check(key not in notes, f"metadata must not have the key {key!r}, which is cvit's own")
     tensors, notes[CONFIG_KEY] = model.layout.views(model.weights), model.config.to_json()
+    if model.preprocessing is not None:
+        notes[PREPROCESSING_KEY] = model.preprocessing.to_json()
+    if model.class_names is not None:
+        notes[CLASSES_KEY] = json.dumps(model.class_names)
     with replacing(path) as temporary:
         try:
             safetensors.numpy.save_file(tensors, temporary, notes)
@@ -54,13 +64,17 @@ def load(path: str | os.PathLike) -> ViT:
     """
     with _open(path) as file:
         config = _config(path, file)
-        return ViT(config, _weights(path, file, config))
+        weights = _weights(path, file, config)
+        try:
+            return ViT(config, weights, **_about_pictures(file))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {short(error, 500)}") from None
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The `metadata` given to `save`."""
     with _open(path) as file:
-        return {key: value for key, value in (file.metadata() or {}).items() if key != CONFIG_KEY}
+        return {key: value for key, value in (file.metadata() or {}).items() if key not in OWN_KEYS}
 
 
 def _safetensors():
@@ -91,6 +105,21 @@ def _config(path, file) -> ViTConfig:
         return ViTConfig.from_json(text)
     except ValueError as error:
         raise ValueError(f"{path} has a wrong config: {short(error, 500)}") from None
+
+
+def _about_pictures(file) -> dict:
+    """The preprocessing and the class names, None where the file has none."""
+    notes = file.metadata() or {}
+    preprocessing, names = notes.get(PREPROCESSING_KEY), notes.get(CLASSES_KEY)
+    if names is not None:
+        try:
+            names = json.loads(names)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"the class names are not valid JSON: {short(error, 200)}") from None
+        check(isinstance(names, list), f"the class names must be a JSON list, got {short(repr(names))}")
+    return dict(
+        preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing), class_names=names
+    )
 
 
 def _weights(path, file, config) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,13 +23,14 @@ from ..base.numbers import as_int, representable, shown
 from ..engine import runtime
 from ..engine.plan import Plan as Engine
 from ..engine.vectors import Vectors
+from ..pictures.preprocessing import Preprocessing
 from .config import ViTConfig
 from .initialize import init_weights
 from .layout import Layout
 from .memory import Plan
 from .program import program_of
 
-Mode = Literal["train", "infer"]
+Mode = Literal["train", "infer", "tokens"]
 
 ENGINES_KEPT = 4  # for training and evaluation, each with a last, smaller batch
 
@@ -48,6 +50,13 @@ class _State(NamedTuple):
 
 
 _models: weakref.WeakValueDictionary[int, ViT] = weakref.WeakValueDictionary()
+
+
+def _layer(layer, depth: int) -> int:
+    """The number of a block, counted from the end where it is negative."""
+    number = as_int("layers", layer, minimum=-depth)
+    check(number < depth, f"layers must be below the depth {depth}, got {number}")
+    return number % depth
 
 
 def _in_forked_child() -> None:
@@ -76,6 +85,10 @@ class ViT:
     checkpoint : "block", optional
         Training keeps only the blocks' inputs and computes the rest again in the backward: far less memory, about a
         fifth more time, the same bits (Chen et al. 2016, arXiv:1604.06174).
+    preprocessing : Preprocessing, optional
+        What `preprocess` does to pictures, for the configuration's image size and channels.
+    class_names : sequence of str, optional
+        One name for each class.
 
     Attributes
     ----------
@@ -84,6 +97,8 @@ class ViT:
     weights : array (size,)
         May be written to, `model.weights[:] = best`, and assigned, `model.weights = best`: a vector of the model's
         dtype is then kept or copied as by the constructor. A frozen model's are read-only.
+    preprocessing, class_names
+        As given, the names as a tuple, or None. May be assigned; `cvit.save` writes them, `cvit.load` reads them.
     frozen : bool
         Whether `freeze` was called last, not `unfreeze`.
     logits : array (N, classes) or None
@@ -112,7 +127,15 @@ class ViT:
     """
 
     def __init__(
-        self, config: ViTConfig, weights=None, *, seed: int = 0, dtype=np.float32, checkpoint: str | None = None
+        self,
+        config: ViTConfig,
+        weights=None,
+        *,
+        seed: int = 0,
+        dtype=np.float32,
+        checkpoint: str | None = None,
+        preprocessing: Preprocessing | None = None,
+        class_names: Sequence[str] | None = None,
     ):
         if not isinstance(config, ViTConfig):
             raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
@@ -121,6 +144,8 @@ class ViT:
             weights = init_weights(config, seed, dtype=float_dtype("dtype", dtype))
         self._config = config
         self._checkpoint = checkpoint
+        self.preprocessing = preprocessing
+        self.class_names = class_names
         self._layout = Layout.of(config)
         self._size = self._layout.size
         self._token_rows = config.tokens if config.pool == "none" else 0  # of each image's logits
@@ -183,6 +208,34 @@ class ViT:
             check(not self.frozen, "this model is frozen: call unfreeze() before giving it other weights")
             self._state = self._state._replace(weights=flat)
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing | None) -> None:
+        if value is not None:
+            if not isinstance(value, Preprocessing):
+                raise TypeError(f"preprocessing must be a Preprocessing, got {type(value).__name__}")
+            needed, got = (self._config.channels, *self._config.image_size), (value.channels, *value.size)
+            check(got == needed, f"preprocessing must give images {needed}, as the configuration says, got {got}")
+        self._preprocessing = value
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, value: Sequence[str] | None) -> None:
+        if value is not None:
+            value = (value,) if isinstance(value, str) else tuple(value)
+            for name in value:
+                if not isinstance(name, str):
+                    raise TypeError(f"class_names must be strings, got {shown(name)}")
+            classes = self._config.classes
+            check(len(value) == classes, f"class_names must be {classes}, one a class, got {len(value)}")
+        self._class_names: tuple[str, ...] | None = value
+
     def _kept(self, flat: np.ndarray) -> np.ndarray:
         """The vector itself if it can be read and updated in place, else a copy."""
         flat = as_float("weights", flat, (self._size,))
@@ -195,14 +248,66 @@ class ViT:
         An image's logits do not depend on the other images, bit for bit. A large batch is computed in pieces, so that
         the memory it takes is bounded (`PIECE_BYTES`), but for the result.
         """
+        self._check_head()
         return self._infer(x, 0)
 
-    def features(self, x) -> np.ndarray:
-        """Pooled features (N, D) of images x (N, C, H, W), a new array: what the head sees, after the final norm.
+    __call__ = forward
 
-        Computed as by `forward`.
+    def features(self, x) -> np.ndarray:
+        """Pooled features (N, D) of images x (N, C, H, W), a new array: what the head sees.
+
+        That is after the final norm and what stands behind the pooling (`fc_norm`, the MLP of attention pooling,
+        `pre_logits`). Of a model with a head for the distillation token the mean of the two tokens. Computed as by
+        `forward`.
         """
-        return self._infer(x, 1)
+        features = self._infer(x, 1)
+        if self._config.dist_head:
+            D = self._config.width
+            return (features[:, :D] + features[:, D:]) / self._dtype.type(2)
+        return features
+
+    def tokens(self, x, layers=None, *, norm: bool | None = None) -> np.ndarray | list[np.ndarray]:
+        """All tokens (N, T, D) of images x (N, C, H, W) after the final norm, new arrays.
+
+        Parameters
+        ----------
+        x : array (N, C, H, W)
+        layers : sequence of int, optional
+            A list of these blocks' outputs instead, in the order given; -1 is the last block.
+        norm : bool, optional
+            Whether the final norm is applied: None means for the tokens, and not for `layers`.
+
+        Tokens stand in the order class tokens, distillation token, registers, patches row by row.
+        """
+        x = self._images(x)
+        depth, N = self._config.depth, len(x)
+        wanted = [depth - 1] if layers is None else [_layer(layer, depth) for layer in layers]
+        norm = layers is None if norm is None else norm
+        if not isinstance(norm, bool):
+            raise TypeError(f"norm must be True, False or None, got {shown(norm)}")
+        result = {layer: np.empty((N, self._config.tokens, self._config.width), self._dtype) for layer in wanted}
+        piece = self._piece(N)
+        with self._lock:
+            weights = self._checked_state().weights
+            engine = self._engine(piece, "tokens")
+            for start in range(0, N, piece):
+                start = min(start, N - piece)  # the last piece begins within the one before
+                images = laid_out(x[start : start + piece], self._dtype)
+                if layers is None and norm:
+                    result[depth - 1][start : start + piece] = engine.tokens(weights, images)
+                    continue
+                for layer, tokens in zip(sorted(result), engine.layers(weights, images, sorted(result), norm)):
+                    result[layer][start : start + piece] = tokens
+        return result[depth - 1] if layers is None else [result[layer] for layer in wanted]
+
+    def preprocess(self, images) -> np.ndarray:
+        """Pictures as `forward` takes them, float32 (N, C, H, W).
+
+        images is one picture or a list of pictures: paths, Pillow images, uint8 arrays (h, w) or (h, w, c). A model
+        without `preprocessing` takes `Preprocessing.default` of its image size and channels.
+        """
+        how = self.preprocessing or Preprocessing.default(self._config.image_size, self._config.channels)
+        return how(images)
 
     def loss_and_grad(
         self, x, y, *, label_smoothing: float = 0.0, out=None, accumulate: bool = False
@@ -227,6 +332,7 @@ class ViT:
         loss : float
         grad : array (size,), in the order of `layout`; `out` itself where that was given
         """
+        self._check_head()
         x = self._images(x)
         labels = as_labels("y", y, len(x), self._config.classes, self._token_rows)
         smoothing = representable("label_smoothing", label_smoothing, self._dtype, below_one=True)
@@ -296,13 +402,15 @@ class ViT:
         """What makes the model again: no lock, no engine, no gradient. Attributes that the caller added go along."""
         state = self._state
         inside = dict(
-            config=self._config, weights=state.weights, checkpoint=self._checkpoint, frozen=state.packed is not None
-        )
+            config=self._config, weights=state.weights, checkpoint=self._checkpoint, frozen=state.packed is not None,
+            preprocessing=self._preprocessing, class_names=self._class_names,
+        )  # fmt: skip
         return {"model": inside, "added": {name: v for name, v in vars(self).items() if name not in _ATTRIBUTES}}
 
     def __setstate__(self, state: dict) -> None:
         inside = state["model"]
-        ViT.__init__(self, inside["config"], inside["weights"], checkpoint=inside["checkpoint"])
+        names = "checkpoint", "preprocessing", "class_names"
+        ViT.__init__(self, inside["config"], inside["weights"], **{name: inside.get(name) for name in names})
         if inside["frozen"]:
             self.freeze()
         vars(self).update(state["added"])
@@ -339,7 +447,7 @@ class ViT:
             engine = self._engine(piece, "infer")
             if piece == N:
                 return engine.forward(weights, laid_out(x, self._dtype))[which].copy()
-            width = self._config.width if which else self._config.classes
+            width = self._config.feature_width if which else self._config.classes
             result = np.empty((N, *[self._token_rows] * (self._token_rows > 0), width), self._dtype)
             for start in range(0, N, piece):
                 start = min(
@@ -348,6 +456,10 @@ class ViT:
                 images = laid_out(x[start : start + piece], self._dtype)
                 result[start : start + piece] = engine.forward(weights, images)[which]
         return result
+
+    def _check_head(self) -> None:
+        if not self._config.classes:
+            raise ValueError("this model has no head (classes=0): features() gives what a head would see")
 
     def _piece(self, N: int) -> int:
         """How many of N images inference takes at a time: equal pieces, as few as keep to `PIECE_BYTES`."""
@@ -406,6 +518,8 @@ _ATTRIBUTES = frozenset(
     [
         "_config",
         "_checkpoint",
+        "_preprocessing",
+        "_class_names",
         "_layout",
         "_size",
         "_token_rows",
