@@ -295,7 +295,7 @@ def sum_targets(part):
         return (part.scale, part.shift)
     if isinstance(part, HeadNorm):
         return (*part.scales, *part.shifts)
-    return (part.frequencies,)
+    return (part.frequencies,) if isinstance(part, Rotate) else ()
 
 
 def accumulating(sections, last):
