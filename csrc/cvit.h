@@ -214,14 +214,23 @@ typedef struct {
     void *sums;
 } cvit_rotate_frequencies;
 
-/* attention of one query over all keys: dq (dh), dk, dv, all assigned */
+/* attention of one query over all keys: o (dh) */
+typedef struct {
+    ptrdiff_t tokens, dh;
+    const void *q; /* (dh) */
+    cvit_matrix k, v;
+    void *o;
+    void *scratch; /* attend_scratch(tokens) real elements, aligned to 64 bytes */
+} cvit_attend;
+
+/* its backward: dq (dh), dk, dv, all assigned */
 typedef struct {
     ptrdiff_t tokens, dh;
     const void *q, *d_o; /* (dh) */
     cvit_matrix k, v;
     void *dq;
     cvit_matrix dk, dv;
-    void *scratch; /* attend_scratch(tokens) real elements, aligned to 64 bytes */
+    void *scratch; /* as attend's */
 } cvit_attend_backward;
 
 /* --------------------------------------------------------------------------------------------------------- update */
@@ -259,6 +268,7 @@ typedef struct {
     K(void, rotate, (const cvit_rotate *))                                          \
     K(void, rotate_frequencies, (const cvit_rotate_frequencies *))                  \
     K(ptrdiff_t, attend_scratch, (ptrdiff_t tokens))                                \
+    K(void, attend, (const cvit_attend *))                                          \
     K(void, attend_backward, (const cvit_attend_backward *))                        \
     K(void, sgd, (const cvit_update *))                                             \
     K(void, adamw, (const cvit_update *))                                           \

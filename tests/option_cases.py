@@ -105,8 +105,6 @@ BLOCKS = {
     "pairs, gated, no biases": dict(block="pairs", gated=True, bias=False),
     "pairs, RMS, wide": dict(block="pairs", norm="rms", width=132, hidden=301, depth=1),
     "pairs, width 1, one token": dict(block="pairs", width=1, heads=1, hidden=1, pool="mean", image_size=2),
-    "pairs, inner norms": dict(block="pairs", attn_norm=True, mlp_norm=True),
-    "pairs, norm of q and k, rotary": dict(block="pairs", qk_norm=True, heads=5, rope=Rope()),
 }
 ROTARY = {
     "axial": dict(rope=Rope(), heads=5),
@@ -122,7 +120,6 @@ ROTARY = {
     "mixed, columns first, no positions": dict(
         rope=Rope("mixed", columns_first=True), width=12, heads=1, registers=2, pos_tokens="none"
     ),
-    "mixed, pairs": dict(rope=Rope("mixed"), heads=5, block="pairs"),
     "mixed, one token": dict(rope=Rope("mixed"), heads=5, pool="mean", image_size=2),
 }  # fmt: skip
 # ------------------------------------------------------------------------------------------ behind the blocks

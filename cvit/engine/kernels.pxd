@@ -161,6 +161,13 @@ cdef extern from "cvit.h" nogil:
         Matrix dy
         const void* coordinates
         void* sums
+    ctypedef struct Attend "cvit_attend":
+        Py_ssize_t tokens, dh
+        const void* q
+        Matrix k
+        Matrix v
+        void* o
+        void* scratch
     ctypedef struct AttendBackward "cvit_attend_backward":
         Py_ssize_t tokens, dh
         const void* q
@@ -207,6 +214,7 @@ cdef extern from "cvit.h" nogil:
         void (*rotate)(const Rotate*) noexcept nogil
         void (*rotate_frequencies)(const RotateFrequencies*) noexcept nogil
         Py_ssize_t (*attend_scratch)(Py_ssize_t tokens) noexcept nogil
+        void (*attend)(const Attend*) noexcept nogil
         void (*attend_backward)(const AttendBackward*) noexcept nogil
         void (*sgd)(const Update*) noexcept nogil
         void (*adamw)(const Update*) noexcept nogil

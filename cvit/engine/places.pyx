@@ -310,8 +310,7 @@ cdef class Places:
             for group in ("after", "query", "end"):
                 rows = self._rows(group)
                 kept = {name: (rows, width) for name, width in self._widths(self._sections(group)).items()}
-                kept |= {name: shape for name, shape in self._buffers(self._sections(group), rows).items()
-                         if name.startswith("stats") and p.training}
+                slots[group] |= self._stats(group)
                 for name, (count, width) in kept.items():
                     if not (group == "after" and name == "z"):
                         title = {"kv": "keys and values of the pooling"}.get(name, "rows outside the blocks")

@@ -2,7 +2,7 @@ from .task cimport Block, Linear, Pass, Section, Task
 from .team cimport Team
 
 cdef enum:
-    BATCHES = 8   # kinds of tasks in a stage, at most
+    BATCHES = 8   # as many as a team's turn has room for: kinds of tasks in a stage, at most
 
 ctypedef struct Batch:     # the tasks of one kind within a stage
     void (*run)(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil

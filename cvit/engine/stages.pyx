@@ -14,7 +14,7 @@ from .steps.norm cimport unit_sums
 from .steps.pool cimport final_norm_sums, pool_backward_task, pool_task, query_sums
 from .steps.weights cimport gradient_count, gradient_task, pack_count, pack_task, scale_sums
 from .task cimport Block, Cut, Linear, Pass, Section, Task, block_start
-from .team cimport Team, Turn, sync, take, turn_of
+from .team cimport KINDS, Team, Turn, sync, take, turn_of
 
 
 # ---------------------------------------------------------------------------------------- tasks over blocks of rows
@@ -213,6 +213,7 @@ cdef class Schedule:
     """The stages of one kind of pass."""
 
     def __cinit__(self):
+        assert BATCHES <= KINDS
         self.count = self.capacity = 0
 
     cdef void stage(self, Batch batch) except *:

@@ -68,7 +68,7 @@ static inline double cvit_float_fence(double x)
 
 #define CVIT_SPINS 2000 /* of some 20 ns to 60 ns each */
 #define CVIT_LANES 64   /* more threads than that share their runs of tasks */
-#define CVIT_KINDS 4    /* of tasks in a stage, at most */
+#define CVIT_KINDS 8    /* of tasks in a stage, at most */
 
 typedef struct {
     _Alignas(64) atomic_ptrdiff_t taken; /* how many tasks of a lane's run have been taken in this stage */

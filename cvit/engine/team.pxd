@@ -4,6 +4,8 @@ cdef extern from "team.h" nogil:
     ctypedef struct Team "cvit_team":
         pass
     int size_of "cvit_team_size" (Team* team)
+    enum:
+        KINDS "CVIT_KINDS"
     ctypedef struct Turn "cvit_turn":
         pass
     Turn turn_of "cvit_team_turn" (Team* team, int thread, int kinds, const Py_ssize_t* tasks)

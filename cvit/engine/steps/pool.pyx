@@ -13,7 +13,7 @@ task is a group of images, and each image has its own part of the query's gradie
 
 from libc.string cimport memcpy, memset
 from ..kernels cimport (
-    AddRows, AttendBackward, Attention, ColumnSums, Matrix, Norm, NormBackward, adding, matrix, normalisation,
+    AddRows, Attend, AttendBackward, ColumnSums, Matrix, Norm, NormBackward, adding, matrix, normalisation,
     normalisation_backward, summing,
 )
 from ..task cimport Pass, Task, columns, offset_of, part_start, row_of
@@ -26,7 +26,7 @@ cdef enum:
 cdef Py_ssize_t pool_scratch(const Pass* p) noexcept nogil:
     """Elements."""
     if p.pool.attention:
-        return max(p.K.attention_scratch(p.T, p.pool.dh, 0), p.K.attend_scratch(p.T))
+        return p.K.attend_scratch(p.T)
     return ROWS * p.D
 
 
@@ -150,16 +150,15 @@ cdef void attention_pool(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef const Pass* p = t.p
     cdef Py_ssize_t n, h
     cdef Matrix k, q = matrix(row_of(t, &p.pool.query, 0), p.D)
-    cdef Attention call
-    call.tokens, call.dh, call.first, call.count = p.T, p.pool.dh, 0, 1
-    call.lse, call.scratch = NULL, t.scratch
+    cdef Attend call
+    call.tokens, call.dh, call.scratch = p.T, p.pool.dh, t.scratch
     for n in range(part_start(p.N, p.image_groups, task), part_start(p.N, p.image_groups, task + 1)):
         k = matrix(row_of(t, &p.pool.kv, n * p.T), p.pool.kv.ld)
         for h in range(p.pool.heads):
             call.k, call.v = head_rows(t, k, h), head_rows(t, columns(t.K, k, p.D), h)
-            call.q = matrix(head_rows(t, q, h).at, k.ld)  # a row's stride has no meaning: there is one
-            call.o = head_rows(t, matrix(p.arena + p.pooled + n * p.D * t.K.size, p.D), h)
-            t.K.attention(&call)
+            call.q = head_rows(t, q, h).at
+            call.o = head_rows(t, matrix(p.arena + p.pooled + n * p.D * t.K.size, p.D), h).at
+            t.K.attend(&call)
 
 
 cdef void attention_pool_backward(const Task* t, Py_ssize_t task) noexcept nogil:

@@ -152,6 +152,7 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
                 packing.mean, packing.rstd = row_of(t, &w.norm.mean, row), row_of(t, &w.norm.rstd, row)
                 if w.norm.scale >= 0:
                     packing.scale = p.weights + w.norm.scale + m0 * size
+                if w.norm.shift >= 0:
                     packing.shift = p.weights + w.norm.shift + m0 * size
             t.K.pack_columns(&packing)
             for i in range(w.count):
