@@ -17,12 +17,13 @@ BELOW = {  # what each package may import, besides itself
     "engine": ["base"],
     "ops": ["engine", "base"],
     "model": ["engine", "base"],
-    "formats": ["model", "engine", "base"],
+    "families": ["model", "engine", "base"],
+    "formats": ["families", "model", "engine", "base"],
     "data": ["model", "engine", "base"],
-    "train": ["formats", "data", "model", "engine", "base"],
-    "bench": ["train", "formats", "data", "model", "ops", "engine", "base"],
-    "estimator": ["train", "formats", "data", "model", "ops", "engine", "base"],
-    "cli": ["bench", "train", "formats", "data", "model", "ops", "engine", "base"],
+    "train": ["formats", "families", "data", "model", "engine", "base"],
+    "bench": ["train", "formats", "families", "data", "model", "ops", "engine", "base"],
+    "estimator": ["train", "formats", "families", "data", "model", "ops", "engine", "base"],
+    "cli": ["bench", "train", "formats", "families", "data", "model", "ops", "engine", "base"],
 }
 OUTERMOST = ["bench", "cli"]  # cvit/__init__.py does not import these, they may use it as any user does
 # Files of more than 400 lines, each with the reason. A file that has become shorter leaves the list.
