@@ -127,7 +127,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     position_resampling: str = "bicubic antialias"
 
-    # ---------------------------------------------------------------------------------------------------- what to define
+    # ------------------------------------------------------------------------------------------------ what to define
     def config(self, given: Given) -> ViTConfig:
         """The configuration of a file, at the image size that its tensors have: read off names, shapes, config.json."""
         raise NotImplementedError
@@ -160,7 +160,7 @@ class Family:
         """Hints of how images become arrays: keys `size`, `crop`, `resize`, `resample`, `mean`, `std`, …"""
         return {}
 
-    # -------------------------------------------------------------------------------------------------------- what follows
+    # ------------------------------------------------------------------------------------------------ what follows
     def spelling(self, names: Iterable[str]) -> dict[str, str]:
         """The names in this family's spelling, by the file's; ignored ones and those of other parts are left out."""
         names = list(names)
