@@ -25,7 +25,7 @@ ACTIVATIONS = {  # timm's act_layer, the first of each the one that is written
 }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------- the table
+# ------------------------------------------------------------------------------------------------------------ the table
 def linear(theirs: str, ours: str, bias: bool, how: Transformation = LINEAR) -> list[Row]:
     """The rows of a linear layer."""
     rows = [Row(f"{theirs}.weight", f"{ours}.weight", how)]
