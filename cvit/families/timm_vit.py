@@ -271,7 +271,7 @@ def packed(given: Given) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------------------------ the family
+# ----------------------------------------------------------------------------------------------------------- the family
 class TimmViT(Family):
     """timm.models.vision_transformer.VisionTransformer, timm.models.deit.VisionTransformerDistilled."""
 
