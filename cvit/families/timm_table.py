@@ -227,13 +227,13 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
         """,
         ),
         (
-            {"rope": {"kind": "mixed", "theta": 10.0, "columns_first": True}, "image_size": (224, 224)},
+            {"image_size": (224, 224)},
             """
         vit_base_patch16_rope_mixed_224 vit_large_patch16_rope_mixed_224 vit_small_patch16_rope_mixed_224
         """,
         ),
         (
-            {"rope": {"kind": "mixed", "theta": 10.0, "columns_first": True}},
+            {},
             """
         vit_base_patch16_rope_mixed_ape_224 vit_large_patch16_rope_mixed_ape_224
         vit_small_patch16_rope_mixed_ape_224

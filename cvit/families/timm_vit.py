@@ -259,6 +259,8 @@ def shape_fields(given: Given) -> dict[str, Any]:
         fields["pool"] = "cls" if has("cls_token") and not has("fc_norm.weight") else "mean"
     if has(f"{attn}.q_norm.weight"):
         fields["heads"] = width // given.shape(f"{attn}.q_norm.weight", 1)[0]
+    if has("rope.freqs"):  # as all of timm's names have it
+        fields |= dict(heads=given.shape("rope.freqs", 4)[2], rope=Rope("mixed", theta=10.0, columns_first=True))
     return fields
 
 
