@@ -17,7 +17,7 @@ import numpy as np
 from ..base.arrays import as_array
 from ..base.errors import check, listed, short
 from ..base.numbers import as_int
-from ..model.config import ViTConfig
+from ..model.config import BIASES, ViTConfig
 from ..model.layout import Layout
 from ..model.parts import Law
 from .family import Family, Given, Row, closest, expanded, unknown_part
@@ -81,7 +81,26 @@ def configuration(family: Family, facts: Given) -> ViTConfig:
         max(config.class_tokens, config.registers) <= 1 << 20,
         f"a model of {config.class_tokens} class tokens and {config.registers} registers is not one of {family.name}",
     )
-    return config
+    return tidy(config)
+
+
+def tidy(config: ViTConfig) -> ViTConfig:
+    """The same model with the default where a field says what the default means, so that equal models are equal."""
+    plain: dict[str, Any] = {}
+    for name in BIASES:
+        if getattr(config, name) == config.bias:
+            plain[name] = None
+    if config.qkv_bias == (config.bias,) * 3:
+        plain["qkv_bias"] = None
+    if config.class_tokens == (config.pool in ("cls", "cls_mean")):
+        plain["class_token"] = None
+    if config.pool_heads == config.heads:
+        plain["pool_heads"] = 0
+    if config.pool_hidden == config.hidden:
+        plain["pool_hidden"] = 0
+    if config.pos_rows == config.tokens:
+        plain["pos_tokens"] = "all"
+    return dataclasses.replace(config, **plain)
 
 
 def read(
