@@ -62,7 +62,7 @@ def describe(module) -> tuple[ViTConfig, frozenset[str]]:
     facts, _ = given(family, shapes, num_heads=_heads(module), image_size=tuple(module.patch_embed.img_size))
     config = configuration(family, facts)
     fields: dict[str, Any] = dict(_norms(module), activation=_activation(module), block=_block(module))
-    fields["pool"] = _pool(module, config)
+    fields |= dict(pool=_pool(module, config), class_token=config.class_tokens)
     if config.pool == "map":
         heads = module.attn_pool.num_heads
         fields["pool_heads"] = 0 if heads == config.heads else heads
