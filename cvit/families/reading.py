@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..base.arrays import as_array
+from ..base.arrays import as_array, float_dtype
 from ..base.errors import check, listed, short
 from ..base.numbers import as_int
 from ..model.config import BIASES, ViTConfig
@@ -30,7 +30,7 @@ class Model(NamedTuple):
     """What `read` makes of a file."""
 
     config: ViTConfig
-    weights: np.ndarray  # float32, in the order of `Layout.of(config)`
+    weights: np.ndarray  # (size,) in the order of `Layout.of(config)`
     family: Family
     style: frozenset[str]
 
@@ -115,6 +115,7 @@ def read(
     strict: bool = True,
     config: ViTConfig | None = None,
     style: frozenset[str] | None = None,
+    dtype=np.float32,
 ) -> Model:
     """The configuration and the flat weights of a file of another library.
 
@@ -141,6 +142,8 @@ def read(
         What the model is (at its file's image size), where the caller knows it, say from the module itself.
     style : frozenset, optional
         The file's style (`Family.style`), where the caller knows it.
+    dtype : float32 or float64
+        Of the weights.
 
     Raises
     ------
@@ -167,10 +170,10 @@ def read(
         changes["channels"] = as_int("channels", channels)
     target = dataclasses.replace(config, **changes) if changes else config
     wanted = Layout.of(target)
-    flat = np.zeros(wanted.size, np.float32)
+    flat = np.zeros(wanted.size, float_dtype("dtype", dtype))
     views = wanted.views(flat)
     own = {  # whole tensors that are not stored as they are in the file
-        name: np.empty(entry.shape, np.float32)
+        name: np.empty(entry.shape, flat.dtype)
         for name, entry in layout.entries.items()
         if name not in views or entry.shape != views[name].shape or name == "pos_embed"
     }
@@ -297,4 +300,4 @@ def _other_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     if channels == 1:
         return pixels.sum(axis=0, keepdims=True)
     turn = np.arange(channels) % len(pixels)
-    return pixels[turn] * np.float32(len(pixels) / channels)
+    return pixels[turn] * pixels.dtype.type(len(pixels) / channels)
