@@ -48,6 +48,40 @@ def test_equal_to_timm(name):
     assert np.array_equal(again.weights, model.weights)
 
 
+WRITTEN = [  # one of each combination of options
+    "aimv2_large_patch14_224", "beit3_base_patch16_224", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224",
+    "eva02_base_patch14_448", "eva02_base_patch16_clip_224", "eva02_enormous_patch14_clip_224",
+    "eva02_tiny_patch14_336", "eva_giant_patch14_clip_224", "eva_large_patch14_196", "test_vit", "test_vit2",
+    "test_vit3", "test_vit4", "vit_base_patch14_reg4_dinov2", "vit_base_patch16_18x2_224", "vit_base_patch16_224_miil",
+    "vit_base_patch16_clip_quickgelu_224", "vit_base_patch16_dinov3", "vit_base_patch16_lingbot",
+    "vit_base_patch16_radio_v3", "vit_base_patch16_rope_224", "vit_base_patch16_rope_ape_224",
+    "vit_base_patch16_rope_mixed_224", "vit_base_patch16_rope_mixed_ape_224", "vit_base_patch16_rope_reg1_gap_256",
+    "vit_base_patch16_rpn_224", "vit_base_patch16_sapiens2", "vit_base_patch16_siglip_224",
+    "vit_base_patch16_siglip_gap_224", "vit_base_patch16_xp_224", "vit_giant_patch14_dinov2",
+    "vit_giant_patch16_lingbot", "vit_huge_plus_patch16_dinov3_qkvb", "vit_pe_core_tiny_patch16_384",
+    "vit_pe_lang_large_patch14_448", "vit_pe_spatial_tiny_patch16_512", "vit_pwee_patch16_reg1_gap_256",
+    "vit_so150m2_patch16_reg1_gap_256", "vit_so150m_patch16_reg4_gap_256", "vit_so400m_patch16_siglip_256",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("style", ["as read", "as written"])
+def test_timm_makes_the_model_of_what_is_written(name, style):
+    module = timm_models.small(name)
+    model = families.from_timm(module)
+    style = model.style if style == "as read" else None
+    arrays, json = families.write(model.config, model.weights, model.family, style)
+    again = timm.create_model(json["architecture"], **json["model_args"])
+    again.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()}, strict=True)
+    images = np.random.default_rng(1).standard_normal((2, model.config.channels, *model.config.image_size))
+    for got, wanted in zip(timm_models.results(again.double().eval(), images), timm_models.results(module, images)):
+        assert_close(got, wanted, 1e-6, name=name)
+    found = families.read(arrays, families.FAMILIES, json)
+    assert np.array_equal(found.weights, model.weights)
+    assert families.from_timm(again).config == found.config
+    assert found.config == model.config or found.config.rope != model.config.rope  # whose reference may be the grid
+
+
 @pytest.mark.parametrize("name", EQUAL)
 def test_the_name_says_what_the_module_says(name):
     """At full width, so that the heads of the table are those of the architecture; without numbers."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base.arrays import as_array, float_dtype
 from ..base.errors import check, listed, short
-from ..base.numbers import as_int
+from ..base.numbers import as_int, shown
 from ..model.config import BIASES, ViTConfig
 from ..model.layout import Layout
 from ..model.parts import Law
@@ -94,9 +94,9 @@ def tidy(config: ViTConfig) -> ViTConfig:
         plain["qkv_bias"] = None
     if config.class_tokens == (config.pool in ("cls", "cls_mean")):
         plain["class_token"] = None
-    if config.pool_heads == config.heads:
+    if config.pool != "map" or config.pool_heads == config.heads:
         plain["pool_heads"] = 0
-    if config.pool_hidden == config.hidden:
+    if config.pool != "map" or config.pool_hidden == config.hidden:
         plain["pool_hidden"] = 0
     if config.pos_rows == config.tokens:
         plain["pos_tokens"] = "all"
@@ -193,7 +193,8 @@ def write(
     Raises
     ------
     ValueError
-        The family has no name for a tensor of this model, so that its library could not compute it.
+        The family has no name for a tensor of this model, or its files cannot say an option: its library could not
+        compute it.
     """
     if style is None:
         style = family.style_for(config)
@@ -208,7 +209,9 @@ def write(
         pieces = [row.how.there(views[row.ours] if row.ours else None, config) for row in rows]
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=rows[0].how.axis)
         arrays[name] = np.array(whole, dtype=weights.dtype, order="C")
-    return arrays, family.config_json(config, style)
+    json = family.config_json(config, style)
+    _check_said(config, {name: array.shape for name, array in arrays.items()}, family, json)
+    return arrays, json
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
@@ -216,6 +219,18 @@ def _pair(image_size) -> tuple[int, int]:
     pair = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     check(len(pair) == 2, f"image_size must be one number or (height, width), got {image_size!r}")
     return as_int("image_size", pair[0]), as_int("image_size", pair[1])
+
+
+def _check_said(config: ViTConfig, shapes, family: Family, json: Mapping[str, Any]) -> None:
+    """Raise unless what is written says which model it is (for heads and image size one may have to be asked)."""
+    facts, _ = given(family, shapes, json, config.heads, config.image_size)
+    said, config = configuration(family, facts), tidy(config)
+    wrong = [
+        f"{field}={shown(getattr(config, field))}"
+        for field in config.__dataclass_fields__
+        if getattr(said, field) != getattr(config, field) and field != "layer_scale"
+    ]
+    check(not wrong, f"a file of the family {family.name!r} cannot say {', '.join(wrong)}")
 
 
 def _shape_there(rows: list[Row], layout: Layout) -> tuple[int, ...]:
