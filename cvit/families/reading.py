@@ -1,0 +1,321 @@
+"""`read` and `write`: a model in the names of another library, to ours and back.
+
+    names, shapes -> family -> configuration -> its table of rows -> every name and shape checked -> numbers
+
+Nothing is read before all names and shapes are as the table says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..base.arrays import as_array, float_dtype
+from ..base.errors import check, listed, short
+from ..base.numbers import as_int, shown
+from ..model.config import BIASES, ViTConfig
+from ..model.layout import Layout
+from ..model.parts import Law
+from .family import Family, Given, Row, closest, expanded, unknown_part
+from .positions import resample
+
+FRESH = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")  # of a head for other classes
+
+
+class Model(NamedTuple):
+    """What `read` makes of a file."""
+
+    config: ViTConfig
+    weights: np.ndarray  # (size,) in the order of `Layout.of(config)`
+    family: Family
+    style: frozenset[str]
+
+
+def recognise(
+    names: Sequence[str], json: Mapping[str, Any] | None, families: Sequence[Family], *, file: str = "the file"
+) -> Family:
+    """The family that a file is of: the one that its config.json names, else the first whose marks its names have."""
+    reason = unknown_part(names)
+    check(reason is None, f"{file} has a part that cvit does not compute: {reason}")
+    for family in families:
+        if json and family.claims(json):
+            return family
+    found = next((family for family in families if family.has_marks(names)), None)
+    if found is None:
+        known = ", ".join(family.name for family in families)
+        raise ValueError(f"{file} is of no known family ({known}); its tensors begin with {listed(names, 4)}")
+    return found
+
+
+def given(
+    family: Family,
+    shapes: Mapping[str, tuple[int, ...]],
+    json: Mapping[str, Any] | None = None,
+    num_heads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> tuple[Given, dict[str, str]]:
+    """What is known of a file in its family's spelling, and the file's name of each name."""
+    spelling = family.spelling(shapes)
+    files: dict[str, str] = {}
+    for name, ours in spelling.items():
+        check(ours not in files, f"{short(name)} and {short(files.get(ours, ''))} are two names of one tensor")
+        files[ours] = name
+    if image_size is not None:
+        image_size = _pair(image_size)
+    known = {ours: tuple(shapes[name]) for ours, name in files.items()}
+    return Given(known, dict(json or {}), num_heads, image_size), files
+
+
+def configuration(family: Family, facts: Given) -> ViTConfig:
+    """The configuration of a file at the image size that its tensors have; refuses what cvit does not compute."""
+    reason = family.refuse(facts)
+    check(reason is None, f"the model has a part that cvit does not compute: {reason}")
+    config = family.config(facts)
+    # A depth that only config.json names is checked before there is a row for each block.
+    check(
+        config.depth <= family.most_blocks(facts),
+        f"{config.depth} blocks cannot stand in a file of {len(facts.shapes)} tensors",
+    )
+    check(
+        max(config.class_tokens, config.registers) <= 1 << 20,
+        f"a model of {config.class_tokens} class tokens and {config.registers} registers is not one of {family.name}",
+    )
+    return tidy(config)
+
+
+def tidy(config: ViTConfig) -> ViTConfig:
+    """The same model with the default where a field says what the default means, so that equal models are equal."""
+    plain: dict[str, Any] = {}
+    for name in BIASES:
+        if getattr(config, name) == config.bias:
+            plain[name] = None
+    if config.qkv_bias == (config.bias,) * 3:
+        plain["qkv_bias"] = None
+    if config.class_tokens == (config.pool in ("cls", "cls_mean")):
+        plain["class_token"] = None
+    if config.pool != "map" or config.pool_heads == config.heads:
+        plain["pool_heads"] = 0
+    if config.pool != "map" or config.pool_hidden == config.hidden:
+        plain["pool_hidden"] = 0
+    if config.pos_rows == config.tokens:
+        plain["pos_tokens"] = "all"
+    return dataclasses.replace(config, **plain)
+
+
+def read(
+    tensors: Mapping[str, Any],
+    families: Sequence[Family],
+    config_json: Mapping[str, Any] | None = None,
+    *,
+    num_heads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    classes: int | None = None,
+    channels: int | None = None,
+    strict: bool = True,
+    config: ViTConfig | None = None,
+    style: frozenset[str] | None = None,
+    dtype=np.float32,
+) -> Model:
+    """The configuration and the flat weights of a file of another library.
+
+    Parameters
+    ----------
+    tensors : mapping of name to tensor
+        Each has a `shape`, and either a method `read()` that gives its array or is array-like (torch's tensors too).
+    families : sequence of Family
+        Those to look among; one is taken as it is.
+    config_json : mapping, optional
+        The content of config.json.
+    num_heads : int, optional
+        Where neither the file nor the name of its architecture tells it.
+    image_size : int or (int, int), optional
+        Another size than the file's: its positions are resampled by the family's rule.
+    classes : int, optional
+        Another number than the file's: the head is a fresh one of zeros; 0 for none.
+    channels : int, optional
+        Another number than the file's: the patch embedding's are summed for one, else repeated in turn and scaled, as
+        timm does.
+    strict : bool
+        Whether tensors that no row names are an error, or read over.
+    config : ViTConfig, optional
+        What the model is (at its file's image size), where the caller knows it, say from the module itself.
+    style : frozenset, optional
+        The file's style (`Family.style`), where the caller knows it.
+    dtype : float32 or float64
+        Of the weights.
+
+    Raises
+    ------
+    ValueError
+        The file is of no known family, has a part that cvit does not compute, or a tensor is missing, unknown or
+        misshapen; the message names it and the closest known name.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    family = families[0] if len(families) == 1 else recognise(list(shapes), config_json, families)
+    facts, files = given(family, shapes, config_json, num_heads, image_size)
+    if config is None:
+        config = configuration(family, facts)
+    if style is None:
+        style = family.style(facts)
+    table = expanded(family.rows(config, style), config.depth)
+    layout = Layout.of(config)
+    _check_names(table, layout, facts.shapes, files, strict)
+    changes: dict[str, Any] = {}
+    if facts.image_size not in (None, config.image_size):
+        changes["image_size"] = facts.image_size
+    if classes is not None and classes != config.classes:
+        changes["classes"] = as_int("classes", classes, minimum=0)
+    if channels is not None and channels != config.channels:
+        changes["channels"] = as_int("channels", channels)
+    target = dataclasses.replace(config, **changes) if changes else config
+    wanted = Layout.of(target)
+    flat = np.zeros(wanted.size, float_dtype("dtype", dtype))
+    views = wanted.views(flat)
+    own = {  # whole tensors that are not stored as they are in the file
+        name: np.empty(entry.shape, flat.dtype)
+        for name, entry in layout.entries.items()
+        if name not in views or entry.shape != views[name].shape or name == "pos_embed"
+    }
+    for name, rows in table.items():
+        _fill(rows, _array(files[name], tensors[files[name]]), layout, {**views, **own} if own else views)
+    _adapt(own, views, config, target, family.position_resampling)
+    return Model(target, flat, family, style)
+
+
+def write(
+    config: ViTConfig, weights: np.ndarray, family: Family, style: frozenset[str] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A model as its family's own library stores it: arrays by name, of the weights' dtype, and config.json's content.
+
+    `style` is the one that `read` gave, for the spelling of the file that was read; None the family's own choice.
+
+    Raises
+    ------
+    ValueError
+        The family has no name for a tensor of this model, or its files cannot say an option: its library could not
+        compute it.
+    """
+    if style is None:
+        style = family.style_for(config)
+    layout = Layout.of(config)
+    views = layout.views(weights)
+    table = expanded(family.rows(config, style), config.depth)
+    named = {row.ours for rows in table.values() for row in rows}
+    missing = layout.entries.keys() - named
+    check(not missing, f"{family.name} has no place for {listed(missing)}")
+    arrays = {}
+    for name, rows in table.items():
+        pieces = [row.how.there(views.get(row.ours, weights[:0]), config) for row in rows]
+        whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=rows[0].how.axis)
+        arrays[name] = np.array(whole, dtype=weights.dtype, order="C")
+    json = family.config_json(config, style)
+    _check_said(config, {name: array.shape for name, array in arrays.items()}, family, json)
+    return arrays, json
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+def _pair(image_size) -> tuple[int, int]:
+    pair = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    check(len(pair) == 2, f"image_size must be one number or (height, width), got {image_size!r}")
+    return as_int("image_size", pair[0]), as_int("image_size", pair[1])
+
+
+def _check_said(config: ViTConfig, shapes, family: Family, json: Mapping[str, Any]) -> None:
+    """Raise unless what is written says which model it is (for heads and image size one may have to be asked)."""
+    facts, _ = given(family, shapes, json, config.heads, config.image_size)
+    said, config = configuration(family, facts), tidy(config)
+    wrong = [
+        f"{field}={shown(getattr(config, field))}"
+        for field in config.__dataclass_fields__
+        if getattr(said, field) != getattr(config, field) and field != "layer_scale"
+    ]
+    check(not wrong, f"a file of the family {family.name!r} cannot say {', '.join(wrong)}")
+
+
+def _shape_there(rows: list[Row], layout: Layout) -> tuple[int, ...]:
+    """The shape that a tensor of theirs must have."""
+    shapes = [row.how.shape(layout.entries[row.ours].shape if row.ours else (), layout.config) for row in rows]
+    axis = rows[0].how.axis
+    whole = list(shapes[0])
+    if len(shapes) > 1:
+        whole[axis] = sum(shape[axis] for shape in shapes)
+    return tuple(whole)
+
+
+def _check_names(table: dict[str, list[Row]], layout: Layout, shapes, files: dict[str, str], strict: bool) -> None:
+    """Raise one error that names every missing, unknown and misshapen tensor (the first few of each)."""
+    named = {row.ours for rows in table.values() for row in rows}
+    unnamed = layout.entries.keys() - named
+    check(not unnamed, f"a model of this family cannot have {listed(unnamed)}")
+    missing, unknown = sorted(table.keys() - shapes.keys()), sorted(shapes.keys() - table.keys())
+    wrong = []
+    for name in table.keys() & shapes.keys():
+        needed = _shape_there(table[name], layout)
+        if shapes[name] != needed:
+            wrong.append(f"{short(files[name])} must have shape {needed}, got {shapes[name]}")
+    faults = []
+    if missing:
+        faults.append(f"the file lacks {listed(missing, 4)}{closest(missing[0], unknown or shapes)}")
+    if unknown and strict:
+        near = closest(unknown[0], missing or table)
+        faults.append(f"it has what this model does not know: {listed((files[name] for name in unknown), 4)}{near}")
+    if wrong:
+        faults.append("; ".join(sorted(wrong)[:4]))
+    check(not faults, "; ".join(faults))
+
+
+def _array(name: str, tensor) -> np.ndarray:
+    """A tensor's numbers as an array of floats."""
+    if hasattr(tensor, "read"):
+        array = tensor.read()
+    else:
+        if "bfloat16" in str(getattr(tensor, "dtype", "")) and hasattr(tensor, "float"):
+            tensor = tensor.float()  # torch's: NumPy has no such type
+        array = as_array(short(name), tensor)
+    check(array.dtype.kind in "fiu", f"{short(name)} must hold numbers, got {array.dtype}")
+    return array
+
+
+def _fill(rows: list[Row], whole: np.ndarray, layout: Layout, into: Mapping[str, np.ndarray]) -> None:
+    """Every piece of a tensor of theirs to where it belongs."""
+    axis, start, config = rows[0].how.axis, 0, layout.config
+    for row in rows:
+        shape = layout.entries[row.ours].shape if row.ours else ()
+        piece = whole
+        if len(rows) > 1:
+            length = row.how.shape(shape, config)[axis]
+            piece = whole[(slice(None),) * axis + (slice(start, start + length),)]
+            start += length
+        try:
+            tensor = row.how.here(piece, shape, config)
+        except ValueError as error:
+            raise ValueError(f"{row.theirs}: {error}") from None
+        if row.ours:
+            part = getattr(row.how, "part", None)
+            view = into[row.ours]
+            view[slice(*part(config)) if part else ...] = tensor
+
+
+def _adapt(own, views, config: ViTConfig, target: ViTConfig, rule: str) -> None:
+    """Tensors of `config`, which the file has, to those of `target`, which differs in size, classes or channels."""
+    if "pos_embed" in own:
+        views["pos_embed"][...] = resample(own["pos_embed"], config.pos_prefix, config.grid, target.grid, rule)
+    if config.channels != target.channels and "patch_embed.weight" in own:
+        pixels = own["patch_embed.weight"].reshape(config.channels, math.prod(config.patch), -1)
+        views["patch_embed.weight"][...] = _other_channels(pixels, target.channels).reshape(target.patch_features, -1)
+    for name in FRESH:
+        if name in views and config.classes != target.classes:
+            init = Layout.of(target).entries[name].row.init
+            views[name][...] = init.value if init.law is Law.CONSTANT else 0.0
+
+
+def _other_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """A patch embedding (C, P·P, D) for another number of channels, as timm's `adapt_input_conv` makes it."""
+    if channels == 1:
+        return pixels.sum(axis=0, keepdims=True)
+    turn = np.arange(channels) % len(pixels)
+    return pixels[turn] * pixels.dtype.type(len(pixels) / channels)
