@@ -134,7 +134,7 @@ def read(
     style = family.style(facts)
     table = expanded(family.rows(config, style), config.depth)
     layout = Layout.of(config)
-    _check_names(table, layout, facts.shapes, files, strict)
+    _check_names(table, layout, facts.shapes, files, strict, family.computed(config, style))
     changes: dict[str, Any] = {}
     if facts.image_size not in (None, config.image_size):
         changes["image_size"] = facts.image_size
@@ -154,6 +154,8 @@ def read(
     for name, rows in table.items():
         _fill(rows, _array(files[name], tensors[files[name]]), layout, {**views, **own} if own else views)
     _adapt(own, views, config, target, family.position_resampling)
+    for name, tensor in family.computed(target, style).items():
+        views[name][...] = tensor
     return Model(target, flat, family, style)
 
 
@@ -181,7 +183,7 @@ def write(
     for name, rows in table.items():
         pieces = [row.how.there(views[row.ours] if row.ours else None, config) for row in rows]
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=rows[0].how.axis)
-        arrays[name] = np.array(whole, dtype=weights.dtype, order="C")
+        arrays[family.file_name(name, config)] = np.array(whole, dtype=weights.dtype, order="C")
     return arrays, family.config_json(config, style)
 
 
@@ -192,7 +194,7 @@ def _pair(image_size) -> tuple[int, int]:
     return as_int("image_size", pair[0]), as_int("image_size", pair[1])
 
 
-def _shape_there(rows: list[Row], layout: Layout) -> tuple[int, ...]:
+def shape_there(rows: list[Row], layout: Layout) -> tuple[int, ...]:
     """The shape that a tensor of theirs must have."""
     shapes = [row.how.shape(layout.entries[row.ours].shape if row.ours else (), layout.config) for row in rows]
     axis = rows[0].how.axis
@@ -202,15 +204,15 @@ def _shape_there(rows: list[Row], layout: Layout) -> tuple[int, ...]:
     return tuple(whole)
 
 
-def _check_names(table: dict[str, list[Row]], layout: Layout, shapes, files: dict[str, str], strict: bool) -> None:
+def _check_names(table: dict[str, list[Row]], layout: Layout, shapes, files: dict[str, str], strict: bool, computed):
     """Raise one error that names every missing, unknown and misshapen tensor (the first few of each)."""
     named = {row.ours for rows in table.values() for row in rows}
-    unnamed = layout.entries.keys() - named
+    unnamed = layout.entries.keys() - named - computed.keys()
     check(not unnamed, f"a model of this family cannot have {listed(unnamed)}")
     missing, unknown = sorted(table.keys() - shapes.keys()), sorted(shapes.keys() - table.keys())
     wrong = []
     for name in table.keys() & shapes.keys():
-        needed = _shape_there(table[name], layout)
+        needed = shape_there(table[name], layout)
         if shapes[name] != needed:
             wrong.append(f"{short(files[name])} must have shape {needed}, got {shapes[name]}")
     faults = []
