@@ -1,8 +1,8 @@
 """A Vision Transformer in NumPy and float64, forward and hand-written backward: what the engine is checked against.
 
-In reading order: every op as `x_forward` with `x_backward` right after it; the model, forward and the same calls
-reversed; the optimizers' steps; the plain architecture's functions, written a second time in the most literal way so
-that the two halves of this file check each other; and the finite differences that check everything above.
+In reading order: the model, each layer and part with its backward inside it, made of the ops in reference_ops.py; the
+optimizers' steps; the plain architecture's functions, written a second time in the most literal way so that the two
+halves of this file check each other; and the finite differences that check everything.
 
 The derivations stand in docs/backward.md. A gradient is `d` + name, the derivative of the scalar loss. The model and
 the plain functions compute in float64 whatever they are given; the ops and steps want float64. Inputs are never
@@ -15,188 +15,34 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from reference_ops import *  # noqa: F403  the ops are this module's, too
+from reference_ops import (
+    activation_backward,
+    activation_forward,
+    attention_backward,
+    attention_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    embed_backward,
+    embed_forward,
+    layernorm_backward,
+    layernorm_forward,
+    linear_backward,
+    linear_forward,
+    merge_heads,
+    patches_forward,
+    pool_backward,
+    pool_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+    rotate_backward,
+    rotate_forward,
+    split_heads,
+)
 
 from cvit.model.config import ViTConfig
 from cvit.model.layout import Layout
-
-# ------------------------------------------------------------------------------------------------------ the ops
-
-
-def patches_forward(x, P):
-    """Images (N, C, height, width) -> patches (N, patches, C·P·P), row by row over the grid, each as (C, P, P)."""
-    N, C, height, width = x.shape
-    grid = x.reshape(N, C, height // P, P, width // P, P)
-    return grid.transpose(0, 2, 4, 1, 3, 5).reshape(N, -1, C * P * P)
-
-
-def patches_backward(dpatches, shape, P):
-    """dpatches (N, patches, C·P·P) -> dx of `shape` (N, C, height, width): the same permutation the other way."""
-    N, C, height, width = shape
-    grid = dpatches.reshape(N, height // P, width // P, C, P, P)
-    return grid.transpose(0, 3, 1, 4, 2, 5).reshape(shape)
-
-
-def embed_forward(projected, prefix, pos_embed):
-    """Projected patches (N, patches, D) -> tokens (N, T, D): the prefix (p, D) in front, positions added.
-
-    pos_embed has T rows, one for each token, or one for each patch.
-    """
-    if len(pos_embed) == projected.shape[1]:
-        projected, pos_embed = projected + pos_embed, 0.0
-    first = np.broadcast_to(prefix, (len(projected), *prefix.shape))
-    return np.concatenate([first, projected], axis=1) + pos_embed
-
-
-def embed_backward(dtokens, p, pos_rows):
-    """dtokens (N, T, D) -> dprojected (N, patches, D), dprefix (p, D), dpos_embed (pos_rows, D)."""
-    total = dtokens.sum(axis=0)
-    return dtokens[:, p:], total[:p], total[len(total) - pos_rows :]
-
-
-def linear_forward(x, weight, bias=None):
-    """y = x @ weight + bias: x (..., in), weight (in, out), bias (out,) or None."""
-    return x @ weight + (0.0 if bias is None else bias)
-
-
-def linear_backward(dy, x, weight):
-    """dx = dy @ weightᵀ, dweight = xᵀ dy and dbias = sum of dy, the last two over all rows."""
-    rows_x, rows_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return dy @ weight.T, rows_x.T @ rows_dy, rows_dy.sum(axis=0)
-
-
-def layernorm_apply(x, mean, rstd, weight=None, bias=None):
-    """(x - mean) · rstd · weight + bias; the backward pass calls it to rebuild what forward did not keep."""
-    xhat = (x - mean) * rstd
-    return xhat if weight is None else xhat * weight + bias
-
-
-def layernorm_forward(x, weight=None, bias=None, eps=1e-5):
-    """Layer norm over the last axis with the biased variance, eps inside the root. Returns y, mean, rstd (..., 1)."""
-    mean = x.mean(axis=-1, keepdims=True)
-    rstd = 1.0 / np.sqrt(np.square(x - mean).mean(axis=-1, keepdims=True) + eps)
-    return layernorm_apply(x, mean, rstd, weight, bias), mean, rstd
-
-
-def layernorm_backward(dy, x, mean, rstd, weight=None):
-    """dx = rstd · (dxhat - mean(dxhat) - xhat · mean(dxhat · xhat)), dxhat = dy · weight; dweight, dbias (D,)."""
-    xhat = layernorm_apply(x, mean, rstd)
-    dxhat = dy if weight is None else dy * weight
-    dx = rstd * (dxhat - dxhat.mean(axis=-1, keepdims=True) - xhat * (dxhat * xhat).mean(axis=-1, keepdims=True))
-    rows = tuple(range(x.ndim - 1))
-    return dx, (dy * xhat).sum(axis=rows), dy.sum(axis=rows)
-
-
-erf = np.vectorize(math.erf, otypes=[np.float64])
-TANH_SCALE, TANH_CUBIC = math.sqrt(2.0 / math.pi), 0.044715
-
-
-def gelu_forward(u, form):
-    """GELU: u · Φ(u) for form "erf", 0.5 u (1 + tanh(√(2/π) (u + 0.044715 u³))) for form "tanh"."""
-    if form == "erf":
-        return 0.5 * u * (1.0 + erf(u / math.sqrt(2.0)))
-    return 0.5 * u * (1.0 + np.tanh(TANH_SCALE * (u + TANH_CUBIC * u**3)))
-
-
-def gelu_backward(dy, u, form):
-    """du = dy · (Φ(u) + u φ(u)) for "erf"; the product rule on the tanh form for "tanh"."""
-    if form == "erf":
-        return dy * (0.5 * (1.0 + erf(u / math.sqrt(2.0))) + u * np.exp(-0.5 * u**2) / math.sqrt(2.0 * math.pi))
-    t = np.tanh(TANH_SCALE * (u + TANH_CUBIC * u**3))
-    return dy * 0.5 * (1.0 + t + u * (1.0 - t**2) * TANH_SCALE * (1.0 + 3.0 * TANH_CUBIC * u**2))
-
-
-def sigmoid(u):
-    return 0.5 * (1.0 + np.tanh(0.5 * u))
-
-
-def activation_forward(u, kind):
-    """f(u): GELU in both forms, u · σ(1.702 u) for "quick_gelu", u · σ(u) for "silu", max(u, 0) for "relu"."""
-    if kind == "relu":
-        return np.maximum(u, 0.0)
-    if kind in ("quick_gelu", "silu"):
-        return u * sigmoid(SIGMOID_SCALE[kind] * u)
-    return gelu_forward(u, kind.removeprefix("gelu_"))
-
-
-def activation_backward(dy, u, kind):
-    """du = dy · f'(u); relu'(0) = 0."""
-    if kind == "relu":
-        return dy * (u > 0)
-    if kind in ("quick_gelu", "silu"):
-        a = SIGMOID_SCALE[kind]
-        s = sigmoid(a * u)
-        return dy * s * (1.0 + a * u * (1.0 - s))
-    return gelu_backward(dy, u, kind.removeprefix("gelu_"))
-
-
-SIGMOID_SCALE = {"quick_gelu": 1.702, "silu": 1.0}
-
-
-def split_heads(x, H):
-    """(N, T, D) -> (N, H, T, D/H); `merge_heads` is its inverse and, a permutation, its backward."""
-    N, T, D = x.shape
-    return x.reshape(N, T, H, D // H).transpose(0, 2, 1, 3)
-
-
-def merge_heads(x):
-    """(N, H, T, D/H) -> (N, T, D)."""
-    N, H, T, width = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(N, T, H * width)
-
-
-def attention_forward(q, k, v):
-    """o = softmax(q kᵀ / √dh) v, all (N, H, T, dh). Returns o and the scores' log-sum-exp, lse (N, H, T, 1)."""
-    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
-    top = scores.max(axis=-1, keepdims=True)
-    lse = top + np.log(np.exp(scores - top).sum(axis=-1, keepdims=True))
-    return np.exp(scores - lse) @ v, lse
-
-
-def attention_backward(do, q, k, v, o, lse):
-    """dq, dk, dv: the probabilities come back from lse, delta = rowsum(do · o) (Dao et al. 2022, arXiv:2205.14135)."""
-    scale = 1.0 / math.sqrt(q.shape[-1])
-    p = np.exp(q @ k.swapaxes(-1, -2) * scale - lse)
-    delta = (do * o).sum(axis=-1, keepdims=True)
-    ds = p * (do @ v.swapaxes(-1, -2) - delta) * scale
-    return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ do
-
-
-def pool_shares(T, pool, p=0):
-    """What share of each token (T,) the pooled features are: of p tokens before the patches "mean" takes none."""
-    if pool == "cls":
-        return np.eye(T)[0]
-    first = p if pool == "mean" else 0
-    return np.where(np.arange(T) >= first, 1.0 / (T - first), 0.0)
-
-
-def pool_forward(x, pool, p=0):
-    """Tokens (N, T, D) -> features (N, D); for "none" the tokens themselves."""
-    if pool == "none":
-        return x
-    return x[:, 0] if pool == "cls" else x[:, p if pool == "mean" else 0 :].mean(axis=1)
-
-
-def pool_backward(dfeatures, T, pool, p=0):
-    """dfeatures (N, D) -> dx (N, T, D): to each token its share; for "none" dfeatures are dx."""
-    return dfeatures if pool == "none" else pool_shares(T, pool, p)[:, None] * dfeatures[:, None, :]
-
-
-def smooth_targets(y, classes, label_smoothing):
-    """Labels (...) -> target distributions (..., classes): (1 - s) · onehot + s / classes."""
-    return (1.0 - label_smoothing) * np.eye(classes)[y] + label_smoothing / classes
-
-
-def cross_entropy_forward(logits, y, label_smoothing=0.0):
-    """Mean over the batch of -Σ target · log softmax(logits). Returns it and the log-probabilities (N, classes)."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    logp = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return float(-(smooth_targets(y, logits.shape[-1], label_smoothing) * logp).sum(axis=-1).mean()), logp
-
-
-def cross_entropy_backward(logp, y, label_smoothing=0.0):
-    """dlogits = (softmax(logits) - target) / N, N the number of labels."""
-    return (np.exp(logp) - smooth_targets(y, logp.shape[-1], label_smoothing)) / np.size(y)
-
+from cvit.model.rope import angles, coordinates
 
 # ---------------------------------------------------------------------------------------------------- the model
 
@@ -206,116 +52,330 @@ def part(tensors, name):
     return tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
 
 
-def put(grads, name, dweight, dbias):
-    """Store a layer's two gradients in the views `grads`, each only if the configuration has that tensor."""
-    for view, value in zip(part(grads, name), (dweight, dbias)):
-        if view is not None:
-            view[...] = value
+class Model:
+    """The layers of a configuration. Each returns its result and a function, which takes the result's gradient to the
+    input's; on the way it adds those of the weights to `grads`."""
 
+    def __init__(self, config, weights):
+        self.config = config
+        self.weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+        self.grads = {}
 
-def scale(weights, name):
-    """A layer scale (D,), 1 where there is none."""
-    return weights.get(f"{name}.gamma", 1.0)
+    def add(self, name, grad):
+        """Add to a tensor's gradient, if the configuration has that tensor."""
+        if name in self.grads:
+            self.grads[name] += grad
 
+    def linear(self, name, x):
+        weight, bias = part(self.weights, name)
 
-def block_forward(config, weights, i, x):
-    """x_mid = x + proj(MHA(norm1(x))), x_out = x_mid + fc2(gelu(fc1(norm2(x_mid)))). Returns x_out (N, T, D), cache."""
-    at = f"blocks.{i}"
-    a, mean1, rstd1 = layernorm_forward(x, *part(weights, f"{at}.norm1"), config.eps)
-    q, k, v = (split_heads(linear_forward(a, *part(weights, f"{at}.attn.{name}")), config.heads) for name in "qkv")
-    o, lse = attention_forward(q, k, v)
-    x_mid = x + scale(weights, f"{at}.ls1") * linear_forward(merge_heads(o), *part(weights, f"{at}.attn.proj"))
-    b, mean2, rstd2 = layernorm_forward(x_mid, *part(weights, f"{at}.norm2"), config.eps)
-    u = linear_forward(b, *part(weights, f"{at}.mlp.{'fc1_gate' if config.gated else 'fc1'}"))
-    value = linear_forward(b, *part(weights, f"{at}.mlp.fc1")) if config.gated else 1.0
-    g = activation_forward(u, config.activation) * value
-    x_out = x_mid + scale(weights, f"{at}.ls2") * linear_forward(g, *part(weights, f"{at}.mlp.fc2"))
-    return x_out, (x, mean1, rstd1, q, k, v, o, lse, x_mid, mean2, rstd2, u, value)
+        def back(dy):
+            dx, dweight, dbias = linear_backward(dy, x, weight)
+            self.add(f"{name}.weight", dweight)
+            self.add(f"{name}.bias", dbias)
+            return dx
 
+        return linear_forward(x, weight, bias), back
 
-def block_backward(config, weights, grads, i, dx_out, cache):
-    """dx of block i from dx_out (N, T, D), in the engine's order; the block's weight gradients go into `grads`."""
-    x, mean1, rstd1, q, k, v, o, lse, x_mid, mean2, rstd2, u, value = cache
+    def norm(self, name, x):
+        """Layer norm or RMSNorm, whichever all norms of the configuration are."""
+        weight, bias = part(self.weights, name)
+        if self.config.norm == "rms":
+            y, *kept = rmsnorm_forward(x, weight, self.config.eps)
+            norm_backward = rmsnorm_backward
+        else:
+            y, *kept = layernorm_forward(x, weight, bias, self.config.eps)
+            norm_backward = layernorm_backward
 
-    def linear(name, dy, x_in):
-        dx_in, *dparams = linear_backward(dy, x_in, weights[f"blocks.{i}.{name}.weight"])
-        put(grads, f"blocks.{i}.{name}", *dparams)
-        return dx_in
+        def back(dy):
+            dx, *dparams = norm_backward(dy, x, *kept, weight)
+            for leaf, grad in zip(("weight", "bias"), dparams):
+                self.add(f"{name}.{leaf}", grad)
+            return dx
 
-    def norm(name, dy, x_in, mean, rstd):
-        dx_in, *dparams = layernorm_backward(dy, x_in, mean, rstd, part(weights, f"blocks.{i}.{name}")[0])
-        put(grads, f"blocks.{i}.{name}", *dparams)
-        return dx_in
+        return y, back
 
-    def scaled(name, dy, x_in, linear_name):
-        """Through a layer scale (its gradient: the sum of dy · branch over all rows), then through its linear layer."""
-        gamma = scale(weights, f"blocks.{i}.{name}")
-        if f"blocks.{i}.{name}.gamma" in weights:
-            branch = linear_forward(x_in, *part(weights, f"blocks.{i}.{linear_name}"))
-            grads[f"blocks.{i}.{name}.gamma"][...] = (dy * branch).sum(axis=(0, 1))
-        return linear(linear_name, dy * gamma, x_in)
+    def optional_norm(self, there, name, x):
+        """The norm where it is `there`, else nothing."""
+        return self.norm(name, x) if there else (x, lambda dy: dy)
 
-    # rows: back through the MLP and the output projection
-    f = activation_forward(u, config.activation)
-    dg = scaled("ls2", dx_out, f * value, "mlp.fc2")
-    du = activation_backward(dg * value, u, config.activation)
-    b = layernorm_apply(x_mid, mean2, rstd2, *part(weights, f"blocks.{i}.norm2"))
-    db = linear("mlp.fc1_gate", du, b) + linear("mlp.fc1", dg * f, b) if config.gated else linear("mlp.fc1", du, b)
-    dx_mid = dx_out + norm("norm2", db, x_mid, mean2, rstd2)
-    do = split_heads(scaled("ls1", dx_mid, merge_heads(o), "attn.proj"), config.heads)
-    # heads
-    dqkv = attention_backward(do, q, k, v, o, lse)
-    # rows: back through the projections to q, k, v
-    a = layernorm_apply(x, mean1, rstd1, *part(weights, f"blocks.{i}.norm1"))
-    da = sum(linear(f"attn.{name}", merge_heads(dhead), a) for name, dhead in zip("qkv", dqkv))
-    return dx_mid + norm("norm1", da, x, mean1, rstd1)
+    def scale(self, name, x):
+        """A layer scale, if the configuration has it."""
+        gamma = self.weights.get(f"{name}.gamma")
+        if gamma is None:
+            return x, lambda dy: dy
 
+        def back(dy):
+            self.add(f"{name}.gamma", (dy * x).sum(axis=(0, 1)))
+            return dy * gamma
 
-def prefix(config, tensors):
-    """The tokens that stand before the patches, each tensor as rows (·, D): class token, distillation token,
-    registers."""
-    names = [name for name in ("cls_token", "dist_token", "reg_token") if name in tensors]
-    return [tensors[name].reshape(-1, config.width) for name in names]
+        return x * gamma, back
+
+    def rotate(self, name, x):
+        """Rotary positions of heads (N, H, T, dh), if the configuration has them; `name` is the learned frequencies."""
+        config = self.config
+        if config.rope is None:
+            return x, lambda dy: dy
+        if config.rope.learned:
+            places = coordinates(config.rope, config.grid)
+            angle = np.einsum("pa,ahj->hpj", places, self.weights[name])
+        else:
+            angle = angles(config.rope, config.grid, config.head_width)
+        y = rotate_forward(x, angle)
+
+        def back(dy):
+            dx, dangle = rotate_backward(dy, y, angle)
+            if config.rope.learned:
+                self.add(name, np.einsum("pa,hpj->ahj", places, dangle))
+            return dx
+
+        return y, back
+
+    def attention(self, i, branch, x):
+        """q, k and v of x, each head's q and k through its norm and turned, attention, norm, projection, layer scale.
+
+        The second of a pair, `branch` "_2", has the first one's norms of q and k, and its frequencies.
+        """
+        config, at, first = self.config, f"blocks.{i}.attn{branch}", f"blocks.{i}.attn"
+        heads, backs = [], []
+        for name in "qkv":
+            y, back_linear = self.linear(f"{at}.{name}", x)
+            y, back_norm, back_rotate = split_heads(y, config.heads), lambda dy: dy, lambda dy: dy
+            if name != "v":
+                y, back_norm = self.optional_norm(config.qk_norm, f"{first}.{name}_norm", y)
+                y, back_rotate = self.rotate(f"{first}.rope", y)
+            heads.append(y)
+            backs.append((back_linear, back_norm, back_rotate))
+        o, lse = attention_forward(*heads)
+        y, back_inner = self.optional_norm(config.attn_norm, f"{at}.norm", merge_heads(o))
+        y, back_proj = self.linear(f"{at}.proj", y)
+        y, back_scale = self.scale(f"blocks.{i}.ls1{branch}", y)
+
+        def back(dy):
+            do = split_heads(back_inner(back_proj(back_scale(dy))), config.heads)
+            dheads = attention_backward(do, *heads, o, lse)
+            return sum(
+                back_linear(merge_heads(back_norm(back_rotate(dhead))))
+                for dhead, (back_linear, back_norm, back_rotate) in zip(dheads, backs)
+            )
+
+        return y, back
+
+    def mlp(self, name, x, scale=""):
+        """fc2(norm(activation(fc1(x)))), of a gated one activation(fc1_gate(x)) · fc1(x), then the layer scale."""
+        config = self.config
+        u, back_u = self.linear(f"{name}.{'fc1_gate' if config.gated else 'fc1'}", x)
+        value, back_value = self.linear(f"{name}.fc1", x) if config.gated else (1.0, None)
+        f = activation_forward(u, config.activation)
+        y, back_inner = self.optional_norm(config.mlp_norm, f"{name}.norm", f * value)
+        y, back_fc2 = self.linear(f"{name}.fc2", y)
+        y, back_scale = self.scale(scale, y)
+
+        def back(dy):
+            dg = back_inner(back_fc2(back_scale(dy)))
+            dx = back_u(activation_backward(dg * value, u, config.activation))
+            return dx + back_value(dg * f) if config.gated else dx
+
+        return y, back
+
+    def prefix(self, tensors):
+        """The tokens that stand before the patches, each tensor as rows (·, D): class tokens, distillation token,
+        registers."""
+        names = [name for name in ("cls_token", "dist_token", "reg_token") if name in tensors]
+        return [tensors[name].reshape(-1, self.config.width) for name in names]
+
+    def embedding(self, x):
+        """Images (N, C, height, width) -> tokens (N, T, D), what the first block sees. Nothing asks for dx."""
+        config, pos_embed = self.config, self.weights.get("pos_embed", np.empty((0, self.config.width)))
+        patches, back_linear = self.linear("patch_embed", patches_forward(x, config.patch))
+        patches, back_norm = self.optional_norm(config.patch_norm, "patch_norm", patches)
+        prefix = np.concatenate([np.empty((0, config.width)), *self.prefix(self.weights)])
+        tokens = embed_forward(patches, prefix, pos_embed)
+        tokens, back_pre = self.optional_norm(config.pre_norm, "norm_pre", tokens)
+
+        def back(dtokens):
+            dpatches, dprefix, dpos_embed = embed_backward(back_pre(dtokens), len(prefix), len(pos_embed))
+            self.add("pos_embed", dpos_embed)
+            for dtoken in self.prefix(self.grads):
+                dtoken += dprefix[: len(dtoken)]
+                dprefix = dprefix[len(dtoken) :]
+            back_linear(back_norm(dpatches))
+
+        return tokens, back
+
+    def block(self, i, x):
+        """A block of the configuration's kind: tokens (N, T, D) -> (N, T, D)."""
+        return getattr(self, f"block_{self.config.block}")(i, x)
+
+    def block_pre(self, i, x):
+        """x += attention(norm1(x)), x += mlp(norm2(x))."""
+        at = f"blocks.{i}"
+        a, back_norm1 = self.norm(f"{at}.norm1", x)
+        a, back_attention = self.attention(i, "", a)
+        m, back_norm2 = self.norm(f"{at}.norm2", x + a)
+        m, back_mlp = self.mlp(f"{at}.mlp", m, f"{at}.ls2")
+
+        def back(dy):
+            dmid = dy + back_norm2(back_mlp(dy))
+            return dmid + back_norm1(back_attention(dmid))
+
+        return x + a + m, back
+
+    def block_post(self, i, x):
+        """x += norm1(attention(x)), x += norm2(mlp(x))."""
+        at = f"blocks.{i}"
+        a, back_attention = self.attention(i, "", x)
+        a, back_norm1 = self.norm(f"{at}.norm1", a)
+        m, back_mlp = self.mlp(f"{at}.mlp", x + a, f"{at}.ls2")
+        m, back_norm2 = self.norm(f"{at}.norm2", m)
+
+        def back(dy):
+            dmid = dy + back_mlp(back_norm2(dy))
+            return dmid + back_attention(back_norm1(dmid))
+
+        return x + a + m, back
+
+    def block_parallel(self, i, x):
+        """x += attention(n) + mlp(n), n = norm1(x): the first layer scale multiplies both."""
+        at = f"blocks.{i}"
+        n, back_norm = self.norm(f"{at}.norm1", x)
+        a, back_attention = self.attention(i, "", n)
+        m, back_mlp = self.mlp(f"{at}.mlp", n, f"{at}.ls1")
+        return x + a + m, lambda dy: dy + back_norm(back_attention(dy) + back_mlp(dy))
+
+    def block_pairs(self, i, x):
+        """x += attention(norm1(x)) + attention_2(norm1_2(x)), then the same with two MLPs."""
+        at = f"blocks.{i}"
+        backs = []
+        mid = x
+        for branch in ("", "_2"):
+            n, back_norm = self.norm(f"{at}.norm1{branch}", x)
+            y, back_attention = self.attention(i, branch, n)
+            mid = mid + y
+            backs.append((back_norm, back_attention))
+        out = mid
+        for branch in ("", "_2"):
+            n, back_norm = self.norm(f"{at}.norm2{branch}", mid)
+            y, back_mlp = self.mlp(f"{at}.mlp{branch}", n, f"{at}.ls2{branch}")
+            out = out + y
+            backs.append((back_norm, back_mlp))
+
+        def back(dy):
+            dmid = dy + sum(back_norm(back_mlp(dy)) for back_norm, back_mlp in backs[2:])
+            return dmid + sum(back_norm(back_attention(dmid)) for back_norm, back_attention in backs[:2])
+
+        return out, back
+
+    def attention_pool(self, x):
+        """Tokens (N, T, D) -> (N, D): the learned query's attention over them, a projection, and an MLP beside it."""
+        config = self.config
+        H, latent = config.pool_heads or config.heads, self.weights["pool.latent"][None, None]
+        q, back_q = self.linear("pool.q", latent) if config.pool_query else (latent, lambda dy: dy)
+        k, back_k = self.linear("pool.k", x)
+        v, back_v = self.linear("pool.v", x)
+        heads = [split_heads(y, H) for y in (np.broadcast_to(q, (len(x), *q.shape[1:])), k, v)]
+        o, lse = attention_forward(*heads)
+        y, back_proj = self.linear("pool.proj", merge_heads(o)[:, 0])
+        mlp, back_mlp, back_norm = 0.0, None, None
+        if config.pool_hidden >= 0:
+            n, back_norm = self.norm("pool.norm", y)
+            u, back_fc1 = self.linear("pool.fc1", n)
+            mlp, back_fc2 = self.linear("pool.fc2", activation_forward(u, config.activation))
+            back_mlp = lambda dy: back_fc1(activation_backward(back_fc2(dy), u, config.activation))
+
+        def back(dy):
+            if back_mlp is not None:
+                dy = dy + back_norm(back_mlp(dy))
+            dq, dk, dv = (
+                merge_heads(d) for d in attention_backward(split_heads(back_proj(dy)[:, None], H), *heads, o, lse)
+            )
+            self.add("pool.latent", back_q(dq.sum(axis=0, keepdims=True))[0, 0])
+            return back_k(dk) + back_v(dv)
+
+        return y + mlp, back
+
+    def pool(self, x):
+        """Tokens (N, T, D) -> features: what the head sees, after the norm and the layer that may stand before it."""
+        config = self.config
+        if config.pool == "map":
+            y, back_pool = self.attention_pool(x)
+        else:
+            how = ("cls_dist" if config.dist_head else config.pool, config.prefix_tokens, config.class_tokens)
+            y, back_pool = pool_forward(x, *how), lambda dy: pool_backward(dy, config.tokens, *how)
+        y, back_norm = self.optional_norm(config.fc_norm, "fc_norm", y)
+        if not config.pre_logits:
+            return y, lambda dy: back_pool(back_norm(dy))
+        u, back_linear = self.linear("pre_logits", y)
+        kind = config.pre_logits_activation
+        return activation_forward(u, kind), lambda dy: back_pool(
+            back_norm(back_linear(activation_backward(dy, u, kind)))
+        )
+
+    def head(self, features):
+        """Features -> logits. Of two heads the mean: without `pre_logits` each sees its own token's half."""
+        config = self.config
+        if not config.dist_head:
+            return self.linear("head", features)
+        D = features.shape[-1] if config.pre_logits else config.width
+        one, back_one = self.linear("head", features[:, :D])
+        other, back_other = self.linear("head_dist", features[:, -D:])
+
+        def back(dy):
+            done, dother = back_one(0.5 * dy), back_other(0.5 * dy)
+            return done + dother if config.pre_logits else np.concatenate([done, dother], axis=-1)
+
+        return 0.5 * (one + other), back
+
+    def tokens(self, x):
+        """Images -> all tokens after the final norm, each block's output, and the backward of the first."""
+        config, outputs, backs = self.config, [], []
+        tokens, back = self.embedding(np.asarray(x, np.float64))
+        backs.append(back)
+        for i in range(config.depth):
+            tokens, back = self.block(i, tokens)
+            outputs.append(tokens)
+            backs.append(back)
+        tokens, back = self.optional_norm(config.final_norm, "norm", tokens)
+        backs.append(back)
+        return tokens, outputs, backs
 
 
 def forward(config, weights, x):
-    """Images x (N, C, height, width) -> logits (N, classes), features (N, D), cache; `weights` by Layout's names."""
-    weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
-    patches = patches_forward(np.asarray(x, np.float64), config.patch_size)
-    projected = linear_forward(patches, *part(weights, "patch_embed"))
-    x = embed_forward(
-        projected, np.concatenate([np.empty((0, config.width)), *prefix(config, weights)]), weights["pos_embed"]
-    )
-    blocks = []
-    for i in range(config.depth):
-        x, kept = block_forward(config, weights, i, x)
-        blocks.append(kept)
-    h, mean, rstd = layernorm_forward(x, *part(weights, "norm"), config.eps) if config.final_norm else (x, None, None)
-    features = pool_forward(h, config.pool, config.prefix_tokens)
-    logits = linear_forward(features, *part(weights, "head"))
-    return logits, features, (weights, patches, blocks, x, mean, rstd, features)
+    """Images x (N, C, height, width) -> logits (N, classes), features, cache; `weights` by Layout's names.
+
+    Without classes the logits are None. With `dist_head` the features are [class, distillation], 2 D wide.
+    """
+    model = Model(config, weights)
+    tokens, _, backs = model.tokens(x)
+    features, back = model.pool(tokens)
+    backs.append(back)
+    logits = None
+    if config.classes:
+        logits, back = model.head(features)
+        backs.append(back)
+    return logits, features, (model, backs)
 
 
 def backward(config, cache, dlogits):
-    """The flat gradient (size,) in Layout's order, from the cache of `forward` and dlogits (N, classes)."""
-    weights, patches, blocks, x, mean, rstd, features = cache
+    """The flat gradient (size,) in Layout's order, from the cache of `forward` and dlogits (N, classes).
+
+    Without classes it is the features' gradient that is given.
+    """
+    model, backs = cache
     layout = Layout.of(config)
     flat_grad = np.zeros(layout.size)
-    grads = layout.views(flat_grad)
-    dfeatures, *dparams = linear_backward(dlogits, features, weights["head.weight"])
-    put(grads, "head", *dparams)
-    dx = pool_backward(dfeatures, config.tokens, config.pool, config.prefix_tokens)
-    if config.final_norm:
-        dx, *dparams = layernorm_backward(dx, x, mean, rstd, part(weights, "norm")[0])
-        put(grads, "norm", *dparams)
-    for i in reversed(range(config.depth)):
-        dx = block_backward(config, weights, grads, i, dx, blocks[i])
-    dprojected, dprefix, grads["pos_embed"][...] = embed_backward(dx, config.prefix_tokens, len(grads["pos_embed"]))
-    for tokens in prefix(config, grads):
-        tokens[...], dprefix = dprefix[: len(tokens)], dprefix[len(tokens) :]
-    _, *dparams = linear_backward(dprojected, patches, weights["patch_embed.weight"])
-    put(grads, "patch_embed", *dparams)
+    model.grads = layout.views(flat_grad)
+    gradient = dlogits
+    for back in reversed(backs):
+        gradient = back(gradient)
     return flat_grad
+
+
+def tokens_of(config, weights, x, layers=None):
+    """All tokens (N, T, D) after the final norm; with `layers`, indices of blocks, also a list of those blocks' outputs
+    before it."""
+    tokens, outputs, _ = Model(config, weights).tokens(x)
+    return tokens if layers is None else (tokens, [outputs[i] for i in layers])
 
 
 def loss_and_grad(config, flat_weights, x, y, label_smoothing=0.0):

@@ -275,11 +275,11 @@ def test_plain_functions_equal_the_model(rng, N, C, height, width, P, D, heads, 
     unpack = lambda vector: [piece.reshape(shape) for piece, shape in zip(np.split(vector, cuts), shapes)]
     w_proj, cls_token, pos_embed, blocks, w_head = unpack(flat)
 
-    logits, features, (_, _, _, last, _, _, _) = ref.forward(config, Layout.of(config).views(flat), x)
+    logits, features, _ = ref.forward(config, Layout.of(config).views(flat), x)
     seq = ref.patch_embed_with_cls(x, w_proj, cls_token, pos_embed)
     for block in blocks:
         seq = ref.vit_block(seq, *block, heads)
-    assert_close(seq, last, 1e-14)
+    assert_close(seq, ref.tokens_of(config, Layout.of(config).views(flat), x), 1e-14)
     assert_close(seq[:, 0], features, 1e-14)
     assert_close(ref.vit_classify(x, *unpack(flat), heads), logits, 1e-14)
 

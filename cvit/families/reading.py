@@ -95,6 +95,7 @@ def read(
     channels: int | None = None,
     strict: bool = True,
     config: ViTConfig | None = None,
+    style: frozenset[str] | None = None,
 ) -> Model:
     """The configuration and the flat weights of a file of another library.
 
@@ -119,6 +120,8 @@ def read(
         Whether tensors that no row names are an error, or read over.
     config : ViTConfig, optional
         What the model is (at its file's image size), where the caller knows it, say from the module itself.
+    style : frozenset, optional
+        The file's style (`Family.style`), where the caller knows it.
 
     Raises
     ------
@@ -131,7 +134,8 @@ def read(
     facts, files = given(family, shapes, config_json, num_heads, image_size)
     if config is None:
         config = configuration(family, facts)
-    style = family.style(facts)
+    if style is None:
+        style = family.style(facts)
     table = expanded(family.rows(config, style), config.depth)
     layout = Layout.of(config)
     _check_names(table, layout, facts.shapes, files, strict, family.computed(config, style))
@@ -187,7 +191,7 @@ def write(
     return arrays, family.config_json(config, style)
 
 
-# --------------------------------------------------------------------------------------------------------------- helpers
+# -------------------------------------------------------------------------------------------------------------- helpers
 def _pair(image_size) -> tuple[int, int]:
     pair = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     check(len(pair) == 2, f"image_size must be one number or (height, width), got {image_size!r}")

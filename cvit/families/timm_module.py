@@ -1,0 +1,161 @@
+"""The configuration of a timm module, read off the module itself: its classes' names and their attributes.
+
+So a model of any depth, width or options is known, whatever its name; timm itself is not imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..base.errors import check
+from ..model.config import ViTConfig
+from ..model.rope import Rope
+from .family import unknown_part
+from .reading import Model, configuration, given, read
+from .timm_eva import TimmEva
+from .timm_vit import POOLS, TimmViT
+
+ACTIVATIONS = {  # by the class of the module
+    "GELU": "gelu_erf", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "Swish": "silu",
+    "ReLU": "relu", "Tanh": "tanh", "QuickGELUTorch": "quick_gelu",
+}  # fmt: skip
+BLOCKS = {  # by the class of a block
+    "Block": "pre", "ResPostBlock": "post", "ParallelScalingBlock": "parallel", "ParallelThingsBlock": "pairs",
+    "EvaBlock": "pre", "EvaBlockPostNorm": "post",
+}  # fmt: skip
+NORMS = {"LayerNorm": "layer", "RmsNorm": "rms", "LayerNormFp32": "layer", "RmsNormFp32": "rms", "RMSNorm": "rms"}
+FAMILIES = (TimmViT(), TimmEva())
+
+
+def from_timm(module) -> Model:
+    """The configuration and the weights of a timm module, `VisionTransformer`, `VisionTransformerDistilled` or `Eva`.
+
+    Raises
+    ------
+    TypeError
+        It is none of these.
+    ValueError
+        It has a part that cvit does not compute; the message names it.
+    """
+    family = family_of(module)
+    tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    config, style = describe(module)
+    return read(tensors, [family], config=config, style=style)
+
+
+def family_of(module):
+    """The family of a timm module, by its class."""
+    names = [one.__name__ for one in type(module).__mro__]
+    # A subclass with a part of its own, say relative positions, is not what it descends from.
+    found = next((family for family in FAMILIES if names[0] in family.of_module), None)
+    if found is None:
+        known = ", ".join(name for family in FAMILIES for name in family.of_module)
+        raise TypeError(f"module must be one of timm's {known}, got {names[0]}")
+    return found
+
+
+def describe(module) -> tuple[ViTConfig, frozenset[str]]:
+    """A module's configuration, and the style of its names."""
+    family = family_of(module)
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    reason = unknown_part(shapes)
+    check(reason is None, f"the module has a part that cvit does not compute: {reason}")
+    facts, _ = given(family, shapes, num_heads=_heads(module), image_size=tuple(module.patch_embed.img_size))
+    config = configuration(family, facts)
+    fields: dict[str, Any] = dict(_norms(module), activation=_activation(module), block=_block(module))
+    fields["pool"] = _pool(module, config)
+    if config.pool == "map":
+        heads = module.attn_pool.num_heads
+        fields["pool_heads"] = 0 if heads == config.heads else heads
+    style = set(family.style(facts))
+    rope = getattr(module, "rope", None)
+    if rope is not None:
+        fields["rope"], half = _rope(rope)
+        if not half:
+            style.add("neighbours")
+    pos_embed = getattr(module, "pos_embed", None)
+    if pos_embed is not None and config.prefix_tokens:
+        fields["pos_tokens"] = "patches" if module.no_embed_class else "all"
+    kept = {name: getattr(config, name) for name in config.__dataclass_fields__ if name not in fields}
+    return ViTConfig(**kept, **fields), frozenset(style)
+
+
+def _heads(module) -> int:
+    block = module.blocks[0]
+    attn = block if hasattr(block, "num_heads") else block.attns[0].attn if hasattr(block, "attns") else block.attn
+    return attn.num_heads
+
+
+def _block(module) -> str:
+    kinds = {type(block).__name__ for block in module.blocks}
+    check(len(kinds) == 1, f"all blocks must be of one kind, got {sorted(kinds)}")
+    (kind,) = kinds
+    if kind == "ParallelThingsBlock":
+        check(module.blocks[0].num_parallel == 2, "a block of more than two attentions side by side")
+    check(kind in BLOCKS, f"the module has a part that cvit does not compute: {kind}")
+    return BLOCKS[kind]
+
+
+def _norms(module) -> dict[str, Any]:
+    """The kind and eps of every norm of the model."""
+    found = {}
+    for name, part in module.named_modules():
+        kind = next((NORMS[one.__name__] for one in type(part).__mro__ if one.__name__ in NORMS), None)
+        if kind is not None:
+            found[kind, float(part.eps)] = name
+        else:
+            odd = type(part).__name__
+            check("Norm" not in odd, f"the module has a part that cvit does not compute: {odd} ({name})")
+    check(len(found) == 1, f"norms of several kinds or eps: {found}")
+    ((norm, eps),) = found
+    return dict(norm=norm, eps=eps)
+
+
+def _activation(module) -> str:
+    found = {}
+    for name, part in module.named_modules():
+        last = name.rpartition(".")[2]
+        if last in ("act", "mlp_act"):
+            kind = type(part).__name__
+            check(kind in ACTIVATIONS, f"the module has an activation that cvit does not compute: {kind} ({name})")
+            found[ACTIVATIONS[kind]] = name
+        if type(part).__name__ == "GluMlp":
+            check(not part.gate_last, f"the gate of {name} is the second half of fc1: cvit reads the first")
+    check(len(found) == 1, f"activations of several kinds: {found}")
+    return next(iter(found))
+
+
+def _pool(module, config: ViTConfig) -> str:
+    pool = module.global_pool
+    check(pool in POOLS, f"the module has a part that cvit does not compute: pooling {pool!r}")
+    whole = getattr(module, "pool_include_prefix", type(module).__name__ == "Eva" and pool == "map")
+    if pool == "map":
+        check(
+            whole or not config.prefix_tokens,
+            "the module has a part that cvit does not compute: attention pooling over the patches without registers",
+        )
+    if config.dist_head:
+        return "cls"
+    return "mean_all" if pool == "avg" and whole else POOLS[pool]
+
+
+def _rope(rope) -> tuple[Rope, bool]:
+    """Rotary positions, and whether they turn channels half a head apart."""
+    kind = type(rope).__name__
+    columns_first = rope.grid_indexing == "xy" if hasattr(rope, "grid_indexing") else False
+    if kind == "RotaryEmbeddingMixed":
+        return Rope("mixed", theta=rope.temperature, columns_first=columns_first), False
+    if kind == "RotaryEmbeddingDinoV3":
+        check(
+            rope.normalize_coords == "separate" and rope.min_period is None,
+            "the module has a part that cvit does not compute: rotary positions normalised together or with periods",
+        )
+        found = Rope("centred", theta=rope.temperature, offset=rope.grid_offset, columns_first=columns_first)
+        return found, rope.rotate_half
+    check(
+        kind == "RotaryEmbeddingCat" and rope.grid_type == "index" and not rope.in_pixels,
+        f"the module has a part that cvit does not compute: rotary positions of kind {kind}",
+    )
+    reference = rope.ref_feat_shape and tuple(rope.ref_feat_shape)
+    found = Rope("axial", rope.temperature, rope.grid_offset, reference, columns_first)
+    return found, rope.rotate_half
