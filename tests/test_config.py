@@ -19,6 +19,7 @@ from cvit.formats.checkpoint import load, read_metadata
 from cvit.model.config import ALIASES, ViTConfig
 from cvit.model.config_format import DEFAULTS, FORMAT, READER
 from cvit.model.layout import Layout
+from cvit.model.rope import Rope
 
 DATA = pathlib.Path(__file__).parent / "data"
 SMALL = dict(image_size=(8, 12), patch_size=4, channels=2, width=12, depth=2, heads=3, hidden=20, classes=5)
@@ -138,30 +139,80 @@ def test_gelu_of_other_activations():
 
 # --------------------------------------------------------------------------------------------------------------- tokens
 @pytest.mark.parametrize(
-    "fields, has_class_token, prefix, rows",
+    "fields, class_tokens, prefix, rows",
     [
-        (dict(), True, 1, 7),
-        (dict(pool="mean"), False, 0, 6),
-        (dict(pool="mean", class_token=True), True, 1, 7),
-        (dict(class_token=True, pos_tokens="patches"), True, 1, 6),
-        (dict(dist_token=True), True, 2, 8),
-        (dict(registers=4), True, 5, 11),
-        (dict(registers=4, pos_tokens="patches"), True, 5, 6),
-        (dict(pool="none", registers=3), False, 3, 9),
-        (dict(pool="mean_all", class_token=True, dist_token=True, registers=3), True, 5, 11),
+        (dict(), 1, 1, 7),
+        (dict(pool="cls_mean"), 1, 1, 7),
+        (dict(pool="mean"), 0, 0, 6),
+        (dict(pool="map"), 0, 0, 6),
+        (dict(pool="mean", class_token=True), 1, 1, 7),
+        (dict(class_token=True, pos_tokens="patches"), 1, 1, 6),
+        (dict(class_token=3), 3, 3, 9),
+        (dict(class_token=0, pool="mean"), 0, 0, 6),
+        (dict(dist_token=True), 1, 2, 8),
+        (dict(registers=4), 1, 5, 11),
+        (dict(registers=4, pos_tokens="patches"), 1, 5, 6),
+        (dict(registers=4, pos_tokens="class"), 1, 5, 7),
+        (dict(class_token=3, dist_token=True, registers=4, pos_tokens="class"), 3, 8, 10),
+        (dict(registers=4, pos_tokens="none"), 1, 5, 0),
+        (dict(pool="none", registers=3), 0, 3, 9),
+        (dict(pool="mean_all", class_token=True, dist_token=True, registers=3), 1, 5, 11),
     ],
 )
-def test_tokens(fields, has_class_token, prefix, rows):
+def test_tokens(fields, class_tokens, prefix, rows):
     config = ViTConfig(**SMALL, **fields)
-    assert (config.has_class_token, config.prefix_tokens, config.pos_rows) == (has_class_token, prefix, rows)
+    assert (config.class_tokens, config.prefix_tokens, config.pos_rows) == (class_tokens, prefix, rows)
     assert config.tokens == prefix + 6
+    assert config.pos_prefix == max(rows - 6, 0)
 
 
 def test_the_class_token_follows_the_pooling_unless_it_is_given():
     """As `dataclasses.replace` shows, which passes every field on."""
     config = ViTConfig(**SMALL)
-    assert not dataclasses.replace(config, pool="mean").has_class_token
-    assert dataclasses.replace(config, class_token=True, pool="mean").has_class_token
+    assert not dataclasses.replace(config, pool="mean").class_tokens
+    assert dataclasses.replace(config, class_token=True, pool="mean").class_tokens == 1
+
+
+# -------------------------------------------------------------------------------------- options of published models
+@pytest.mark.parametrize("given, kept", [(4, 4), ((4, 4), 4), ([2, 4], (2, 4)), ((np.int64(8), 12), (8, 12))])
+def test_a_patch_has_one_side_or_two(given, kept):
+    config = ViTConfig(**{**SMALL, "patch_size": given})
+    assert config.patch_size == kept and config.patch == (kept if isinstance(kept, tuple) else (kept, kept))
+    assert config.grid == (8 // config.patch[0], 12 // config.patch[1])
+    assert config.patches == config.grid[0] * config.grid[1]
+    assert config.patch_features == 2 * config.patch[0] * config.patch[1]
+    assert hash(config) == hash(ViTConfig(**{**SMALL, "patch_size": kept}))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_bias_is_that_of_all_unless_it_is_given(bias):
+    config = ViTConfig(**SMALL, bias=bias)
+    for name in ("patch", "proj", "mlp", "pool", "head"):
+        assert config.has_bias(name) is bias
+        for own in (True, False):
+            assert dataclasses.replace(config, **{f"{name}_bias": own}).has_bias(name) is own
+    assert config.qkv_biases == (bias,) * 3
+    assert dataclasses.replace(config, qkv_bias=not bias).qkv_biases == (not bias,) * 3
+    assert dataclasses.replace(config, qkv_bias=[True, False, True]).qkv_biases == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    "fields, pooled, features",
+    [
+        (dict(), 12, 12), (dict(pool="map"), 12, 12), (dict(pool="cls_mean"), 24, 24), (dict(classes=0), 12, 12),
+        (dict(dist_token=True, dist_head=True), 24, 24), (dict(pool="cls_mean", pre_logits=7), 24, 7),
+        (dict(pool="none"), 12, 12),
+    ],
+)  # fmt: skip
+def test_widths_behind_the_pooling(fields, pooled, features):
+    config = ViTConfig(**{**SMALL, **fields})
+    assert (config.pooled_width, config.feature_width) == (pooled, features)
+
+
+def test_a_rope_is_kept_and_compared_by_its_values():
+    config = ViTConfig(**SMALL, rope=Rope(reference=[16, np.int64(16)]))
+    assert config.rope == Rope(reference=(16, 16)) and hash(config) == hash(dataclasses.replace(config))
+    assert config != dataclasses.replace(config, rope=None) != dataclasses.replace(config, rope=Rope("centred"))
 
 
 # ----------------------------------------------------------------------------------------------------------------- JSON
@@ -172,6 +223,22 @@ CONFIGS = [
     ViTConfig(**SMALL, layer_scale=(None, 1e-5)),
     ViTConfig(**SMALL, class_token=True, dist_token=True, registers=4, pos_tokens="patches", pool="mean_all"),
     ViTConfig(**SMALL, activation="silu", gated=True),
+    ViTConfig(
+        **{**SMALL, "patch_size": (2, 3)}, rope=Rope("mixed", 10.0, columns_first=True), qkv_bias=(True, False, True)
+    ),
+    ViTConfig(**SMALL, rope=Rope(offset=0.5, reference=(16, 8)), class_token=3, pos_tokens="none", norm="rms"),
+    ViTConfig(**{**SMALL, "classes": 0}, block="pairs", pool="map", pool_heads=2, pool_hidden=-1, pool_query=False),
+    ViTConfig(**SMALL, dist_token=True, dist_head=True, fc_norm=True, qk_norm=True, attn_norm=True, mlp_norm=True),
+    ViTConfig(**SMALL, pre_logits=7, pre_logits_activation="relu", patch_norm=True, pre_norm=True, block="parallel"),
+    ViTConfig(
+        **SMALL,
+        patch_bias=False,
+        proj_bias=False,
+        mlp_bias=True,
+        pool_bias=False,
+        head_bias=True,
+        block="post",
+    ),
 ]
 
 
@@ -186,11 +253,34 @@ def test_json_there_and_back(config):
 # What the keys missing in a file of each format stand for. These never change; a new format adds a row.
 MEANT = {
     2: ViTConfig(
-        image_size=224, patch_size=16, channels=3, width=192, depth=12, heads=3, hidden=768, classes=1000, pool="cls",
-        bias=True, norm_affine=True, final_norm=True, activation="gelu_tanh", eps=1e-6, gated=False, layer_scale=None,
-        class_token=None, dist_token=False, registers=0, pos_tokens="all",
+        image_size=224,
+        patch_size=16,
+        channels=3,
+        width=192,
+        depth=12,
+        heads=3,
+        hidden=768,
+        classes=1000,
+        pool="cls",
+        bias=True,
+        norm_affine=True,
+        final_norm=True,
+        activation="gelu_tanh",
+        eps=1e-6,
+        gated=False,
+        layer_scale=None,
+        class_token=None,
+        dist_token=False,
+        registers=0,
+        pos_tokens="all",
     ),
-}  # fmt: skip
+}
+MEANT[3] = dataclasses.replace(
+    MEANT[2], patch_bias=None, patch_norm=False, pre_norm=False, norm="layer", block="pre", rope=None, qkv_bias=None,
+    qk_norm=False, attn_norm=False, proj_bias=None, mlp_bias=None, mlp_norm=False, fc_norm=False, pool_heads=0,
+    pool_hidden=0, pool_query=True, pool_bias=None, pre_logits=0, pre_logits_activation="tanh", head_bias=None,
+    dist_head=False,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("number, config", MEANT.items())
@@ -248,22 +338,54 @@ def test_format_2():
         layer_scale=(0.1, None), class_token=True, dist_token=True, registers=4, pos_tokens="patches",
     )  # fmt: skip
     assert ViTConfig.from_json(text) == expected
+    with pytest.raises(ValueError, match="config has keys that format 2 does not know: rope"):
+        ViTConfig.from_json(text.replace('"format": 2', '"format": 2, "rope": null'))
+
+
+def test_format_3():
+    text = (
+        '{"format": 3, "reader": "0.1.0", "image_size": [6, 9], "patch_size": [2, 3], "channels": 2, "width": 8, '
+        '"depth": 2, "heads": 2, "hidden": 10, "classes": 0, "pool": "map", "bias": false, "norm_affine": false, '
+        '"final_norm": false, "activation": "tanh", "eps": 0.01, "layer_scale": [0.1, null], "class_token": 3, '
+        '"dist_token": true, "registers": 4, "pos_tokens": "class", "gated": true, "patch_bias": true, '
+        '"patch_norm": true, "pre_norm": true, "norm": "rms", "block": "pairs", "rope": {"kind": "centred", '
+        '"theta": 100.0, "offset": 0.5, "reference": [3, 4], "columns_first": true}, "qkv_bias": [true, false, true], '
+        '"qk_norm": true, "attn_norm": true, "proj_bias": true, "mlp_bias": true, "mlp_norm": true, "fc_norm": true, '
+        '"pool_heads": 4, "pool_hidden": -1, "pool_query": false, "pool_bias": true, "pre_logits": 7, '
+        '"pre_logits_activation": "relu", "head_bias": true, "dist_head": false}'
+    )
+    expected = ViTConfig(
+        image_size=(6, 9), patch_size=(2, 3), channels=2, width=8, depth=2, heads=2, hidden=10, classes=0, pool="map",
+        bias=False, norm_affine=False, final_norm=False, activation="tanh", eps=0.01, layer_scale=(0.1, None),
+        class_token=3, dist_token=True, registers=4, pos_tokens="class", gated=True, patch_bias=True, patch_norm=True,
+        pre_norm=True, norm="rms", block="pairs", rope=Rope("centred", 100.0, 0.5, (3, 4), True),
+        qkv_bias=(True, False, True), qk_norm=True, attn_norm=True, proj_bias=True, mlp_bias=True, mlp_norm=True,
+        fc_norm=True, pool_heads=4, pool_hidden=-1, pool_query=False, pool_bias=True, pre_logits=7,
+        pre_logits_activation="relu", head_bias=True, dist_head=False,
+    )  # fmt: skip
+    assert ViTConfig.from_json(text) == expected
     assert json.loads(expected.to_json()) == json.loads(text)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"breadth": 3, "colour": 1}, "config has keys that format 2 does not know: breadth, colour"),
-        ({"embed_dim": 12}, "config has keys that format 2 does not know: embed_dim"),
-        ({"format": 3, "reader": None}, "config is of format 3, which a later cvit-cpu reads; this one reads up to 2"),
-        ({"format": 3, "reader": "0.4.0"}, "config is of format 3, which cvit-cpu 0.4.0 or later reads"),
+        ({"breadth": 3, "colour": 1}, "config has keys that format 3 does not know: breadth, colour"),
+        ({"embed_dim": 12}, "config has keys that format 3 does not know: embed_dim"),
+        ({"format": 4, "reader": None}, "config is of format 4, which a later cvit-cpu reads; this one reads up to 3"),
+        ({"format": 4, "reader": "0.4.0"}, "config is of format 4, which cvit-cpu 0.4.0 or later reads"),
         ({"format": 0}, "config: format must be a whole number of at least 1, got 0"),
         ({"format": "2"}, "config: format must be a whole number of at least 1, got '2'"),
         ({"format": 2.0}, "config: format must be a whole number of at least 1, got 2.0"),
         ({"format": True}, "config: format must be a whole number of at least 1, got True"),
         ({"format": 10**4000}, "config is of format a number of thousands|config is of format 1000"),
         ({"pool": "max"}, "config: pool must be one of"),
+        ({"rope": {"kind": "spiral"}}, "config: rope: kind must be one of"),
+        ({"rope": {"angle": 3}}, "config: .*angle"),
+        ({"rope": "axial"}, "config: rope must be a Rope or None, got 'axial'"),
+        ({"rope": {"theta": 0}}, "config: rope: theta must be above 0"),
+        ({"patch_size": [4]}, "config: patch_size must be one number or"),
+        ({"qkv_bias": [1, 0, 1]}, "config: qkv_bias must be None"),
         ({"eps": 1e-46}, "config: eps must be at least"),
         ({"x" * 100_000: 1}, "does not know: xxx"),
         ({"pool": "x" * 100_000}, "config: pool must be one of"),
@@ -278,12 +400,14 @@ def test_wrong_json(changes, message):
 
 
 # ------------------------------------------------------------------------------------- model files of each past version
-def test_a_model_of_format_1():
+@pytest.mark.parametrize("number", range(1, FORMAT))
+def test_a_model_of_each_past_format(number):
     record = runpy.run_path(str(DATA / "record_model.py"))
-    model = load(DATA / "model-format1.safetensors")
-    assert model.config == ViTConfig(**record["FORMAT_1"])
+    path = DATA / f"model-format{number}.safetensors"
+    model = load(path)
+    assert model.config == ViTConfig(**record[f"FORMAT_{number}"])
     np.testing.assert_array_equal(model.weights, record["weights"](model.layout.size))
-    logits = json.loads(read_metadata(DATA / "model-format1.safetensors")["logits"])
+    logits = json.loads(read_metadata(path)["logits"])
     np.testing.assert_allclose(model.forward(record["images"](model.config)), logits, rtol=1e-4)
 
 

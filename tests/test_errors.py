@@ -15,6 +15,8 @@ from test_functional import NAMES, arrays, weights
 
 import cvit
 from cvit import Layout, ViT, ViTConfig, ops
+from cvit.model.config import FLAGS
+from cvit.model.rope import Rope
 
 PLAIN = arrays()  # images (2, 3, 4, 6), patches of 2, width 12, 2 blocks, 5 classes
 CONFIG = ViTConfig(image_size=(4, 6), patch_size=2, channels=2, width=12, depth=1, heads=3, hidden=20, classes=5)
@@ -588,7 +590,7 @@ def test_an_eps_that_is_none_in_the_models_dtype():
         (dict(patch_size=3), ValueError, "patch_size must divide the image size 4x6, got 3"),
         *[
             ({name: value}, error, f"{name} must be {needed}, got {value!r}")
-            for name in ("patch_size", "channels", "width", "heads", "classes")
+            for name in ("patch_size", "channels", "width", "heads")
             for value, error, needed in [
                 (0, ValueError, "at least 1"),
                 (-2, ValueError, "at least 1"),
@@ -602,22 +604,69 @@ def test_an_eps_that_is_none_in_the_models_dtype():
         (dict(width=13), ValueError, "heads must divide the width 13, got 3"),
         (dict(depth=-1), ValueError, "depth must be at least 0, got -1"),
         (dict(hidden=-1), ValueError, "hidden must be at least 0, got -1"),
-        (dict(pool="max"), ValueError, "pool must be one of ('cls', 'mean', 'mean_all', 'none'), got 'max'"),
-        (dict(class_token=1), TypeError, "class_token must be True, False or None, got 1"),
+        (
+            dict(pool="max"),
+            ValueError,
+            "pool must be one of ('cls', 'mean', 'mean_all', 'cls_mean', 'map', 'none'), got",
+        ),
+        (dict(class_token=-1), ValueError, "class_token must be at least 0, got -1"),
+        (dict(class_token=1.5), ValueError, "class_token must be a whole number, got 1.5"),
+        (dict(class_token="one"), TypeError, "class_token must be an integer, got 'one'"),
+        (dict(class_token=0, pool="cls_mean"), ValueError, "pool 'cls_mean' needs a class token, got class_token=0"),
+        *[
+            ({name: value}, error, f"{name} must be {needed}, got {value!r}")
+            for name in ("classes", "pool_heads", "pre_logits")
+            for value, error, needed in [
+                (-1, ValueError, "at least 0"),
+                (1.5, ValueError, "a whole number"),
+                ("2", TypeError, "an integer"),
+                (True, TypeError, "an integer"),
+                (None, TypeError, "an integer"),
+            ]
+        ],
+        (dict(pool_hidden=-2), ValueError, "pool_hidden must be at least -1, got -2"),
+        (dict(pool_heads=5), ValueError, "pool_heads must divide the width 12, got 5"),
+        (dict(patch_size=(2,)), ValueError, "patch_size must be one number or (height, width), got (2,)"),
+        (dict(patch_size=(2, 0)), ValueError, "patch_size must be at least 1, got 0"),
+        (dict(patch_size=(2, 4)), ValueError, "patch_size must divide the image size 4x6, got (2, 4)"),
+        (dict(patch_size=(3, 2)), ValueError, "patch_size must divide the image size 4x6, got (3, 2)"),
+        *[
+            ({name: value}, TypeError, f"{name} must be True, False or None, got {value!r}")
+            for name in ("patch_bias", "proj_bias", "mlp_bias", "pool_bias", "head_bias")
+            for value in (1, "yes")
+        ],
+        *[
+            (dict(qkv_bias=value), TypeError, f"qkv_bias must be None, True, False or three of these, got {value!r}")
+            for value in (1, "yes", (True, False), (True, None, True), ())
+        ],
+        (dict(norm="batch"), ValueError, "norm must be one of ('layer', 'rms'), got 'batch'"),
+        (dict(norm=[]), ValueError, "norm must be one of ('layer', 'rms'), got []"),
+        (dict(block="serial"), ValueError, "block must be one of ('pre', 'post', 'parallel', 'pairs'), got 'serial'"),
+        (dict(block="post", layer_scale=0.1), ValueError, "block 'post' has no layer_scale"),
+        (dict(pre_logits_activation="softmax"), ValueError, "pre_logits_activation must be one of ('gelu_tanh',"),
+        (dict(rope="axial"), TypeError, "rope must be a Rope or None, got 'axial'"),
+        (dict(rope=Rope(), heads=2), ValueError, "rope needs a head width that is a multiple of 4, got 6"),
+        (dict(dist_head=True), ValueError, "dist_head needs dist_token=True and pool='cls'"),
+        (dict(dist_head=True, dist_token=True, pool="mean"), ValueError, "dist_head needs dist_token=True and pool="),
+        *[
+            ({"pool": "none", **other}, ValueError, "pool 'none' goes with no fc_norm, pre_logits or dist_head")
+            for other in (dict(fc_norm=True), dict(pre_logits=3))
+        ],
         (dict(class_token=False), ValueError, "pool 'cls' needs a class token, got class_token=False"),
         (dict(registers=-1), ValueError, "registers must be at least 0, got -1"),
         (dict(registers=None), TypeError, "registers must be an integer, got None"),
-        (dict(pos_tokens="cls"), ValueError, "pos_tokens must be one of ('all', 'patches'), got 'cls'"),
+        (
+            dict(pos_tokens="cls"),
+            ValueError,
+            "pos_tokens must be one of ('all', 'class', 'patches', 'none'), got",
+        ),
         (
             dict(activation="gelu"),
             ValueError,
-            "activation must be one of ('gelu_tanh', 'gelu_erf', 'quick_gelu', 'silu', 'relu'), got 'gelu'",
+            "activation must be one of ('gelu_tanh', 'gelu_erf', 'quick_gelu', 'silu', 'relu', 'tanh'), got 'gelu'",
         ),
         (dict(gelu="relu"), ValueError, "gelu must be one of ('tanh', 'erf'), got 'relu'"),
-        *[
-            ({name: 1}, TypeError, f"{name} must be True or False, got 1")
-            for name in ("bias", "norm_affine", "final_norm", "dist_token", "gated")
-        ],
+        *[({name: 1}, TypeError, f"{name} must be True or False, got 1") for name in FLAGS],
         (dict(eps=0), ValueError, "eps must lie between 0 and 1, got 0.0"),
         (dict(eps=1), ValueError, "eps must lie between 0 and 1, got 1.0"),
         (dict(eps=1e-46), ValueError, "eps must be at least 1.2e-38, the smallest normal float32, got 1e-46"),
@@ -641,6 +690,31 @@ def test_config(change, error, message):
         ViTConfig(**{**CONFIG.__dict__, **change})
 
 
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(kind="spiral"), ValueError, "rope: kind must be one of ('axial', 'centred', 'mixed'), got 'spiral'"),
+        (dict(kind=None), ValueError, "rope: kind must be one of"),
+        (dict(theta=0), ValueError, "rope: theta must be above 0 and at most 1e30, got 0.0"),
+        (dict(theta=-1), ValueError, "rope: theta must be"),
+        (dict(theta=1e31), ValueError, "rope: theta must be above 0 and at most 1e30, got 1e+31"),
+        (dict(theta=np.nan), ValueError, "rope: theta must be finite"),
+        (dict(theta="large"), TypeError, "rope: theta must be a number, got 'large'"),
+        (dict(offset=np.inf), ValueError, "rope: offset must be finite"),
+        (dict(offset=1e7), ValueError, "rope: offset must be at most 1e6, got 10000000.0"),
+        (dict(reference=16), ValueError, "rope: reference must be None or (rows, columns), got 16"),
+        (dict(reference=(16,)), ValueError, "rope: reference must be None or (rows, columns), got (16,)"),
+        (dict(reference=(16, 0)), ValueError, "rope: reference must be at least 1, got 0"),
+        (dict(reference=(16, "16")), TypeError, "rope: reference must be an integer, got '16'"),
+        (dict(columns_first=1), TypeError, "rope: columns_first must be True or False, got 1"),
+    ],
+    ids=ids,
+)
+def test_rope(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        Rope(**arguments)
+
+
 @pytest.mark.parametrize("name", ["X/16", "S", "S/", "S/x", "S/-1", "s/16", "S/16/2", "", None, 16])
 def test_variant(name):
     with pytest.raises(
@@ -661,7 +735,7 @@ def test_config_from_json(text):
 def test_config_from_json_with_a_wrong_value():
     with pytest.raises(ValueError, match="config: width must be an integer, got '12'"):
         ViTConfig.from_json(CONFIG.to_json().replace('"width": 12', '"width": "12"'))
-    with pytest.raises(ValueError, match="config has keys that format 2 does not know: breadth"):
+    with pytest.raises(ValueError, match="config has keys that format 3 does not know: breadth"):
         ViTConfig.from_json(CONFIG.to_json().replace("width", "breadth"))
 
 

@@ -18,6 +18,12 @@ FORMAT_1 = dict(
     image_size=(6, 9), patch_size=3, channels=2, width=8, depth=2, heads=2, hidden=10, classes=3, pool="mean",
     norm_affine=True, final_norm=False, gelu="erf", eps=1e-4,
 )  # fmt: skip
+# Format 2: what it added, none of it by default.
+FORMAT_2 = dict(
+    image_size=(6, 9), patch_size=3, channels=2, width=8, depth=2, heads=2, hidden=10, classes=3, pool="mean_all",
+    activation="silu", gated=True, layer_scale=(0.3, None), class_token=True, dist_token=True, registers=2,
+    pos_tokens="patches", eps=1e-4,
+)  # fmt: skip
 
 
 def weights(size):
@@ -29,7 +35,7 @@ def images(config):
 
 
 if __name__ == "__main__":
-    config = ViTConfig(**FORMAT_1)
+    config = ViTConfig(**FORMAT_2)
     model = ViT(config)
     model.weights[:] = weights(model.layout.size)
     number = json.loads(config.to_json()).get("format", 1)
