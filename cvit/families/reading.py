@@ -183,12 +183,13 @@ def write(
     named = {row.ours for rows in table.values() for row in rows}
     missing = layout.entries.keys() - named
     check(not missing, f"{family.name} has no place for {listed(missing)}")
+    json = family.config_json(config, style)
     arrays = {}
     for name, rows in table.items():
         pieces = [row.how.there(views[row.ours] if row.ours else None, config) for row in rows]
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=rows[0].how.axis)
         arrays[family.file_name(name, config)] = np.array(whole, dtype=weights.dtype, order="C")
-    return arrays, family.config_json(config, style)
+    return arrays, json
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
