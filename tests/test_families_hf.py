@@ -98,6 +98,9 @@ CASES = [
     Case("Sapiens2Model", "hf_sapiens2", "Sapiens2Config",
          dict(**F, **WIDE, use_gated_mlp=False, use_qk_norm=False, num_register_tokens=0, key_bias=False)),
 ]  # fmt: skip
+# Whose files have other names in 5.24 than published ones: no prefix, or in parts.
+OTHER_NAMES = ("ViTMSNForImageClassification", "CLIPVisionModel", "MetaClip2VisionModel", "SiglipVisionModel")
+OTHER_NAMES += ("Siglip2VisionModel",)
 EVERY = pytest.mark.parametrize("case", CASES, ids=[f"{case.kind}-{i}" for i, case in enumerate(CASES)])
 
 
@@ -217,7 +220,8 @@ def test_file_memory_and_back(case, tmp_path):
     for name in arrays.keys() & tensors.keys():
         if "mask_token" not in name and "post_layernorm" not in name:
             np.testing.assert_array_equal(arrays[name], tensors[name], err_msg=name)
-    assert len(arrays.keys() & tensors.keys()) == len(arrays) or case.kind.endswith("Model")
+    if not case.written and case.kind not in OTHER_NAMES:
+        assert arrays.keys() <= tensors.keys()
 
 
 def test_names_of_version_4():

@@ -25,7 +25,7 @@ class HfAimv2(HfFamily):
     name = "hf_aimv2"
     model_types = ("aimv2_vision_model", "aimv2")
     defaults = {
-        "num_attention_heads": 8, "hidden_act": "silu", "rms_norm_eps": 1e-5, "image_size": 224, "is_native": False,
+        "num_attention_heads": 8, "hidden_act": "silu", "rms_norm_eps": 1e-5, "image_size": 224,
     }  # fmt: skip
     tower = "vision_config"
     processor = "CLIPImageProcessor"
@@ -109,8 +109,10 @@ class HfAimv2(HfFamily):
             "qkv_bias": all(config.qkv_biases),
             "mlp_bias": config.has_bias("mlp"),
             "use_head": config.pool == "map",
-            "is_native": False,
         }
+
+    def config_json(self, config: ViTConfig, style: frozenset[str]) -> dict[str, Any]:
+        return {**super().config_json(config, style), "is_native": "native" in style}
 
 
 FAMILY = HfAimv2()

@@ -44,11 +44,11 @@ class HfSapiens2(HfFamily):
     block = "blocks.{i}."
 
     def style(self, given: Given) -> frozenset[str]:
-        known = {"registers": "storage_tokens", "split": "blocks.0.mlp.gate_proj.weight"}
+        known = {"registers": "storage_tokens", "split": "blocks.0.mlp.up_proj.weight"}
         return frozenset(style for style, name in known.items() if given.has(name))
 
     def style_for(self, config: ViTConfig) -> frozenset[str]:
-        return frozenset({"registers"})
+        return frozenset({"registers"} if config.gated else {"registers", "split"})
 
     def refuse(self, given: Given) -> str | None:
         for name, shape in given.shapes.items():
@@ -61,12 +61,13 @@ class HfSapiens2(HfFamily):
         fields = self.common(given, keys)
         patch = fields["patch_size"]
         size = keys.pair("image_size") if "image_size" in keys else (224, 224)
-        gated = given.has("blocks.0.ffn.w12.weight", "blocks.0.mlp.gate_proj.weight")
+        hidden = given.shape("blocks.0.ffn.w3.weight", 2)[1]
+        gated = given.has("blocks.0.mlp.gate_proj.weight") or self.classes(given, "blocks.0.ffn.w12.weight") > hidden
         q, k, v = (given.has(f"blocks.0.attn.w{one}.bias") for one in "qkv")
         return ViTConfig(
             **fields,
             image_size=(size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]),
-            hidden=given.shape("blocks.0.ffn.w3.weight", 2)[1],
+            hidden=hidden,
             gated=gated,
             norm="rms",
             qk_norm=given.has("blocks.0.attn.q_norm.weight"),
@@ -84,7 +85,7 @@ class HfSapiens2(HfFamily):
     def table(self, config: ViTConfig, style: frozenset[str]) -> Iterable[Row]:
         block, mine = "blocks.{i}.", "blocks.{i}."
         registers = [unused("storage_tokens", 1, 0, config.width)] if "registers" in style else []
-        first = linear(f"{block}mlp.up_proj", f"{mine}mlp.fc1")
+        first = linear(f"{block}{'mlp.up_proj' if 'split' in style else 'ffn.w12'}", f"{mine}mlp.fc1")
         if config.gated and "split" in style:
             first += linear(f"{block}mlp.gate_proj", f"{mine}mlp.fc1_gate")
         elif config.gated:

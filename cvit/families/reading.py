@@ -181,8 +181,12 @@ def write(
     views = layout.views(weights)
     table = expanded(family.rows(config, style), config.depth)
     named = {row.ours for rows in table.values() for row in rows}
-    missing = layout.entries.keys() - named
+    computed = family.computed(config, style)
+    missing = layout.entries.keys() - named - computed.keys()
     check(not missing, f"{family.name} has no place for {listed(missing)}")
+    for name, tensor in computed.items():
+        same = np.array_equal(views[name], np.asarray(tensor, np.float32))
+        check(same, f"{name} is not what {family.name} computes in its place; write it in another style")
     json = family.config_json(config, style)
     arrays = {}
     for name, rows in table.items():
