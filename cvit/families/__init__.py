@@ -1,5 +1,33 @@
 """Other libraries' models: the names of their tensors as tables, one file a family, for reading and for writing.
 
-family.py     what a family is: `Row`, `Family`, `Given`     transform.py   theirs to ours and back
-reading.py    `read` and `write`                             positions.py   positions for another image size
+    family.py     what a family is: `Row`, `Family`, `Given`     transform.py   theirs to ours and back
+    reading.py    `read` and `write`                             positions.py   positions for another image size
+
+    timm_vit.py, timm_eva.py, timm_table.py, timm_module.py      torchvision_vit.py      flax_npz.py
+
+A file is of the first family in `FAMILIES` that its config.json names, else of the first that its names fit.
 """
+
+from .family import Family, Given, Row
+from .flax_npz import FlaxNpz
+from .reading import Model, configuration, given, read, recognise, write
+from .timm_eva import TimmEva
+from .timm_module import from_timm
+from .timm_vit import TimmViT
+from .torchvision_vit import Torchvision, from_torchvision
+
+FAMILIES: tuple[Family, ...] = (TimmEva(), TimmViT(), Torchvision(), FlaxNpz())
+
+
+def family_named(name: str) -> Family:
+    """The family of this name; an unknown one is a `ValueError` that lists all."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise ValueError(f"family must be one of {', '.join(family.name for family in FAMILIES)}, got {name!r}")
+
+
+__all__ = [
+    "FAMILIES", "Family", "Given", "Model", "Row", "configuration", "family_named", "from_timm", "from_torchvision",
+    "given", "read", "recognise", "write",
+]  # fmt: skip

@@ -35,11 +35,10 @@ class TimmEva(TimmViT):
     def config(self, given):
         config = super().config(given)
         if given.has("rope.freqs"):
-            _, depth, heads, half = given.shape("rope.freqs", 4)
-            check(
-                (depth, heads * half * 2) == (config.depth, config.width),
-                f"rope.freqs must have shape (2, {config.depth}, heads, width / heads / 2), got {(2, depth, heads, half)}",
-            )
+            shape = given.shape("rope.freqs", 4)
+            needed = (2, config.depth, config.heads, config.head_width // 2)
+            check(shape == needed, f"rope.freqs must have shape {needed}, got {shape}")
+            check(config.rope is not None, "the file does not say which rotary positions the model has")
         return config
 
     def style(self, given):

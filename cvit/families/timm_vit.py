@@ -172,12 +172,17 @@ def positions(given: Given, patch: tuple[int, int], prefixes: Mapping[str, int],
     for size in filter(None, [*sizes, given.image_size]):
         for tokens, prefix in prefixes.items():
             if (size[0] // patch[0]) * (size[1] // patch[1]) == rows - prefix:
-                return dict(image_size=tuple(size), pos_tokens=tokens)
+                return dict(image_size=whole_patches(size, patch), pos_tokens=tokens)
     for tokens, prefix in prefixes.items():
         side = math.isqrt(max(rows - prefix, 0))
         if side and side * side == rows - prefix:
             return dict(image_size=(side * patch[0], side * patch[1]), pos_tokens=tokens)
     raise ValueError(f"pos_embed has {rows} rows, which fit no square grid of patches: give image_size=")
+
+
+def whole_patches(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    """An image size without the pixels below and to the right that fill no patch, which timm leaves out."""
+    return size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]
 
 
 def json_sizes(given: Given) -> list[tuple[int, int]]:
@@ -266,7 +271,7 @@ def packed(given: Given) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------------------------ the family
+# ----------------------------------------------------------------------------------------------------------- the family
 class TimmViT(Family):
     """timm.models.vision_transformer.VisionTransformer, timm.models.deit.VisionTransformerDistilled."""
 
@@ -310,7 +315,7 @@ class TimmViT(Family):
         else:
             size = next(filter(None, [given.image_size, *sizes]), None)
             check(size is not None, "the file does not say for which image size it is: give image_size=")
-            fields |= dict(image_size=size, pos_tokens="none")
+            fields |= dict(image_size=whole_patches(size, patch), pos_tokens="none")
         fields |= known | json_fields(given)
         if given.num_heads is not None:
             fields["heads"] = given.num_heads

@@ -7,7 +7,7 @@ in parentheses and "1" for an axis of length one:
     Axes("(C P Q) D", "D C P Q")           a patch embedding that is a convolution
     Axes("T D", "1 T D")                   positions with a leading axis
 
-A letter that is an axis of ours by itself has the length that our shape gives. The others are the configuration's:
+"..." stands for all axes of ours, whatever their number. A letter that is an axis of ours by itself has the length that our shape gives. The others are the configuration's:
 
     C channels   P, Q patch height and width   D width   H heads, d their width   h attention pooling's heads, e theirs
 """
@@ -81,13 +81,17 @@ class Axes:
         shape = self.own(shape, config)
         if not self.theirs:
             return shape
+        if "..." in self.theirs:
+            return self._around(shape)
         sizes = self._sizes(shape, config)
         return tuple(math.prod(sizes[letter] for letter in group) for group in _groups(self.theirs))
 
     def here(self, piece: np.ndarray, shape: tuple[int, ...], config: ViTConfig) -> np.ndarray:
         """The (part of the) tensor of ours that `piece` is, where the whole tensor has `shape`."""
         shape = self.own(shape, config)
-        if self.theirs:
+        if "..." in self.theirs:
+            piece = piece.reshape(shape)
+        elif self.theirs:
             sizes = self._sizes(shape, config)
             there, ours = self._letters()
             piece = piece.reshape([sizes[letter] for letter in there])
@@ -102,6 +106,8 @@ class Axes:
             tensor = tensor[..., np.argsort(self._order(tensor.shape, config))]
         if not self.theirs:
             return tensor
+        if "..." in self.theirs:
+            return tensor.reshape(self._around(tensor.shape))
         sizes = self._sizes(tensor.shape, config)
         there, ours = self._letters()
         shape = self.shape_of(sizes)
@@ -114,6 +120,11 @@ class Axes:
 
     def _letters(self) -> tuple[list[str], list[str]]:
         return [x for group in _groups(self.theirs) for x in group], [x for group in _groups(self.ours) for x in group]
+
+    def _around(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a pattern of "1" and "..."."""
+        before, _, after = self.theirs.partition("...")
+        return ((1,) * len(before.split()) + tuple(shape)) + (1,) * len(after.split())
 
     def _order(self, shape, config):
         return pairs_first(shape[-1] // config.head_width, config.head_width)
