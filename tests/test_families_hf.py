@@ -6,14 +6,17 @@ memory, and compared in float64 with the reference; then written, loaded by tran
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import reference
 
-from cvit.families.hf import class_names, label_keys, module_json
+from cvit.families.hf import class_names, label_keys
 from cvit.families.hf_all import HF_FAMILIES
+from cvit.families.hf_module import from_hf, module_json
 from cvit.families.reading import read, write
 from cvit.model.config import ViTConfig
 from cvit.model.layout import Layout
@@ -36,8 +39,8 @@ class Case(NamedTuple):
     kind: str
     family: str
     config: str
-    options: dict[str, Any] = {}
-    init: dict[str, Any] = {}  # of the class itself
+    options: Mapping[str, Any] = MappingProxyType({})
+    init: Mapping[str, Any] = MappingProxyType({})  # of the class itself
     vision: bool = False  # whether the configuration is nested
     written: str = ""  # as what it is written, where not as itself
 
@@ -197,7 +200,7 @@ def loaded(kind, folder, arrays, config_json, init):
 @EVERY
 def test_file_memory_and_back(case, tmp_path):
     module = built(case)
-    memory = {name: tensor.numpy().copy() for name, tensor in module.state_dict().items()}
+    again = from_hf(module)
     tensors, config_json = published(module, tmp_path)
     model = read(tensors, HF_FAMILIES, config_json)
     assert model.family.name == case.family
@@ -205,7 +208,6 @@ def test_file_memory_and_back(case, tmp_path):
     expected = theirs(module, model.config, x)
     compare(expected, model.config, model.weights, x)
 
-    again = read(memory, HF_FAMILIES, module_json(module))
     assert again.config == model.config
     np.testing.assert_array_equal(again.weights, model.weights)
 
@@ -333,6 +335,43 @@ def test_without_a_config_file():
         assert model.family is whole.family
         if case.family not in ("hf_dinov3_vit", "hf_sapiens2"):
             assert model.config == whole.config
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY if name != "hf_refused"])
+def test_defaults_are_those_of_the_class(name):
+    """What a config.json lacks has the default of transformers' class."""
+    family = FAMILY[name]
+    config = next(case.config for case in CASES if case.family == name and not case.vision)
+    own = getattr(transformers, config)()
+    for key, value in family.defaults.items():
+        assert getattr(own, key, "lacks it") == value or (name, key) == ("hf_siglip2", "image_size"), key  # it has none
+    assert own.model_type in family.model_types
+
+
+TOWERS = [
+    ("Aimv2Model", "Aimv2Config", dict(vision_config={**SMALL, **F}, text_config=TEXT, projection_dim=24)),
+    ("Tipsv2Model", "Tipsv2Config", dict(vision_config=SMALL, text_config=TEXT)),
+]
+
+
+@pytest.mark.parametrize(("kind", "config", "options"), TOWERS, ids=[row[0] for row in TOWERS])
+def test_tower_of_a_model_with_text(kind, config, options, tmp_path):
+    module = scatter(getattr(transformers, kind)(getattr(transformers, config)(**options)), 2)
+    model = from_hf(module)
+    filed = read(published(module, tmp_path)[0], HF_FAMILIES, module_json(module))
+    np.testing.assert_array_equal(filed.weights, model.weights)
+    x = images(model.config)
+    with torch.no_grad():
+        out = module.double().get_image_features(pixel_values=torch.tensor(x))
+    compare({"image_embeds": out.pooler_output.numpy()}, model.config, model.weights, x)
+
+
+def test_what_is_no_known_module():
+    with pytest.raises(TypeError, match="must be a model of transformers"):
+        from_hf(torch.nn.Linear(2, 2))
+    config = transformers.YolosConfig(**{**SMALL, **F, "image_size": [32, 32]})
+    with pytest.raises(ValueError, match="of no known family"):
+        from_hf(transformers.YolosModel(config))
 
 
 def test_class_names():

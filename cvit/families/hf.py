@@ -22,7 +22,7 @@ from ..model.config import ViTConfig
 from ..model.layout import Layout
 from .family import Family, Given, Row, expanded
 from .reading import shape_there
-from .transform import LINEAR, SAME, TOKEN, TOKENS, Axes, Transformation, Zero
+from .transform import LINEAR, SAME, TOKEN, TOKENS, Transformation, Zero
 
 ACTIVATIONS = {
     "gelu": "gelu_erf", "gelu_python": "gelu_erf", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
@@ -33,6 +33,7 @@ WRITTEN = {
     "gelu_erf": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu", "relu": "relu",
     "tanh": "tanh",
 }  # fmt: skip
+MOST_EDGE = 1 << 15  # pixels of an image's edge
 
 
 class Keys(dict):
@@ -50,7 +51,7 @@ class Keys(dict):
 
     def number(self, name: str) -> Any:
         value = self.get(name)
-        right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        right = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
         check(right, f"config.json: {name} must be a number, got {short(repr(value))}")
         return value
 
@@ -62,8 +63,9 @@ class Keys(dict):
     def pair(self, name: str) -> tuple[int, int]:
         value = self.get(name)
         pair = value if isinstance(value, (list, tuple)) else (value, value)
-        right = len(pair) == 2 and all(isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in pair)
-        check(right, f"config.json: {name} must be one number or two, got {short(repr(value))}")
+        right = len(pair) == 2 and all(isinstance(one, int) and not isinstance(one, bool) for one in pair)
+        right = right and all(0 < one <= MOST_EDGE for one in pair)
+        check(right, f"config.json: {name} must be one number or two of 1 to {MOST_EDGE}, got {short(repr(value))}")
         return pair[0], pair[1]
 
     def image_size(self, patches: int, patch: tuple[int, int], *, square: bool = False) -> tuple[int, int]:
@@ -158,6 +160,12 @@ class HfFamily(Family):
         """The rows of the first of these matrices that is there, 0 if none is."""
         return next((given.shape(name, 2)[0] for name in names if given.has(name)), 0)
 
+    def registers(self, given: Given, name: str) -> int:
+        """How many registers there are; a file may have an empty tensor of them."""
+        shape = given.shapes.get(name, (1, 0, 0))
+        check(len(shape) == 3, f"{name} must have 3 dimensions, got shape {shape}")
+        return shape[1]
+
     def refuse(self, given: Given) -> str | None:
         named = given.json.get("architectures")
         named = named[0] if isinstance(named, (list, tuple)) and named else ""
@@ -220,9 +228,8 @@ def norm(theirs: str, ours: str) -> list[Row]:
 
 def packed(theirs: str, ours: Sequence[str]) -> list[Row]:
     """Linear layers whose matrices stand one behind the other; `theirs` ends before "weight" and "bias"."""
-    return [
-        Row(f"{theirs}{kind}", f"{one}.{kind}", how) for kind, how in (("weight", LINEAR), ("bias", SAME)) for one in ours
-    ]
+    kinds = (("weight", LINEAR), ("bias", SAME))
+    return [Row(f"{theirs}{kind}", f"{one}.{kind}", how) for kind, how in kinds for one in ours]
 
 
 def class_tokens(config: ViTConfig) -> Transformation:
@@ -293,6 +300,13 @@ def mlp_ratio(config: ViTConfig) -> int:
     return config.hidden // config.width
 
 
+def layer_scale_value(config: ViTConfig) -> float:
+    """The initial value of the attention's layer scale, which the family's models all have."""
+    value = config.layer_scales[0]
+    check(value is not None, "the family has no model without layer_scale")
+    return value  # type: ignore[return-value]
+
+
 def swiglu_ratio(config: ViTConfig) -> int:
     """The `mlp_ratio` of which two thirds, rounded up to a multiple of 8, are the hidden width of a gated MLP."""
     for ratio in range(1, 3 * config.hidden // config.width + 3):
@@ -301,21 +315,9 @@ def swiglu_ratio(config: ViTConfig) -> int:
     raise ValueError(f"no mlp_ratio gives a gated MLP of width {config.hidden} beside {config.width}")
 
 
-def module_json(module: Any) -> dict[str, Any]:
-    """What config.json would say of a module of transformers in memory; torch is not imported."""
-    json = dict(module.config.to_dict())
-    return {**json, "architectures": [type(module).__name__]}
-
-
 def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
     """(rows · columns, width): sin and cos of the column's index, then of the row's, at width / 4 frequencies."""
     frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
     row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     angles = [index[:, None] * frequencies for index in (column, row)]
     return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1)
-
-
-__all__ = [
-    "Axes", "HfFamily", "Keys", "class_names", "class_tokens", "differences", "label_keys", "linear", "module_json",
-    "mlp_ratio", "norm", "packed", "sincos_positions", "swiglu_ratio", "unused",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The image tower of AIMv2 of transformers (Fini et al. 2024, arXiv:2411.14402): RMSNorm, a norm of the patches, SwiGLU.
+"""The image tower of AIMv2 of transformers (Fini et al. 2024, arXiv:2411.14402): RMSNorm, patches normed, SwiGLU.
 
     Aimv2VisionModel    attention pooling whose query is the learned vector itself; without `use_head` the mean
     Aimv2Model          the same, projected without a bias; the text tower is read over
@@ -20,13 +20,15 @@ from .family import Given, Row
 from .hf import HfFamily, linear, norm, sincos_positions
 from .transform import CONVOLUTION, SAME, TOKEN
 
+DEFAULTS = {
+    "num_attention_heads": 8, "hidden_act": "silu", "rms_norm_eps": 1e-5, "image_size": 224,
+}  # fmt: skip
+
 
 class HfAimv2(HfFamily):
     name = "hf_aimv2"
     model_types = ("aimv2_vision_model", "aimv2")
-    defaults = {
-        "num_attention_heads": 8, "hidden_act": "silu", "rms_norm_eps": 1e-5, "image_size": 224,
-    }  # fmt: skip
+    defaults = DEFAULTS
     tower = "vision_config"
     processor = "CLIPImageProcessor"
     marks = ("embeddings.patch_embed.weight", "embeddings.rms_norm.weight", "encoder.layers.0.ffn.gate_proj.weight")
@@ -71,7 +73,7 @@ class HfAimv2(HfFamily):
             pool_query=False,
             pool_hidden=-1,
             pool_bias=given.has("head.k_proj.bias"),
-            head_bias=False,
+            head_bias=not given.has("visual_projection.weight"),
         )
 
     def table(self, config: ViTConfig, style: frozenset[str]) -> Iterable[Row]:

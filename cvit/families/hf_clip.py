@@ -1,9 +1,9 @@
 """The image tower of CLIP and of MetaCLIP 2 of transformers (Radford et al. 2021, arXiv:2103.00020).
 
-    CLIPVisionModel                        the norm of the class token
-    CLIPVisionModelWithProjection          that, projected without a bias: a head of `projection_dim` outputs
-    CLIPModel                              the same of a model of pictures and text, whose text tower is read over
-    CLIPForImageClassification             the mean over the patches, with no norm behind the blocks
+CLIPVisionModel                        the norm of the class token
+CLIPVisionModelWithProjection          that, projected without a bias: a head of `projection_dim` outputs
+CLIPModel                              the same of a model of pictures and text, whose text tower is read over
+CLIPForImageClassification             the mean over the patches, with no norm behind the blocks
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from .family import Given, Row
 from .hf import HfFamily, label_keys, linear, norm, unused
 from .transform import CONVOLUTION, SAME
 
+DEFAULTS = {
+    "num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224,
+}  # fmt: skip
+
 
 class HfClip(HfFamily):
     name = "hf_clip"
     model_types = ("clip_vision_model", "clip")
-    defaults = {
-        "num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224,
-    }  # fmt: skip
+    defaults = DEFAULTS
     tower = "vision_config"
     processor = "CLIPImageProcessor"
     marks = ("embeddings.class_embedding", "pre_layrnorm.weight", "embeddings.position_embedding.weight")
@@ -59,7 +61,7 @@ class HfClip(HfFamily):
             patch_bias=False,
             pre_norm=True,
             final_norm=not classifies,
-            head_bias=classifies,
+            head_bias=not given.has("visual_projection.weight"),
         )
 
     def table(self, config: ViTConfig, style: frozenset[str]) -> Iterable[Row]:

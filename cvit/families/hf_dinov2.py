@@ -12,10 +12,23 @@ from typing import Any
 
 from ..model.config import ViTConfig
 from .family import Given, Row
-from .hf import HfFamily, class_tokens, label_keys, linear, mlp_ratio, norm, packed, swiglu_ratio, unused
+from .hf import (
+    HfFamily,
+    class_tokens,
+    label_keys,
+    layer_scale_value,
+    linear,
+    mlp_ratio,
+    norm,
+    packed,
+    swiglu_ratio,
+    unused,
+)
 from .transform import CONVOLUTION, SAME, TOKENS
 
-DEFAULTS = {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 224}
+DEFAULTS = {
+    "num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 224, "layerscale_value": 1.0,
+}  # fmt: skip
 
 
 class HfDinov2(HfFamily):
@@ -54,7 +67,7 @@ class HfDinov2(HfFamily):
         keys = self.keys(given)
         fields = self.common(given, keys)
         tokens = given.shape("embeddings.cls_token", 3)[1]
-        registers = given.shapes.get("embeddings.register_tokens", (1, 0))[1]
+        registers = self.registers(given, "embeddings.register_tokens")
         rows = given.shape("embeddings.position_embeddings", 3)[1]
         first = ("mlp.weights_out.weight", "mlp.fc2.weight")
         gated = given.has(f"encoder.layer.0.{first[0]}")
@@ -72,7 +85,7 @@ class HfDinov2(HfFamily):
             pos_tokens="class" if registers else "all",
             pool="cls_mean" if classes else "cls",
             qkv_bias=given.has("encoder.layer.0.attention.attention.query.bias"),
-            layer_scale=keys.get("layerscale_value", 1.0),
+            layer_scale=keys.number("layerscale_value"),
         )
 
     def table(self, config: ViTConfig, style: frozenset[str]) -> Iterable[Row]:
@@ -120,7 +133,7 @@ class HfDinov2(HfFamily):
             "mlp_ratio": swiglu_ratio(config) if config.gated else mlp_ratio(config),
             "use_swiglu_ffn": config.gated,
             "qkv_bias": all(config.qkv_biases),
-            "layerscale_value": config.layer_scales[0],
+            "layerscale_value": layer_scale_value(config),
             **label_keys(config.classes),
         }
 

@@ -13,17 +13,19 @@ from ..base.errors import check
 from ..model.config import ViTConfig
 from ..model.rope import Rope
 from .family import Given, Row
-from .hf import HfFamily, linear, norm, unused
+from .hf import HfFamily, layer_scale_value, linear, norm, unused
 from .transform import CONVOLUTION, SAME, TOKEN, TOKENS
+
+DEFAULTS = {
+    "num_attention_heads": 6, "hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "rope_theta": 100.0,
+    "layerscale_value": 1.0,
+}  # fmt: skip
 
 
 class HfDinov3(HfFamily):
     name = "hf_dinov3_vit"
     model_types = ("dinov3_vit",)
-    defaults = {
-        "num_attention_heads": 6, "hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "rope_theta": 100.0,
-        "layerscale_value": 1.0,
-    }  # fmt: skip
+    defaults = DEFAULTS
     processor = "DINOv3ViTImageProcessor"
     marks = ("embeddings.patch_embeddings.weight", "layer.0.attention.q_proj.weight", "layer.0.layer_scale2.lambda1")
     aliases = ((r"^model\.layer\.", "layer."),)
@@ -51,7 +53,7 @@ class HfDinov3(HfFamily):
             gated=gated,
             classes=0,
             class_token=1,
-            registers=given.shapes.get("embeddings.register_tokens", (1, 0))[1],
+            registers=self.registers(given, "embeddings.register_tokens"),
             pos_tokens="none",
             rope=Rope("centred", theta=keys.number("rope_theta")),
             qkv_bias=(q, k, v),
@@ -101,7 +103,7 @@ class HfDinov3(HfFamily):
             "mlp_bias": config.has_bias("mlp"),
             "num_register_tokens": config.registers,
             "rope_theta": config.rope.theta if config.rope else 100.0,
-            "layerscale_value": config.layer_scales[0],
+            "layerscale_value": layer_scale_value(config),
         }
 
 

@@ -11,11 +11,13 @@ from ..model.config import ViTConfig
 from .hf import mlp_ratio
 from .hf_vit import DEFAULTS, HfViT
 
+OWN = {**DEFAULTS, "num_attention_heads": 16, "layer_norm_eps": 1e-6, "image_size": 256}
+
 
 class HfPixio(HfViT):
     name = "hf_pixio"
     model_types = ("pixio",)
-    defaults = {**DEFAULTS, "num_attention_heads": 16, "layer_norm_eps": 1e-6, "image_size": 256}
+    defaults = OWN
     processor = "BitImageProcessor"
     marks = ("embeddings.cls_token", "encoder.layer.0.intermediate.dense.weight", "encoder.layer.0.norm1.weight")
     prefixes = ("pixio.",)

@@ -11,17 +11,19 @@ from ..base.errors import check
 from ..model.config import ViTConfig
 from ..model.rope import Rope
 from .family import Given, Row
-from .hf import HfFamily, linear, norm, packed, unused
+from .hf import HfFamily, layer_scale_value, linear, norm, packed, unused
 from .transform import CONVOLUTION, SAME, TOKEN, TOKENS
+
+DEFAULTS = {
+    "num_attention_heads": 16, "hidden_act": "silu", "rms_norm_eps": 1e-6, "image_size": 224, "rope_theta": 100.0,
+    "layerscale_value": 1.0,
+}  # fmt: skip
 
 
 class HfSapiens2(HfFamily):
     name = "hf_sapiens2"
     model_types = ("sapiens2",)
-    defaults = {
-        "num_attention_heads": 16, "hidden_act": "silu", "rms_norm_eps": 1e-6, "image_size": 224, "rope_theta": 100.0,
-        "layerscale_value": 1.0,
-    }  # fmt: skip
+    defaults = DEFAULTS
     processor = "Sapiens2ImageProcessor"
     marks = ("storage_tokens", "blocks.0.attn.wq.weight", "blocks.0.ffn.w3.weight")
     prefixes = ("backbone.",)
@@ -73,7 +75,7 @@ class HfSapiens2(HfFamily):
             qk_norm=given.has("blocks.0.attn.q_norm.weight"),
             classes=0,
             class_token=1,
-            registers=given.shapes.get("storage_tokens", (1, 0))[1],
+            registers=self.registers(given, "storage_tokens"),
             pos_tokens="none",
             rope=Rope("centred", theta=keys.number("rope_theta")),
             qkv_bias=(q, k, v),
@@ -127,7 +129,7 @@ class HfSapiens2(HfFamily):
             "mlp_bias": config.has_bias("mlp"),
             "num_register_tokens": config.registers,
             "rope_theta": config.rope.theta if config.rope else 100.0,
-            "layerscale_value": config.layer_scales[0],
+            "layerscale_value": layer_scale_value(config),
         }
 
 

@@ -19,13 +19,16 @@ from .family import Given, Row
 from .hf import HfFamily, Keys, label_keys, linear, norm, packed
 from .transform import CONVOLUTION, PIXELS_FIRST, SAME, TOKEN
 
+DEFAULTS = {
+    "num_attention_heads": 12, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224,
+}  # fmt: skip
+NAFLEX = {**DEFAULTS, "patch_size": 16, "num_patches": 256}
+
 
 class HfSiglip(HfFamily):
     name = "hf_siglip"
     model_types = ("siglip_vision_model", "siglip")
-    defaults = {
-        "num_attention_heads": 12, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224,
-    }  # fmt: skip
+    defaults = DEFAULTS
     tower = "vision_config"
     processor = "SiglipImageProcessor"
     marks = ("embeddings.patch_embedding.bias", "embeddings.position_embedding.weight", "post_layernorm.weight")
@@ -106,7 +109,7 @@ class HfSiglip(HfFamily):
 class HfSiglip2(HfSiglip):
     name = "hf_siglip2"
     model_types = ("siglip2_vision_model", "siglip2")
-    defaults = {**HfSiglip.defaults, "patch_size": 16, "num_patches": 256}
+    defaults = NAFLEX
     processor = "Siglip2ImageProcessor"
     marks = ()
     position_resampling = "bilinear antialias"

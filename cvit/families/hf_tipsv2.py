@@ -12,14 +12,18 @@ from typing import Any
 from ..base.errors import check
 from ..model.config import ViTConfig
 from .family import Given, Row
-from .hf import HfFamily, class_tokens, linear, mlp_ratio, norm, packed, swiglu_ratio, unused
+from .hf import HfFamily, class_tokens, layer_scale_value, linear, mlp_ratio, norm, packed, swiglu_ratio, unused
 from .transform import CONVOLUTION, SAME, TOKENS
+
+DEFAULTS = {
+    "num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 448, "layerscale_value": 1.0,
+}  # fmt: skip
 
 
 class HfTips2(HfFamily):
     name = "hf_tipsv2"
     model_types = ("tipsv2_vision_model", "tipsv2")
-    defaults = {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 448}
+    defaults = DEFAULTS
     tower = "vision_config"
     processor = "CLIPImageProcessor"
     marks = ("register_tokens", "patch_embed.proj.weight", "blocks.0.mlp.c_fc.weight")
@@ -56,7 +60,7 @@ class HfTips2(HfFamily):
         keys = self.keys(given)
         fields = self.common(given, keys)
         tokens = given.shape("cls_token", 3)[1]
-        registers = given.shapes.get("register_tokens", (1, 0))[1]
+        registers = self.registers(given, "register_tokens")
         gated = given.has("blocks.0.mlp.w3.weight")
         if gated:
             fields["activation"] = "silu"
@@ -70,7 +74,7 @@ class HfTips2(HfFamily):
             registers=registers,
             pos_tokens="class" if registers else "all",
             qkv_bias=given.has("blocks.0.attn.qkv.bias", "blocks.0.attention.q_proj.bias"),
-            layer_scale=keys.get("layerscale_value", 1.0),
+            layer_scale=keys.number("layerscale_value"),
         )
 
     def table(self, config: ViTConfig, style: frozenset[str]) -> Iterable[Row]:
@@ -113,7 +117,7 @@ class HfTips2(HfFamily):
             "use_swiglu_ffn": config.gated,
             "mlp_ratio": swiglu_ratio(config) if config.gated else mlp_ratio(config),
             "qkv_bias": all(config.qkv_biases),
-            "layerscale_value": config.layer_scales[0],
+            "layerscale_value": layer_scale_value(config),
             "num_register_tokens": config.registers,
         }
         return {**json, "hidden_act": "gelu"} if config.gated else json  # what a gated MLP reads over

@@ -15,15 +15,14 @@ from .family import Given, Row
 from .hf import WRITTEN, HfFamily, class_tokens, label_keys, linear, norm
 from .transform import CONVOLUTION, SAME, TOKEN, TOKENS
 
-DEFAULTS = {
-    "num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224, "pooler_act": "tanh",
-}  # fmt: skip
+DEFAULTS = {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224}
+POOLING = {**DEFAULTS, "pooler_act": "tanh"}
 
 
 class HfViT(HfFamily):
     name = "hf_vit"
     model_types = ("vit",)
-    defaults = DEFAULTS
+    defaults = POOLING
     processor = "ViTImageProcessor"
     marks = (
         "embeddings.cls_token", "encoder.layer.0.attention.attention.query.weight",

@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..model.config import ViTConfig
-from .hf_vit import HfViT
+from .hf_vit import DEFAULTS, HfViT
 
 
 class HfViTMAE(HfViT):
     name = "hf_vit_mae"
     model_types = ("vit_mae",)
+    defaults = DEFAULTS
     marks = ()
     poolers = False
     architectures = ("ViTMAEModel", "")

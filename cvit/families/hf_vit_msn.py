@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from .hf_vit import DEFAULTS, HfViT
 
+OWN = {**DEFAULTS, "layer_norm_eps": 1e-6}
+
 
 class HfViTMSN(HfViT):
     name = "hf_vit_msn"
     model_types = ("vit_msn",)
-    defaults = {**DEFAULTS, "layer_norm_eps": 1e-6}
+    defaults = OWN
     marks = ()
     poolers = False
     architectures = ("ViTMSNModel", "ViTMSNForImageClassification")

@@ -44,6 +44,8 @@ def recognise(
     for family in families:
         if json and family.claims(json):
             return family
+    kind = (json or {}).get("model_type")  # transformers': its names alone do not tell what a model computes
+    check(kind is None, f"{file} is of no known family: model_type {short(repr(kind))}")
     found = next((family for family in families if family.has_marks(names)), None)
     if found is None:
         known = ", ".join(family.name for family in families)
