@@ -237,23 +237,29 @@ def test_names_of_version_4():
             np.testing.assert_array_equal(plain.weights, prefixed.weights)
 
 
-def test_decoder_is_read_over(tmp_path):
-    config = transformers.ViTMAEConfig(
-        **SMALL, **F, decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
-        decoder_intermediate_size=32, mask_ratio=0.0,
-    )  # fmt: skip
-    module = scatter(transformers.ViTMAEForPreTraining(config), 1)
-    model = read(*published(module, tmp_path)[:1], HF_FAMILIES, config.to_dict())
-    assert model.family.name == "hf_vit_mae"
+DECODER = dict(decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2)
+PRETRAINED = [
+    ("ViTMAEForPreTraining", "ViTMAEConfig", dict(**DECODER, decoder_intermediate_size=32, mask_ratio=0.0), "hf_vit_mae"),
+    ("ViTForMaskedImageModeling", "ViTConfig", dict(encoder_stride=8), "hf_vit"),
+]
+
+
+@pytest.mark.parametrize(("kind", "config", "options", "family"), PRETRAINED, ids=[row[0] for row in PRETRAINED])
+def test_decoder_is_read_over(kind, config, options, family, tmp_path):
+    config = getattr(transformers, config)(**SMALL, **F, **options)
+    module = scatter(getattr(transformers, kind)(config), 1)
+    model = read(published(module, tmp_path)[0], HF_FAMILIES, config.to_dict())
+    assert model.family.name == family
     x = images(model.config)
     compare(theirs(module.vit, model.config, x), model.config, model.weights, x)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.family in ("hf_dinov2", "hf_dinov2_with_registers", "hf_clip")])
+RESIZED = [case for case in CASES if case.family.startswith(("hf_dinov2", "hf_clip")) and case.kind != "CLIPModel"]
+
+
+@pytest.mark.parametrize("case", RESIZED, ids=[case.kind for case in RESIZED])
 @pytest.mark.parametrize("size", [(48, 32), (16, 24)])
 def test_positions_for_another_size(case, size, tmp_path):
-    if case.kind == "CLIPModel":
-        pytest.skip("its tower is a case of its own")
     module = built(case)
     model = read(*published(module, tmp_path)[:1], HF_FAMILIES, module_json(module), image_size=size)
     x = images(model.config)

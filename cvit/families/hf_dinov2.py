@@ -36,13 +36,13 @@ class HfDinov2(HfFamily):
     model_types = ("dinov2",)
     defaults = DEFAULTS
     processor = "BitImageProcessor"
-    marks = (
+    marks: tuple[str, ...] = (
         "embeddings.cls_token", "embeddings.position_embeddings", "encoder.layer.0.attention.attention.query.weight",
         "encoder.layer.0.layer_scale1.lambda1",
     )  # fmt: skip
     prefixes = ("dinov2.",)
     base_prefix = "dinov2."
-    aliases = (
+    aliases: tuple[tuple[str, str], ...] = (
         (r"\.attention\.q_proj\.", ".attention.attention.query."),
         (r"\.attention\.k_proj\.", ".attention.attention.key."),
         (r"\.attention\.v_proj\.", ".attention.attention.value."),

@@ -24,13 +24,13 @@ class HfViT(HfFamily):
     model_types = ("vit",)
     defaults = POOLING
     processor = "ViTImageProcessor"
-    marks = (
+    marks: tuple[str, ...] = (
         "embeddings.cls_token", "encoder.layer.0.attention.attention.query.weight",
         "encoder.layer.0.layernorm_before.weight",
     )  # fmt: skip
     prefixes = ("vit.",)
     base_prefix = "vit."
-    aliases = (
+    aliases: tuple[tuple[str, str], ...] = (
         (r"^layers\.", "encoder.layer."),
         (r"\.attention\.q_proj\.", ".attention.attention.query."),
         (r"\.attention\.k_proj\.", ".attention.attention.key."),
@@ -98,7 +98,7 @@ class HfViT(HfFamily):
         ]
 
     def described(self, config: ViTConfig) -> dict[str, Any]:
-        check(self.architectures[1] or not config.classes, f"{self.name} has no class with a head")
+        check(bool(self.architectures[1]) or not config.classes, f"{self.name} has no class with a head")
         json = {
             "architectures": [self.architectures[config.classes > 0]],
             "model_type": self.model_types[0],
