@@ -1,33 +1,22 @@
 """The options against timm's modules of the same shape, where timm is installed: logits, features and gradients.
 
-timm's parameters are read through the column that says where a tensor stands in timm: the tests check the columns, too.
+timm's parameters and gradients are read by its family's table of names (cvit/families/timm_vit.py).
 """
+
+from functools import partial
 
 import numpy as np
 import pytest
 from checks import assert_close
 
-from cvit import Layout, ViT, ViTConfig
+from cvit import ViT, ViTConfig
+from cvit.families import from_timm, read
 
 torch = pytest.importorskip("torch")
+timm_models = pytest.importorskip("timm_models", exc_type=ImportError)
 
+import timm  # noqa: E402
 
-def declare_torchvision_operators():
-    """timm imports torchvision, whose operators do not load beside a CPU build of torch: their names are enough."""
-    library = torch.library.Library("torchvision", "DEF")
-    names = ["nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"]
-    names += [f"_{name}_backward" for name in names[2:]]
-    for name in names:
-        two = "Tensor boxes, Tensor scores, float threshold" if name.endswith("nms") else "Tensor input"
-        library.define(f"{name}({two}) -> Tensor")
-    return library
-
-
-try:
-    operators = declare_torchvision_operators()
-except RuntimeError:  # a torchvision that loaded its own
-    operators = None
-timm = pytest.importorskip("timm", exc_type=ImportError)
 VisionTransformer = timm.models.vision_transformer.VisionTransformer
 
 SHAPE = dict(image_size=(8, 12), patch_size=4, channels=2, width=24, depth=2, heads=3, hidden=36, classes=5, eps=1e-6)
@@ -69,45 +58,26 @@ def timm_model(options):
     if "mlp_layer" in options:
         options["mlp_layer"] = getattr(timm.layers, options["mlp_layer"])
         if options["mlp_layer"] is timm.layers.GluMlp:
-            from functools import partial
-
             options["mlp_layer"] = partial(timm.layers.GluMlp, gate_last=False)
-    model = VisionTransformer(**{**SAME, **options}).double().eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            drawn = 0.3 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            tensor.copy_(drawn + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
-    return model
-
-
-def read(layout, tensors):
-    """The flat weights (or gradient) that timm's tensors by name are."""
-    flat = np.empty(layout.size)
-    views = layout.views(flat)
-    used = set()
-    for name, entry in layout.entries.items():
-        row = entry.row
-        there, place = next((n, p) for n, p in zip(row.timm_names(), row.timm) if n in tensors)
-        views[name][...] = place.here(tensors[there], entry.shape)
-        used.add(there)
-    assert used == tensors.keys(), f"not read: {sorted(tensors.keys() - used)}"
-    return flat
+    return timm_models.draw(VisionTransformer(**{**SAME, **options}).double().eval())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_equal_to_timm(name):
     ours, theirs = CASES[name]
-    reference, config = timm_model(theirs), ViTConfig(**{**SHAPE, **ours})
-    layout = Layout.of(config)
-    model = ViT(config, read(layout, {key: value.detach().numpy() for key, value in reference.named_parameters()}))
+    module = timm_model(theirs)
+    found = from_timm(module)
+    config = found.config
+    assert config == ViTConfig(**{**SHAPE, **ours, "layer_scale": config.layer_scale})  # whose first value is unknown
+    model = ViT(config, found.weights.astype(np.float64))
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((3, 2, 8, 12)), np.array([1, 4, 0])
-    logits = reference(torch.from_numpy(x))
+    logits = module(torch.from_numpy(x))
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y))
     loss.backward()
     assert_close(model.forward(x), logits.detach().numpy(), 1e-9, name="logits")
     got, grad = model.loss_and_grad(x, y)
-    assert_close(got, float(loss), 1e-10, name="loss")
-    expected = read(layout, {key: value.grad.numpy() for key, value in reference.named_parameters()})
+    assert_close(got, float(loss.detach()), 1e-10, name="loss")
+    gradients = {key: value.grad.numpy() for key, value in module.named_parameters()}
+    expected = read(gradients, [found.family], config=config, style=found.style, dtype=np.float64).weights
     assert_close(grad, expected, 1e-9, name="gradient")

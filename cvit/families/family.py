@@ -30,7 +30,7 @@ from .transform import Transformation
 UNKNOWN_PARTS = (
     (r"relative_position_bias|rel_pos|relative_position_index", "relative position bias"),
     (r"lambda_q1|lambda_k1|lambda_init", "differential attention"),
-    (r"patch_embed\.backbone\.|^conv_proj\.0|conv_stem|embedder\.bit", "a convolutional stem"),
+    (r"patch_embed\.backbone\.|^conv_proj\.(?!weight|bias)|conv_stem|embedder\.bit", "a convolutional stem"),
 )
 
 

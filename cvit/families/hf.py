@@ -2,13 +2,11 @@
 
 A family reads dimensions off the tensors and everything else off config.json, where a key that the file lacks has the
 default of its class. Names are those of published files, which are also written; the names that version 5 has in
-memory are aliases. What is written is described by a config.json that this family reads as the same model: a
-configuration that transformers has no class for is refused.
+memory are aliases.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..base.errors import check, listed, short
+from ..base.errors import check, short
 from ..base.numbers import as_int
 from ..model.config import ViTConfig
 from ..model.layout import Layout
-from .family import Family, Given, Row, expanded
-from .reading import shape_there
+from .family import Family, Given, Row
 from .transform import LINEAR, SAME, TOKEN, TOKENS, Transformation, Zero
 
 ACTIVATIONS = {
@@ -190,15 +187,8 @@ class HfFamily(Family):
         return name if head or not self.headed(config) else self.base_prefix + name
 
     def config_json(self, config: ViTConfig, style: frozenset[str]) -> dict[str, Any]:
-        """The content of config.json; raises where it is not read as the same model."""
         check(config.depth > 0, f"{self.name} has no model without blocks")
-        json = self.described(config)
-        layout = Layout.of(config)
-        table = expanded(self.rows(config, style), config.depth)
-        shapes = {name: shape_there(rows, layout) for name, rows in table.items()}
-        other = differences(config, self.config(Given(shapes, json)))
-        check(not other, f"{self.name} has no model with this {listed(other)}")
-        return json
+        return self.described(config)
 
     def common_json(self, config: ViTConfig) -> dict[str, Any]:
         """Keys that every family has."""
@@ -240,36 +230,6 @@ def class_tokens(config: ViTConfig) -> Transformation:
 def unused(name: str, *shape: int) -> Row:
     """A tensor that has no effect: zeros are written, and anything is read."""
     return Row(name, "", Zero(lambda config: shape, checked=False))
-
-
-# --------------------------------------------------------------------------------------------------------- comparisons
-def effective(config: ViTConfig) -> dict[str, Any]:
-    """The fields of a configuration with what a None stands for, and None for those that have no effect."""
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    fields["qkv_bias"] = config.qkv_biases
-    fields["class_token"] = config.class_tokens
-    fields["layer_scale"] = tuple(one is not None for one in config.layer_scales)
-    for name in ("patch", "proj", "mlp"):
-        fields[f"{name}_bias"] = config.has_bias(name)
-    fields["head_bias"] = config.has_bias("head") if config.classes or config.pre_logits else None
-    fields["bias"] = None
-    if not config.pos_rows or not config.registers:
-        fields["pos_tokens"] = "none" if not config.pos_rows else config.pos_prefix
-    pools = config.pool == "map"
-    fields["pool_heads"] = config.pool_heads or config.heads if pools else None
-    fields["pool_hidden"] = (config.pool_hidden or config.hidden) if pools else None
-    fields["pool_query"] = config.pool_query if pools else None
-    fields["pool_bias"] = (config.has_bias("pool"), config.bias) if pools else None
-    fields["pre_logits_activation"] = config.pre_logits_activation if config.pre_logits else None
-    if not config.prefix_tokens and config.pool == "mean_all":
-        fields["pool"] = "mean"
-    return fields
-
-
-def differences(one: ViTConfig, other: ViTConfig) -> list[str]:
-    """The names of fields in which two configurations' models differ."""
-    a, b = effective(one), effective(other)
-    return [name for name in a if a[name] != b[name]]
 
 
 # --------------------------------------------------------------------------------------------------------- class names

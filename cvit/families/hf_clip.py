@@ -27,7 +27,11 @@ class HfClip(HfFamily):
     defaults = DEFAULTS
     tower = "vision_config"
     processor = "CLIPImageProcessor"
-    marks: tuple[str, ...] = ("embeddings.class_embedding", "pre_layrnorm.weight", "embeddings.position_embedding.weight")
+    marks: tuple[str, ...] = (
+        "embeddings.class_embedding",
+        "pre_layrnorm.weight",
+        "embeddings.position_embedding.weight",
+    )
     prefixes = ("vision_model.",)
     base_prefix = "vision_model."
     ignored = (r"embeddings\.position_ids", r"text_model\.", r"text_projection\.", r"logit_(scale|bias)$")

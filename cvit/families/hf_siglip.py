@@ -31,7 +31,11 @@ class HfSiglip(HfFamily):
     defaults = DEFAULTS
     tower = "vision_config"
     processor = "SiglipImageProcessor"
-    marks: tuple[str, ...] = ("embeddings.patch_embedding.bias", "embeddings.position_embedding.weight", "post_layernorm.weight")
+    marks: tuple[str, ...] = (
+        "embeddings.patch_embedding.bias",
+        "embeddings.position_embedding.weight",
+        "post_layernorm.weight",
+    )
     prefixes = ("vision_model.",)
     base_prefix = "vision_model."
     ignored = (r"embeddings\.position_ids", r"text_model\.", r"logit_(scale|bias)$")

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..base.arrays import as_array
+from ..base.arrays import as_array, float_dtype
 from ..base.errors import check, listed, short
-from ..base.numbers import as_int
-from ..model.config import ViTConfig
+from ..base.numbers import as_int, shown
+from ..model.config import BIASES, ViTConfig
 from ..model.layout import Layout
 from ..model.parts import Law
+from .compare import differences
 from .family import Family, Given, Row, closest, expanded, unknown_part
 from .positions import resample
 
@@ -30,7 +31,7 @@ class Model(NamedTuple):
     """What `read` makes of a file."""
 
     config: ViTConfig
-    weights: np.ndarray  # float32, in the order of `Layout.of(config)`
+    weights: np.ndarray  # (size,) in the order of `Layout.of(config)`
     family: Family
     style: frozenset[str]
 
@@ -83,7 +84,26 @@ def configuration(family: Family, facts: Given) -> ViTConfig:
         max(config.class_tokens, config.registers) <= 1 << 20,
         f"a model of {config.class_tokens} class tokens and {config.registers} registers is not one of {family.name}",
     )
-    return config
+    return tidy(config)
+
+
+def tidy(config: ViTConfig) -> ViTConfig:
+    """The same model with the default where a field says what the default means, so that equal models are equal."""
+    plain: dict[str, Any] = {}
+    for name in BIASES:
+        if getattr(config, name) == config.bias:
+            plain[name] = None
+    if config.qkv_bias == (config.bias,) * 3:
+        plain["qkv_bias"] = None
+    if config.class_tokens == (config.pool in ("cls", "cls_mean")):
+        plain["class_token"] = None
+    if config.pool != "map" or config.pool_heads == config.heads:
+        plain["pool_heads"] = 0
+    if config.pool != "map" or config.pool_hidden == config.hidden:
+        plain["pool_hidden"] = 0
+    if config.pos_rows == config.tokens:
+        plain["pos_tokens"] = "all"
+    return dataclasses.replace(config, **plain)
 
 
 def read(
@@ -98,6 +118,7 @@ def read(
     strict: bool = True,
     config: ViTConfig | None = None,
     style: frozenset[str] | None = None,
+    dtype=np.float32,
 ) -> Model:
     """The configuration and the flat weights of a file of another library.
 
@@ -124,6 +145,8 @@ def read(
         What the model is (at its file's image size), where the caller knows it, say from the module itself.
     style : frozenset, optional
         The file's style (`Family.style`), where the caller knows it.
+    dtype : float32 or float64
+        Of the weights.
 
     Raises
     ------
@@ -150,10 +173,10 @@ def read(
         changes["channels"] = as_int("channels", channels)
     target = dataclasses.replace(config, **changes) if changes else config
     wanted = Layout.of(target)
-    flat = np.zeros(wanted.size, np.float32)
+    flat = np.zeros(wanted.size, float_dtype("dtype", dtype))
     views = wanted.views(flat)
     own = {  # whole tensors that are not stored as they are in the file
-        name: np.empty(entry.shape, np.float32)
+        name: np.empty(entry.shape, flat.dtype)
         for name, entry in layout.entries.items()
         if name not in views or entry.shape != views[name].shape or name == "pos_embed"
     }
@@ -175,7 +198,8 @@ def write(
     Raises
     ------
     ValueError
-        The family has no name for a tensor of this model, so that its library could not compute it.
+        The family has no name for a tensor of this model, or its files cannot say an option: its library could not
+        compute it.
     """
     if style is None:
         style = family.style_for(config)
@@ -190,6 +214,8 @@ def write(
         same = np.array_equal(views[name], np.asarray(tensor, np.float32))
         check(same, f"{name} is not what {family.name} computes in its place; write it in another style")
     json = family.config_json(config, style)
+    shapes = {family.file_name(name, config): shape_there(rows, layout) for name, rows in table.items()}
+    _check_said(config, shapes, family, json)
     arrays = {}
     for name, rows in table.items():
         pieces = [row.how.there(views[row.ours] if row.ours else None, config) for row in rows]
@@ -203,6 +229,13 @@ def _pair(image_size) -> tuple[int, int]:
     pair = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     check(len(pair) == 2, f"image_size must be one number or (height, width), got {image_size!r}")
     return as_int("image_size", pair[0]), as_int("image_size", pair[1])
+
+
+def _check_said(config: ViTConfig, shapes, family: Family, json: Mapping[str, Any]) -> None:
+    """Raise unless what is written says which model it is (for heads and image size one may have to be asked)."""
+    facts, _ = given(family, shapes, json, config.heads, config.image_size)
+    wrong = [f"{field}={shown(getattr(config, field))}" for field in differences(config, configuration(family, facts))]
+    check(not wrong, f"a file of the family {family.name!r} cannot say {', '.join(wrong)}")
 
 
 def shape_there(rows: list[Row], layout: Layout) -> tuple[int, ...]:
@@ -287,4 +320,4 @@ def _other_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     if channels == 1:
         return pixels.sum(axis=0, keepdims=True)
     turn = np.arange(channels) % len(pixels)
-    return pixels[turn] * np.float32(len(pixels) / channels)
+    return pixels[turn] * pixels.dtype.type(len(pixels) / channels)

@@ -9,6 +9,7 @@ import re
 
 from ..base.errors import check
 from .family import Row
+from .timm_json import eva_json
 from .timm_vit import TimmViT, attention_rows, embedding_rows, head_rows, mlp_rows, norm, packed
 from .transform import SAME, Axes
 
@@ -44,6 +45,9 @@ class TimmEva(TimmViT):
     def style(self, given):
         known = self._known(given.json) or {}
         style = set(known.get("style", ()))
+        half = (given.json.get("model_args") or {}).get("rope_rotate_half")
+        if half is not None:
+            style = style - {"neighbours"} if half else style | {"neighbours"}
         if packed(given):
             style.add("packed")
         if given.has("blocks.0.attn.q_proj.weight"):
@@ -53,6 +57,9 @@ class TimmEva(TimmViT):
         if given.has("rope.freqs"):
             style.add("neighbours")
         return frozenset(style)
+
+    def config_json(self, config, style):
+        return eva_json(config, style)
 
     def style_for(self, config):
         style = {"packed"} if config.gated and not config.mlp_norm else set()

@@ -11,7 +11,7 @@ from ..base.errors import check
 from ..model.config import ViTConfig
 from ..model.rope import Rope
 from .family import unknown_part
-from .reading import Model, configuration, given, read
+from .reading import Model, configuration, given, read, tidy
 from .timm_eva import TimmEva
 from .timm_vit import POOLS, TimmViT
 
@@ -37,10 +37,9 @@ def from_timm(module) -> Model:
     ValueError
         It has a part that cvit does not compute; the message names it.
     """
-    family = family_of(module)
-    tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     config, style = describe(module)
-    return read(tensors, [family], config=config, style=style)
+    tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    return read(tensors, [family_of(module)], config=config, style=style)
 
 
 def family_of(module):
@@ -56,14 +55,14 @@ def family_of(module):
 
 def describe(module) -> tuple[ViTConfig, frozenset[str]]:
     """A module's configuration, and the style of its names."""
-    family = family_of(module)
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     reason = unknown_part(shapes)
     check(reason is None, f"the module has a part that cvit does not compute: {reason}")
+    family = family_of(module)
     facts, _ = given(family, shapes, num_heads=_heads(module), image_size=tuple(module.patch_embed.img_size))
     config = configuration(family, facts)
     fields: dict[str, Any] = dict(_norms(module), activation=_activation(module), block=_block(module))
-    fields["pool"] = _pool(module, config)
+    fields |= dict(pool=_pool(module, config), class_token=config.class_tokens)
     if config.pool == "map":
         heads = module.attn_pool.num_heads
         fields["pool_heads"] = 0 if heads == config.heads else heads
@@ -77,7 +76,7 @@ def describe(module) -> tuple[ViTConfig, frozenset[str]]:
     if pos_embed is not None and config.prefix_tokens:
         fields["pos_tokens"] = "patches" if module.no_embed_class else "all"
     kept = {name: getattr(config, name) for name in config.__dataclass_fields__ if name not in fields}
-    return ViTConfig(**kept, **fields), frozenset(style)
+    return tidy(ViTConfig(**kept, **fields)), frozenset(style)
 
 
 def _heads(module) -> int:

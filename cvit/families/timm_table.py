@@ -191,6 +191,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
             {
                 "pool": "mean",
                 "eps": 1e-05,
+                "class_token": 1,
                 "rope": {"kind": "centred", "theta": 100.0},
                 "image_size": (256, 256),
                 "heads": 32,
@@ -200,7 +201,13 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
         """,
         ),
         (
-            {"pool": "mean", "eps": 1e-05, "rope": {"kind": "centred", "theta": 100.0}, "image_size": (256, 256)},
+            {
+                "pool": "mean",
+                "eps": 1e-05,
+                "class_token": 1,
+                "rope": {"kind": "centred", "theta": 100.0},
+                "image_size": (256, 256),
+            },
             """
         vit_base_patch16_dinov3 vit_base_patch16_dinov3_qkvb vit_huge_plus_patch16_dinov3
         vit_huge_plus_patch16_dinov3_qkvb vit_large_patch16_dinov3 vit_large_patch16_dinov3_qkvb
@@ -227,13 +234,13 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
         """,
         ),
         (
-            {"rope": {"kind": "mixed", "theta": 10.0, "columns_first": True}, "image_size": (224, 224)},
+            {"image_size": (224, 224)},
             """
         vit_base_patch16_rope_mixed_224 vit_large_patch16_rope_mixed_224 vit_small_patch16_rope_mixed_224
         """,
         ),
         (
-            {"rope": {"kind": "mixed", "theta": 10.0, "columns_first": True}},
+            {},
             """
         vit_base_patch16_rope_mixed_ape_224 vit_large_patch16_rope_mixed_ape_224
         vit_small_patch16_rope_mixed_ape_224
@@ -295,6 +302,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
             {
                 "pool": "mean",
                 "eps": 1e-05,
+                "class_token": 1,
                 "rope": {"offset": 1.0, "reference": (32, 32), "columns_first": True},
                 "style": ("neighbours",),
             },

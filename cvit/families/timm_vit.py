@@ -15,6 +15,7 @@ from ..base.errors import check, short
 from ..model.config import ViTConfig
 from ..model.rope import Rope
 from .family import Family, Given, Row
+from .timm_json import rope_fields, split_or_packed, vit_json
 from .timm_table import architecture
 from .transform import CONVOLUTION, LINEAR, SAME, TOKEN, TOKENS, Axes, Transformation
 
@@ -204,9 +205,7 @@ def json_fields(given: Given) -> dict[str, Any]:
     pool = args.get("global_pool", given.json.get("global_pool"))
     if pool is not None:
         check(pool in POOLS, f"config.json: global_pool {short(repr(pool))} is not one of {tuple(POOLS)}")
-        fields["pool"] = POOLS[pool]
-        if args.get("pool_include_prefix") and pool == "avg":
-            fields["pool"] = "mean_all"
+        fields["pool"] = "mean_all" if pool == "avg" and args.get("pool_include_prefix") else POOLS[pool]
     if args.get("act_layer") is not None:
         name = args["act_layer"]
         check(name in ACTIVATIONS, f"config.json: act_layer {short(repr(name))} is not one of {tuple(ACTIVATIONS)}")
@@ -259,6 +258,8 @@ def shape_fields(given: Given) -> dict[str, Any]:
         fields["pool"] = "cls" if has("cls_token") and not has("fc_norm.weight") else "mean"
     if has(f"{attn}.q_norm.weight"):
         fields["heads"] = width // given.shape(f"{attn}.q_norm.weight", 1)[0]
+    if has("rope.freqs"):  # as all of timm's names have it
+        fields |= dict(heads=given.shape("rope.freqs", 4)[2], rope=Rope("mixed", theta=10.0, columns_first=True))
     return fields
 
 
@@ -305,8 +306,12 @@ class TimmViT(Family):
         known = dict(self._known(given.json) or {})
         known.pop("style", None)
         sizes = [*json_sizes(given), known.pop("image_size", None)]
-        if "rope" in known:
-            known["rope"] = Rope(**known["rope"])
+        args = given.json.get("model_args") or {}
+        rope = rope_fields(args, known.pop("rope", None))
+        if rope is not None:
+            known["rope"] = Rope(**rope)
+        if args.get("use_post_norm") is not None:
+            known["block"] = "post" if args["use_post_norm"] else fields["block"]
         patch = fields["patch_size"]
         if given.has("pos_embed"):
             first, registers = fields["class_token"] + fields["dist_token"], fields["registers"]
@@ -329,7 +334,15 @@ class TimmViT(Family):
         return frozenset(["packed"] if packed(given) else [])
 
     def style_for(self, config):
-        return frozenset(["packed"] if config.gated and not config.mlp_norm else [])
+        return split_or_packed(config)
+
+    def config_json(self, config, style):
+        return vit_json(config, style)
+
+    def preprocessing(self, given):
+        pretrained = given.json.get("pretrained_cfg") or {}
+        names = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+        return {name: pretrained[name] for name in names if name in pretrained}
 
     def rows(self, config, style=frozenset()):
         return [*embedding_rows(config), *BLOCK_ROWS[config.block](config, style), *head_rows(config)]

@@ -7,7 +7,8 @@ in parentheses and "1" for an axis of length one:
     Axes("(C P Q) D", "D C P Q")           a patch embedding that is a convolution
     Axes("T D", "1 T D")                   positions with a leading axis
 
-"..." stands for all axes of ours, whatever their number. A letter that is an axis of ours by itself has the length that our shape gives. The others are the configuration's:
+"..." stands for all axes of ours, whatever their number. A letter that is an axis of ours by itself has the length that
+our shape gives. The others are the configuration's:
 
     C channels   P, Q patch height and width   D width   H heads, d their width   h attention pooling's heads, e theirs
 """

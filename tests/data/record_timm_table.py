@@ -51,7 +51,7 @@ def entry(name, table):
     plain, _ = reading.given(
         family, shapes, {"architecture": name}, config.heads, None if "pos_embed" in shapes else config.image_size
     )
-    said, fields = family.config(plain), {}
+    said, fields = reading.configuration(family, plain), {}
     for field in config.__dataclass_fields__:
         if getattr(config, field) != getattr(said, field):
             fields[field] = getattr(config, field)
