@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -98,7 +99,7 @@ class Given:
 
 def closest(name: str, known: Iterable[str]) -> str:
     """The known name most like `name`, for a message; "" where none is like it."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, list(itertools.islice(known, 4096)), n=1, cutoff=0.6)
     return f" (closest: {short(near[0])})" if near else ""
 
 
@@ -153,6 +154,10 @@ class Family:
     def refuse(self, given: Given) -> str | None:
         """Which part of this model cvit does not compute, None where there is none."""
         return None
+
+    def most_blocks(self, given: Given) -> int:
+        """How many blocks a file of these tensors may have at most."""
+        return len(given.shapes)
 
     def config_json(self, config: ViTConfig, style: frozenset[str]) -> dict[str, Any]:
         """What config.json must say for the family's own library to read what is written."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-from ..base.errors import check
 from ..model.config import ViTConfig
 from .family import Family, Row
 from .transform import SAME, TOKEN, TOKENS, Axes
@@ -62,6 +61,9 @@ class FlaxNpz(Family):
             style.add("big_vision")
         return frozenset(style)
 
+    def most_blocks(self, given):
+        return 1 << 12 if "scanned" in self.style(given) else super().most_blocks(given)
+
     def style_for(self, config):
         return frozenset(["big_vision"] if config.pos_tokens == "patches" or config.pool == "map" else [])
 
@@ -72,7 +74,6 @@ class FlaxNpz(Family):
         if "scanned" in style:
             block, extra = "Transformer/encoderblock", 1
             depth = given.shape(f"{block}/{first}/scale", 2)[0]
-            check(depth <= 1 << 16, f"{depth} blocks stacked in one tensor are too many")
         else:
             block, extra, depth = "Transformer/encoderblock_0", 0, given.blocks("Transformer/encoderblock_{i}/")
         heads = given.shape(f"{block}/{attention}/query/kernel", 3 + extra)[1 + extra]
@@ -97,7 +98,8 @@ class FlaxNpz(Family):
             ),
             None,
         )
-        check(found is not None, f"{rows} positions fit no square grid of patches: give image_size=")
+        if found is None:
+            raise ValueError(f"{rows} positions fit no square grid of patches: give image_size=")
         fields["image_size"], kept = found
         fields["pos_tokens"] = kept if cls else "all"
         return ViTConfig(
@@ -111,6 +113,9 @@ class FlaxNpz(Family):
             pre_logits=given.shape("pre_logits/kernel", 2)[1] if given.has("pre_logits/kernel") else 0,
             **fields,
         )
+
+    def preprocessing(self, given):
+        return dict(resize="squash", resample="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
 
     def rows(self, config, style=frozenset()):
         norm1, attention, norm2, mlp = MODULES["big_vision" in style]

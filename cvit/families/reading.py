@@ -78,8 +78,11 @@ def configuration(family: Family, facts: Given) -> ViTConfig:
     reason = family.refuse(facts)
     check(reason is None, f"the model has a part that cvit does not compute: {reason}")
     config = family.config(facts)
-    count = len(facts.shapes)  # a depth that only config.json names is checked before there is a row for each block
-    check(config.depth <= count, f"{config.depth} blocks cannot stand in a file of {count} tensors")
+    # A depth that only config.json names is checked before there is a row for each block.
+    check(
+        config.depth <= family.most_blocks(facts),
+        f"{config.depth} blocks cannot stand in a file of {len(facts.shapes)} tensors",
+    )
     check(
         max(config.class_tokens, config.registers) <= 1 << 20,
         f"a model of {config.class_tokens} class tokens and {config.registers} registers is not one of {family.name}",
@@ -218,7 +221,7 @@ def write(
     _check_said(config, shapes, family, json)
     arrays = {}
     for name, rows in table.items():
-        pieces = [row.how.there(views[row.ours] if row.ours else None, config) for row in rows]
+        pieces = [row.how.there(views.get(row.ours, weights[:0]), config) for row in rows]
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=rows[0].how.axis)
         arrays[family.file_name(name, config)] = np.array(whole, dtype=weights.dtype, order="C")
     return arrays, json

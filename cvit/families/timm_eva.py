@@ -10,7 +10,7 @@ import re
 from ..base.errors import check
 from .family import Row
 from .timm_json import eva_json
-from .timm_vit import TimmViT, attention_rows, embedding_rows, head_rows, mlp_rows, norm, packed
+from .timm_vit import TimmViT, attention_rows, embedding_rows, head_rows, mlp_rows, norm, packed, section
 from .transform import SAME, Axes
 
 
@@ -45,7 +45,7 @@ class TimmEva(TimmViT):
     def style(self, given):
         known = self._known(given.json) or {}
         style = set(known.get("style", ()))
-        half = (given.json.get("model_args") or {}).get("rope_rotate_half")
+        half = section(given, "model_args").get("rope_rotate_half")
         if half is not None:
             style = style - {"neighbours"} if half else style | {"neighbours"}
         if packed(given):

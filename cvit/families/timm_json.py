@@ -7,6 +7,7 @@ Arguments that are classes (norms, MLPs, blocks) cannot stand in JSON: the archi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..base.errors import check
@@ -190,14 +191,14 @@ def split_or_packed(config: ViTConfig) -> frozenset[str]:
     return frozenset() if (config.norm, config.eps, "split", *key) in VIT_BASES else frozenset(["packed"])
 
 
-def rope_fields(args: dict[str, Any], known: dict[str, Any] | None) -> dict[str, Any] | None:
+def rope_fields(args: Mapping[str, Any], known: dict[str, Any] | None) -> dict[str, Any] | None:
     """The fields of `Rope` of an architecture, which are `known`, with what `model_args` change; None without."""
     if args.get("use_rot_pos_emb") is False or (known is None and not args.get("use_rot_pos_emb")):
         return None
     fields = dict(known or {})
     kinds = {"cat": "axial", "dinov3": "centred", "mixed": "mixed"}
     if "rope_type" in args:
-        check(args["rope_type"] in kinds, f"config.json: rope_type must be one of {tuple(kinds)}")
+        check(args["rope_type"] in tuple(kinds), f"config.json: rope_type must be one of {tuple(kinds)}")
         fields["kind"] = kinds[args["rope_type"]]
     if "rope_temperature" in args:
         fields["theta"] = args["rope_temperature"]
@@ -207,7 +208,7 @@ def rope_fields(args: dict[str, Any], known: dict[str, Any] | None) -> dict[str,
         fields["columns_first"] = args["rope_grid_indexing"] == "xy"
     if args.get("ref_feat_shape") is not None:
         shape = args["ref_feat_shape"]
-        fields["reference"] = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        fields["reference"] = (shape, shape) if isinstance(shape, int) else shape
     if fields.get("kind", "axial") != "axial":
         fields.pop("reference", None)
     if fields.get("kind") == "mixed":

@@ -23,7 +23,13 @@ BLOCKS = {  # by the class of a block
     "Block": "pre", "ResPostBlock": "post", "ParallelScalingBlock": "parallel", "ParallelThingsBlock": "pairs",
     "EvaBlock": "pre", "EvaBlockPostNorm": "post",
 }  # fmt: skip
-NORMS = {"LayerNorm": "layer", "RmsNorm": "rms", "LayerNormFp32": "layer", "RmsNormFp32": "rms", "RMSNorm": "rms"}
+NORMS = {"LayerNorm": "layer", "RmsNorm": "rms", "LayerNormFp32": "layer", "RmsNormFp32": "rms"}
+KNOWN = {  # classes of all other parts; what only training has is not computed
+    "PatchEmbed", "Attention", "EvaAttention", "AttentionRope", "AttentionPoolLatent", "Mlp", "GluMlp", "SwiGLU",
+    "LayerScale", "RotaryEmbeddingCat", "RotaryEmbeddingMixed", "RotaryEmbeddingDinoV3", "Linear", "Conv2d", "Identity",
+    "Dropout", "DropPath", "PatchDropout", "PatchDropoutWithIndices", "Sequential", "ModuleList", "ModuleDict",
+    *ACTIVATIONS, *BLOCKS, *NORMS,
+}  # fmt: skip
 FAMILIES = (TimmViT(), TimmEva())
 
 
@@ -59,6 +65,9 @@ def describe(module) -> tuple[ViTConfig, frozenset[str]]:
     reason = unknown_part(shapes)
     check(reason is None, f"the module has a part that cvit does not compute: {reason}")
     family = family_of(module)
+    for name, part in module.named_modules():
+        kind = type(part).__name__
+        check(part is module or kind in KNOWN, f"the module has a part that cvit does not compute: {kind} ({name})")
     facts, _ = given(family, shapes, num_heads=_heads(module), image_size=tuple(module.patch_embed.img_size))
     config = configuration(family, facts)
     fields: dict[str, Any] = dict(_norms(module), activation=_activation(module), block=_block(module))
@@ -80,9 +89,9 @@ def describe(module) -> tuple[ViTConfig, frozenset[str]]:
 
 
 def _heads(module) -> int:
-    block = module.blocks[0]
-    attn = block if hasattr(block, "num_heads") else block.attns[0].attn if hasattr(block, "attns") else block.attn
-    return attn.num_heads
+    found = {part.num_heads for name, part in module.blocks.named_modules() if hasattr(part, "num_heads")}
+    check(len(found) == 1, f"all blocks must have as many attention heads, got {sorted(found)}")
+    return found.pop()
 
 
 def _block(module) -> str:
@@ -91,7 +100,6 @@ def _block(module) -> str:
     (kind,) = kinds
     if kind == "ParallelThingsBlock":
         check(module.blocks[0].num_parallel == 2, "a block of more than two attentions side by side")
-    check(kind in BLOCKS, f"the module has a part that cvit does not compute: {kind}")
     return BLOCKS[kind]
 
 
@@ -99,13 +107,8 @@ def _norms(module) -> dict[str, Any]:
     """The kind and eps of every norm of the model."""
     found = {}
     for name, part in module.named_modules():
-        kind = next((NORMS[one.__name__] for one in type(part).__mro__ if one.__name__ in NORMS), None)
-        if kind is not None:
-            found[kind, float(part.eps)] = name
-        else:
-            odd = type(part).__name__
-            leaf = not any(True for _ in part.children())
-            check("Norm" not in odd or not leaf, f"the module has a part that cvit does not compute: {odd} ({name})")
+        if type(part).__name__ in NORMS:
+            found[NORMS[type(part).__name__], float(part.eps)] = name
     check(len(found) == 1, f"norms of several kinds or eps: {found}")
     ((norm, eps),) = found
     return dict(norm=norm, eps=eps)

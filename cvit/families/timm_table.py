@@ -191,7 +191,6 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
             {
                 "pool": "mean",
                 "eps": 1e-05,
-                "class_token": 1,
                 "rope": {"kind": "centred", "theta": 100.0},
                 "image_size": (256, 256),
                 "heads": 32,
@@ -201,13 +200,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
         """,
         ),
         (
-            {
-                "pool": "mean",
-                "eps": 1e-05,
-                "class_token": 1,
-                "rope": {"kind": "centred", "theta": 100.0},
-                "image_size": (256, 256),
-            },
+            {"pool": "mean", "eps": 1e-05, "rope": {"kind": "centred", "theta": 100.0}, "image_size": (256, 256)},
             """
         vit_base_patch16_dinov3 vit_base_patch16_dinov3_qkvb vit_huge_plus_patch16_dinov3
         vit_huge_plus_patch16_dinov3_qkvb vit_large_patch16_dinov3 vit_large_patch16_dinov3_qkvb
@@ -302,7 +295,6 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
             {
                 "pool": "mean",
                 "eps": 1e-05,
-                "class_token": 1,
                 "rope": {"offset": 1.0, "reference": (32, 32), "columns_first": True},
                 "style": ("neighbours",),
             },

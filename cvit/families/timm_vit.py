@@ -186,30 +186,41 @@ def whole_patches(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, i
     return size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]
 
 
+def section(given: Given, name: str) -> Mapping[str, Any]:
+    """An object of config.json; empty where it is missing."""
+    value = given.json.get(name) or {}
+    check(isinstance(value, Mapping), f"config.json: {name} must be an object, got {short(repr(value))}")
+    return value
+
+
+def one_of(name: str, value: Any, known: Mapping[str, Any]) -> Any:
+    """What `known` has for a value of config.json."""
+    good = isinstance(value, str) and value in known
+    check(good, f"config.json: {name} must be one of {tuple(known)}, got {short(repr(value))}")
+    return known[value]
+
+
 def json_sizes(given: Given) -> list[tuple[int, int]]:
     """The image sizes that config.json names."""
-    args, pretrained = given.json.get("model_args") or {}, given.json.get("pretrained_cfg") or {}
-    sizes = []
-    for size in (args.get("img_size"), (pretrained.get("input_size") or [])[-2:]):
-        if isinstance(size, int):
-            size = (size, size)
-        if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size):
-            sizes.append((size[0], size[1]))
-    return sizes
+    size, shape = section(given, "model_args").get("img_size"), section(given, "pretrained_cfg").get("input_size")
+    pairs = [(size, size) if isinstance(size, int) else size, shape[1:] if isinstance(shape, (list, tuple)) else None]
+    return [
+        (pair[0], pair[1])
+        for pair in pairs
+        if isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(side, int) for side in pair)
+    ]
 
 
 def json_fields(given: Given) -> dict[str, Any]:
     """What config.json says beyond the architecture's name."""
-    args, fields = given.json.get("model_args") or {}, {}
-    check(isinstance(args, Mapping), "config.json: model_args must be an object")
+    args, fields = section(given, "model_args"), {}
     pool = args.get("global_pool", given.json.get("global_pool"))
     if pool is not None:
-        check(pool in POOLS, f"config.json: global_pool {short(repr(pool))} is not one of {tuple(POOLS)}")
-        fields["pool"] = "mean_all" if pool == "avg" and args.get("pool_include_prefix") else POOLS[pool]
+        fields["pool"] = one_of("global_pool", pool, POOLS)
+        if pool == "avg" and args.get("pool_include_prefix"):
+            fields["pool"] = "mean_all"
     if args.get("act_layer") is not None:
-        name = args["act_layer"]
-        check(name in ACTIVATIONS, f"config.json: act_layer {short(repr(name))} is not one of {tuple(ACTIVATIONS)}")
-        fields["activation"] = ACTIVATIONS[name]
+        fields["activation"] = one_of("act_layer", args["act_layer"], ACTIVATIONS)
     for theirs, ours in (("num_heads", "heads"), ("attn_pool_num_heads", "pool_heads")):
         if args.get(theirs) is not None:
             fields[ours] = args[theirs]
@@ -279,9 +290,9 @@ class TimmViT(Family):
     name = "timm"
     prefixes = ("module.", "model.")
     aliases = ((r"^register_tokens$", "reg_token"), (r"^patch_embed\.backbone\.norm", "patch_embed.norm"))
-    ignored = (r"mask_token$",)
+    ignored: tuple[str, ...] = (r"mask_token$",)
     position_resampling = "bicubic antialias"
-    of_module = ("VisionTransformer", "VisionTransformerDistilled")
+    of_module: tuple[str, ...] = ("VisionTransformer", "VisionTransformerDistilled")  # classes of its modules
     table = "vit"
     kind = re.compile(r"blocks\.0\.(attn\.qkv\.weight|in_proj\.weight|attns\.0\.attn\.qkv\.weight)")
 
@@ -306,7 +317,7 @@ class TimmViT(Family):
         known = dict(self._known(given.json) or {})
         known.pop("style", None)
         sizes = [*json_sizes(given), known.pop("image_size", None)]
-        args = given.json.get("model_args") or {}
+        args = section(given, "model_args")
         rope = rope_fields(args, known.pop("rope", None))
         if rope is not None:
             known["rope"] = Rope(**rope)
@@ -319,7 +330,8 @@ class TimmViT(Family):
             fields |= positions(given, patch, prefixes if first + registers else {"all": 0}, sizes)
         else:
             size = next(filter(None, [given.image_size, *sizes]), None)
-            check(size is not None, "the file does not say for which image size it is: give image_size=")
+            if size is None:
+                raise ValueError("the file does not say for which image size it is: give image_size=")
             fields |= dict(image_size=whole_patches(size, patch), pos_tokens="none")
         fields |= known | json_fields(given)
         if given.num_heads is not None:
@@ -340,7 +352,7 @@ class TimmViT(Family):
         return vit_json(config, style)
 
     def preprocessing(self, given):
-        pretrained = given.json.get("pretrained_cfg") or {}
+        pretrained = section(given, "pretrained_cfg")
         names = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
         return {name: pretrained[name] for name in names if name in pretrained}
 

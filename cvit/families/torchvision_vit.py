@@ -42,7 +42,8 @@ class Torchvision(Family):
         width, channels, down, across = given.shape("conv_proj.weight", 4)
         side = math.isqrt(given.shape("encoder.pos_embedding", 3)[1] - 1)
         heads = given.num_heads or HEADS.get(width)
-        check(heads is not None, "the file does not say how many attention heads the model has: give num_heads=")
+        if heads is None:
+            raise ValueError("the file does not say how many attention heads the model has: give num_heads=")
         return ViTConfig(
             image_size=(side * down, side * across),
             patch_size=(down, across),
@@ -55,6 +56,12 @@ class Torchvision(Family):
             activation="gelu_erf",
             pre_logits=given.shape("heads.pre_logits.weight", 2)[0] if given.has("heads.pre_logits.weight") else 0,
         )
+
+    def preprocessing(self, given):
+        return dict(  # of the first published weights, "IMAGENET1K_V1"
+            resize="shortest", size=256, crop=224, resample="bilinear", mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        )  # fmt: skip
 
     def rows(self, config, style=frozenset()):
         head = ["pre_logits"] * bool(config.pre_logits) + ["head"] * bool(config.classes)
