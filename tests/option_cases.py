@@ -133,7 +133,7 @@ BEHIND = {
     "attention pooling, other heads and width": dict(pool="map", pool_heads=1, pool_hidden=31, class_token=True),
     "attention pooling, biases there alone": dict(pool="map", bias=False, pool_bias=True, pool_heads=20),
     "attention pooling, RMS, no final norm": dict(pool="map", norm="rms", final_norm=False, activation="silu"),
-    "attention pooling, wide, gated blocks": dict(pool="map", width=132, hidden=301, depth=1, gated=True),
+    "attention pooling, wide": dict(pool="map", width=132, hidden=301, depth=1),
     "attention pooling, width 1, one token": dict(pool="map", width=1, heads=1, hidden=1, image_size=2),
     "attention pooling, depth 0": dict(pool="map", depth=0),
     "norm behind the pooling": dict(fc_norm=True, final_norm=False, pool="mean"),

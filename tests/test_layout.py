@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
 
+from cvit.model.blocks import block, parts, rows
 from cvit.model.config import ViTConfig
 from cvit.model.initialize import draw, init_weights
 from cvit.model.layout import Layout
-from cvit.model.parts import LECUN, ONE, XAVIER, ZERO, Init, Kind, Law, Place, Role, Tensor, parts, rows
+from cvit.model.parts import LECUN, ONE, XAVIER, ZERO, Init, Kind, Law, Place, Role, Tensor
+from cvit.model.rope import Rope
 
 S16 = ViTConfig.variant("S/16")
 SMALL = ViTConfig(image_size=(8, 12), patch_size=4, channels=2, width=12, depth=2, heads=3, hidden=20, classes=5)
@@ -17,7 +20,7 @@ PLAIN = ViTConfig.plain(image_size=(8, 12), patch_size=4, channels=2, width=12, 
 
 
 def row(name, shape, role, init, flax=None):
-    return Tensor(name, shape, role, False, init, None, 0, flax or Place(name), (Place(name),))
+    return Tensor(name, shape, role, False, init, None, 0, flax or Place(name))
 
 
 # ----------------------------------------------------------------------------------------------------------- the layout
@@ -89,7 +92,7 @@ def test_layer_scales_stand_behind_the_last_linear_layer_of_their_branch(branche
             entry = entries[name]
             assert names[names.index(name) - 1] == f"blocks.1.{before}"
             assert (entry.shape, entry.decay, entry.role) == ((12,), False, Role.GAMMA)
-            assert entry.row.timm_names() == (name,) and entry.row.block == 1
+            assert entry.row.block == 1
             for scheme in ("vit", "flax-nnx", "flax-linen"):
                 views = Layout.of(config).views(init_weights(config, 0, scheme, np.float64))
                 np.testing.assert_array_equal(views[name], branches[branch])
@@ -114,9 +117,6 @@ def test_tokens_stand_before_the_positions_in_the_order_of_the_sequence():
     ]  # fmt: skip
     assert [entry.role for entry in entries] == [Role.TOKEN] * 3 + [Role.POSITION]
     assert not any(entry.decay for entry in entries)
-    arrays = {name: shape for name, (shape, _) in timm_arrays(TOKENS).items()}
-    assert arrays["dist_token"] == (1, 1, 12) and arrays["reg_token"] == (1, 3, 12)
-    assert arrays["pos_embed"] == (1, 11, 12)
     patches = dataclasses.replace(TOKENS, pos_tokens="patches")
     assert Layout.of(patches).entries["pos_embed"].shape == (6, 12)
     without = dataclasses.replace(TOKENS, pool="mean", dist_token=False, registers=0)
@@ -156,19 +156,6 @@ def test_a_gate_stands_before_the_values():
     assert GATED.forward_flops() == SMALL.forward_flops() + 2 * 2 * 7 * 12 * 20
 
 
-def test_timm_has_a_gated_mlp_packed_or_split():
-    """GluMlp with the gate before the values (SwiGLUPacked), and SwiGLU (timm/layers/mlp.py)."""
-    arrays = timm_arrays(GATED)
-    for leaf, shape in (("weight", (40, 12)), ("bias", (40,))):
-        name = f"blocks.0.mlp.fc1.{leaf}"
-        assert arrays[name] == (shape, {0: f"blocks.0.mlp.fc1_gate.{leaf}", 1: name})
-    tensors = {tensor.name: tensor for tensor in rows(GATED)}
-    for name, split in (("fc1_gate", "fc1_g"), ("fc1", "fc1_x")):
-        tensor = tensors[f"blocks.0.mlp.{name}.weight"]
-        assert tensor.timm_names()[1] == f"blocks.0.mlp.{split}.weight"
-        assert tensor.timm[1].shape_there(tensor.shape) == (20, 12)
-
-
 # ------------------------------------------------------------------------------------------------------------ the parts
 def test_a_block_in_order():
     names = [(part.name, part.kind) for part in parts(SMALL) if part.name.startswith("blocks.1.")]
@@ -193,6 +180,137 @@ def test_forward_flops(config):
 
 def test_forward_flops_of_a_model_too_deep_to_list():
     assert ViTConfig(depth=10**12).forward_flops() > 10**12
+
+
+# ------------------------------------------------------------------------------------------ options of published models
+def shapes(prefix, **changes):
+    """Names without `prefix`, and shapes, of the tensors whose names begin with it."""
+    entries = Layout.of(dataclasses.replace(SMALL, **changes)).entries.values()
+    return {entry.name[len(prefix) :]: entry.shape for entry in entries if entry.name.startswith(prefix)}
+
+
+def added(**changes):
+    """Names of the tensors that a change of SMALL brings, without the second block's, and of those it takes."""
+    before, after = (
+        [name for name in Layout.of(config).entries if not name.startswith("blocks.1.")]
+        for config in (SMALL, dataclasses.replace(SMALL, **changes))
+    )
+    return [name for name in after if name not in before], [name for name in before if name not in after]
+
+
+MAP = [
+    f"pool.{name}"
+    for name in (
+        "latent",
+        "q.weight",
+        "q.bias",
+        "k.weight",
+        "k.bias",
+        "v.weight",
+        "v.bias",
+        "proj.weight",
+        "proj.bias",
+        "norm.weight",
+        "norm.bias",
+        "fc1.weight",
+        "fc1.bias",
+        "fc2.weight",
+        "fc2.bias",
+    )
+]
+SHIFTS = ["blocks.0.norm1.bias", "blocks.0.norm2.bias", "norm.bias"]
+
+
+@pytest.mark.parametrize(
+    "changes, new, gone",
+    [
+        (dict(patch_norm=True), ["patch_norm.weight", "patch_norm.bias"], []),
+        (dict(pre_norm=True), ["norm_pre.weight", "norm_pre.bias"], []),
+        (dict(pos_tokens="none"), [], ["pos_embed"]),
+        (dict(norm="rms"), [], SHIFTS),
+        (dict(qk_norm=True), [f"blocks.0.attn.{n}_norm.{leaf}" for n in "qk" for leaf in ("weight", "bias")], []),
+        (dict(qk_norm=True, norm="rms"), ["blocks.0.attn.q_norm.weight", "blocks.0.attn.k_norm.weight"], SHIFTS),
+        (dict(attn_norm=True), ["blocks.0.attn.norm.weight", "blocks.0.attn.norm.bias"], []),
+        (dict(mlp_norm=True), ["blocks.0.mlp.norm.weight", "blocks.0.mlp.norm.bias"], []),
+        (dict(rope=Rope()), [], []),
+        (dict(rope=Rope("mixed")), ["blocks.0.attn.rope"], []),
+        (dict(block="post"), [], []),
+        (dict(block="parallel"), [], ["blocks.0.norm2.weight", "blocks.0.norm2.bias"]),
+        (dict(fc_norm=True, final_norm=False), ["fc_norm.weight", "fc_norm.bias"], ["norm.weight", "norm.bias"]),
+        (dict(pre_logits=7), ["pre_logits.weight", "pre_logits.bias"], []),
+        (dict(dist_token=True, dist_head=True), ["dist_token", "head_dist.weight", "head_dist.bias"], []),
+        (dict(classes=0), [], ["head.weight", "head.bias"]),
+        (dict(pool="map"), MAP, ["cls_token"]),
+        (dict(pool="map", pool_hidden=-1), MAP[:9], ["cls_token"]),
+        (dict(pool="map", pool_query=False, pool_bias=False, pool_hidden=-1), [MAP[i] for i in (0, 3, 5, 7, 8)],
+            ["cls_token"]),
+        (dict(patch_bias=False), [], ["patch_embed.bias"]),
+        (dict(head_bias=False), [], ["head.bias"]),
+        (dict(proj_bias=False), [], ["blocks.0.attn.proj.bias"]),
+        (dict(mlp_bias=False), [], ["blocks.0.mlp.fc1.bias", "blocks.0.mlp.fc2.bias"]),
+        (dict(qkv_bias=(True, False, True)), [], ["blocks.0.attn.k.bias"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_tensors_that_an_option_brings_and_takes(changes, new, gone):
+    assert added(**changes) == (new, gone)
+
+
+def test_the_second_of_a_pair_has_the_first_one_s_tensors_with_another_name():
+    pairs = shapes("blocks.1.", block="pairs", layer_scale=0.1)
+    single = shapes("blocks.1.", layer_scale=0.1)
+    second = {re.sub(r"^(attn|mlp|norm1|norm2|ls1|ls2)\b", r"\1_2", name): shape for name, shape in single.items()}
+    assert pairs == {**single, **second} and len(pairs) == 2 * len(single)
+
+
+@pytest.mark.parametrize(
+    "changes, name, shape",
+    [
+        (dict(class_token=3), "cls_token", (3, 12)),
+        (dict(class_token=3, registers=4, pos_tokens="class"), "pos_embed", (9, 12)),
+        (dict(patch_size=(2, 3)), "patch_embed.weight", (12, 12)),
+        (dict(qk_norm=True), "blocks.1.attn.q_norm.weight", (4,)),
+        (dict(mlp_norm=True), "blocks.1.mlp.norm.weight", (20,)),
+        (dict(rope=Rope("mixed")), "blocks.1.attn.rope", (2, 3, 2)),
+        (dict(pool="cls_mean"), "head.weight", (24, 5)),
+        (dict(pool="cls_mean", fc_norm=True), "fc_norm.weight", (24,)),
+        (dict(pool="cls_mean", pre_logits=7), "pre_logits.weight", (24, 7)),
+        (dict(pre_logits=7), "head.weight", (7, 5)),
+        (dict(dist_token=True, dist_head=True), "head_dist.weight", (12, 5)),
+        (dict(pool="map", pool_hidden=31), "pool.fc1.weight", (12, 31)),
+        (dict(pool="map"), "pool.latent", (12,)),
+    ],
+)
+def test_shapes(changes, name, shape):
+    assert shapes("", **changes)[name] == shape
+
+
+@pytest.mark.parametrize("scheme", ["vit", "flax-nnx", "flax-linen"])
+def test_frequencies_start_as_axes_turned_by_each_head(scheme):
+    """RoPE-ViT's: pair j of the first half has the two axes' (cos t, sin t) times 10^(-2 j / 2), t each head's own."""
+    config = dataclasses.replace(SMALL, width=24, rope=Rope("mixed", theta=10.0))
+    entry = Layout.of(config).entries["blocks.0.attn.rope"]
+    assert (entry.role, entry.decay, entry.shape) == (Role.FREQUENCY, False, (2, 3, 4))
+    tensors = Layout.of(config).views(init_weights(config, 0, scheme, np.float64))
+    first, second = tensors["blocks.0.attn.rope"], tensors["blocks.1.attn.rope"]
+    np.testing.assert_allclose(np.hypot(*first), np.tile([1, 10**-0.5, 1, 10**-0.5], (3, 1)), rtol=1e-6)
+    turn = np.arctan2(first[1], first[0])
+    np.testing.assert_allclose(np.cos(turn[:, 2:] - turn[:, :2]), 0, atol=1e-6)
+    assert len(np.unique(turn[:, 0].round(3))) == 3 and not np.allclose(first, second)
+
+
+@pytest.mark.parametrize("changes", [dict(block="pairs"), dict(block="parallel"), dict(block="post"), dict(pool="map")])
+def test_macs_of_the_options(changes):
+    """Against the sum written out."""
+    config = dataclasses.replace(SMALL, **changes)
+    T, D, F = config.tokens, config.width, config.hidden
+    one = T * (4 * D * D + 2 * D * F) + 2 * T * T * D
+    total = config.patches * config.patch_features * D + D * config.classes
+    total += config.depth * one * (2 if config.block == "pairs" else 1)
+    if config.pool == "map":
+        total += 2 * D * D + 2 * T * D * D + 2 * T * D + 2 * D * F
+    assert config.forward_flops() == 2 * total
+    assert sum(part.macs for part in block(config, 0)) == one * (2 if config.block == "pairs" else 1)
 
 
 # ---------------------------------------------------------------------------------------- initialisation by the columns
@@ -235,78 +353,35 @@ def test_laws():
                 assert array.std() == pytest.approx(value, rel=0.2)
             case _:
                 assert array.std() > 0
-    assert {tensor.init for tensor in rows(config)} == {
-        ZERO,
-        ONE,
-        XAVIER,
-        LECUN,
-        (Law.NORMAL, 0.02),
-        (Law.NORMAL, 1e-6),
-    }
+    laws = {ZERO, ONE, XAVIER, LECUN, (Law.NORMAL, 0.02), (Law.NORMAL, 1e-6)}
+    assert {tensor.init for tensor in rows(config)} == laws
 
 
-# ----------------------------------------------------------------------------------------------- places elsewhere: timm
-def timm_arrays(config):
-    """{name of the array in a state dict: (its shape, {index of the slice: cvit's name})}, by the first places."""
-    arrays: dict = {}
-    for tensor in rows(config):
-        place, name = tensor.timm[0], tensor.timm_names()[0]
-        shape, slices = arrays.setdefault(name, (place.shape_there(tensor.shape), {}))
-        assert shape == place.shape_there(tensor.shape)
-        assert place.index not in slices
-        slices[place.index] = tensor.name
-    return arrays
-
-
-def test_timm_names_shapes_and_slices_of_a_small_vit():
-    """The state dict of timm's vit_small_patch16_224 (timm/models/vision_transformer.py), written out."""
-    D, F = 384, 1536
-    block = {
-        "norm1.weight": (D,), "norm1.bias": (D,), "attn.qkv.weight": (3 * D, D), "attn.qkv.bias": (3 * D,),
-        "attn.proj.weight": (D, D), "attn.proj.bias": (D,), "norm2.weight": (D,), "norm2.bias": (D,),
-        "mlp.fc1.weight": (F, D), "mlp.fc1.bias": (F,), "mlp.fc2.weight": (D, F), "mlp.fc2.bias": (D,),
-    }  # fmt: skip
-    expected = {
-        "cls_token": (1, 1, D), "pos_embed": (1, 197, D),
-        "patch_embed.proj.weight": (D, 3, 16, 16), "patch_embed.proj.bias": (D,),
-        **{f"blocks.{i}.{name}": shape for i in range(12) for name, shape in block.items()},
-        "norm.weight": (D,), "norm.bias": (D,), "head.weight": (1000, D), "head.bias": (1000,),
-    }  # fmt: skip
-    arrays = timm_arrays(S16)
-    assert {name: shape for name, (shape, _) in arrays.items()} == expected
-    for name, (_, slices) in arrays.items():
-        leaf = name.rpartition(".")[2]
-        if ".qkv." in name:
-            block = name.partition(".attn.")[0]
-            assert slices == {i: f"{block}.attn.{part}.{leaf}" for i, part in enumerate("qkv")}
-        else:
-            own = {"patch_embed.proj.weight": "patch_embed.weight", "patch_embed.proj.bias": "patch_embed.bias"}
-            assert slices == {0: own.get(name, name)}
-
-
+# ----------------------------------------------------------------------------------------------- places elsewhere: Flax
 @pytest.mark.parametrize("config", [SMALL, PLAIN, TOKENS, GATED])
 def test_tensors_go_to_their_places_and_back(config):
     rng = np.random.default_rng(0)
     for tensor in rows(config):
         array = rng.normal(size=tensor.shape)
-        for place in (tensor.flax, *tensor.timm):
-            whole = rng.normal(size=place.shape_there(tensor.shape))
-            length = len(whole) // place.count
-            whole[place.index * length : (place.index + 1) * length] = place.there(array)
-            np.testing.assert_array_equal(place.here(whole, tensor.shape), array)
+        place = tensor.flax
+        whole = rng.normal(size=place.shape_there(tensor.shape))
+        length = len(whole) // place.count
+        whole[place.index * length : (place.index + 1) * length] = place.there(array)
+        np.testing.assert_array_equal(place.here(whole, tensor.shape), array)
 
 
-def test_a_patch_matrix_is_timm_s_convolution_and_a_matrix_its_transpose():
-    tensors = {tensor.name: tensor for tensor in rows(SMALL)}
+def test_a_place_may_be_a_slice_and_an_order_of_axes():
+    """As other libraries have it: q, k and v packed and transposed, a patch matrix as a convolution."""
     rng = np.random.default_rng(0)
-    kernel = rng.normal(size=(12, 2, 4, 4))
-    patch = rng.normal(size=(2, 4, 4))
-    matrix = tensors["patch_embed.weight"].timm[0].here(kernel, (32, 12))
+    kernel, patch = rng.normal(size=(12, 2, 4, 3)), rng.normal(size=(2, 4, 3))
+    matrix = Place("conv", (2, 4, 3, 12), (3, 0, 1, 2)).here(kernel, (24, 12))
     np.testing.assert_allclose(patch.ravel() @ matrix, np.einsum("dcij,cij->d", kernel, patch), rtol=1e-12)
 
     packed = rng.normal(size=(36, 12))
-    key = tensors["blocks.0.attn.k.weight"].timm[0].here(packed, (12, 12))
-    np.testing.assert_array_equal(key, packed[12:24].T)
+    place = Place("qkv", None, (1, 0), 1, 3)
+    assert place.shape_there((12, 12)) == (36, 12)
+    np.testing.assert_array_equal(place.here(packed, (12, 12)), packed[12:24].T)
+    np.testing.assert_array_equal(place.there(packed[12:24].T), packed[12:24])
 
 
 # ----------------------------------------------------------------------------------------------------------------- pack

@@ -1,5 +1,5 @@
-"""The reference's gradient of every option against finite differences of fourth order, and its forward where an option
-equals a simpler model.
+"""The reference's gradient of every option against finite differences of fourth order, its forward against the formulas
+written another way.
 
 Bounds are relative to the largest entry of the whole gradient; see test_reference.py.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 import reference as ref
-from test_reference import assert_close, problem
+from test_reference import assert_close, check_backward, problem
 
 from cvit.model.config import ViTConfig
 from cvit.model.layout import Layout
@@ -80,19 +80,12 @@ CASES = {
 }  # fmt: skip
 
 
-def losses(config, N=2):
-    """Weights, and a loss of them: of the logits, or without classes a weighted sum of the features."""
-    flat, x, y = problem(dataclasses.replace(config, classes=config.classes or 1), N)
-    flat = flat[: Layout.of(config).size].copy()
-    if config.pool == "none":
-        y = np.random.default_rng(4).integers(max(config.classes, 1), size=(N, config.tokens))
-    return flat, x, y
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_whole_gradient(case):
     config = dataclasses.replace(TINY, **CASES[case])
-    flat, x, y = losses(config)
+    flat, x, y = problem(config)
+    if config.pool == "none":
+        y = np.random.default_rng(4).integers(config.classes, size=(len(x), config.tokens))
 
     def loss(weights):
         logits = ref.forward(config, Layout.of(config).views(weights), x)[0]
@@ -101,3 +94,69 @@ def test_whole_gradient(case):
     value, gradient = ref.loss_and_grad(config, flat, x, y, 0.1)
     assert value == loss(flat)
     assert_close(gradient, ref.numerical_gradient(loss, flat, h=STEP), 1e-9)
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(pool="map"), dict(pre_logits=5), dict(pool="none", fc_norm=False)])
+def test_gradient_of_features_without_a_head(changes):
+    config = dataclasses.replace(TINY, **changes)
+    flat, x, _ = problem(config)
+    config = dataclasses.replace(config, classes=0)
+    flat = flat[: Layout.of(config).size]
+    logits, features, cache = ref.forward(config, Layout.of(config).views(flat), x)
+    assert logits is None and features.shape[-1] == config.feature_width
+    dy = np.random.default_rng(5).standard_normal(features.shape)
+    loss = lambda weights: np.sum(dy * ref.forward(config, Layout.of(config).views(weights), x)[1])
+    assert_close(ref.backward(config, cache, dy), ref.numerical_gradient(loss, flat, h=STEP), 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (5, 3), (4, 1)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_rmsnorm(shape, affine):
+    rng = np.random.default_rng(7)
+    x, dy = rng.standard_normal(shape), rng.standard_normal(shape)
+    weight = (rng.standard_normal(shape[-1]),) if affine else ()
+    y, rstd = ref.rmsnorm_forward(x, *weight, eps=0.1)
+    expected = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 0.1) * (weight[0] if affine else 1)
+    np.testing.assert_allclose(y, expected, rtol=1e-14)
+    op = lambda *inputs: ref.rmsnorm_forward(*inputs, eps=0.1)[0]
+    check_backward(op, (x, *weight), ref.rmsnorm_backward(dy, x, rstd, *weight)[: 1 + affine], dy)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (4, 3, 2)])
+def test_rotate(shape):
+    """Two tokens before three patches stay as they are; angles of all heads or each head's own."""
+    rng = np.random.default_rng(7)
+    x, dy = rng.standard_normal((2, 2, 4, 5, 4))
+    angle = rng.standard_normal(shape)
+    y = ref.rotate_forward(x, angle)
+    np.testing.assert_array_equal(y[:, :, :2], x[:, :, :2])
+    as_numbers = lambda t: t[..., :2] + 1j * t[..., 2:]
+    np.testing.assert_allclose(as_numbers(y[:, :, 2:]), as_numbers(x[:, :, 2:]) * np.exp(1j * angle), rtol=1e-13)
+    dx, dangle = ref.rotate_backward(dy, y, angle)
+    check_backward(ref.rotate_forward, (x, angle), (dx, dangle if len(shape) == 3 else dangle.sum(axis=0)), dy)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "mean_all", "cls_mean", "cls_dist"])
+def test_pool_of_two_class_tokens(pool):
+    """Two class tokens, a distillation token, a register and three patches."""
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((2, 7, 3))
+    pieces = {"cls": [x[:, :2]], "mean": [x[:, 4:]], "mean_all": [x], "cls_mean": [x[:, :2], x[:, 4:]]}
+    pieces["cls_dist"] = [x[:, :2], x[:, 2:3]]
+    expected = np.concatenate([piece.mean(axis=1) for piece in pieces[pool]], axis=-1)
+    np.testing.assert_allclose(ref.pool_forward(x, pool, 4, 2), expected, rtol=1e-14)
+    dy = rng.standard_normal(expected.shape)
+    check_backward(lambda t: ref.pool_forward(t, pool, 4, 2), (x,), (ref.pool_backward(dy, 7, pool, 4, 2),), dy)
+
+
+def test_tokens_of_each_block():
+    config = dataclasses.replace(TINY, depth=3)
+    flat, x, _ = problem(config)
+    weights = Layout.of(config).views(flat)
+    tokens, (first, last) = ref.tokens_of(config, weights, x, layers=[0, 2])
+    np.testing.assert_array_equal(ref.forward(config, weights, x)[1], tokens[:, 0])
+    normed = ref.layernorm_forward(last, weights["norm.weight"], weights["norm.bias"], config.eps)[0]
+    np.testing.assert_array_equal(tokens, normed)
+    short = dataclasses.replace(config, depth=1, final_norm=False)
+    kept = {name: weights[name] for name in Layout.of(short).entries}
+    np.testing.assert_array_equal(ref.tokens_of(short, kept, x), first)
