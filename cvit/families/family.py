@@ -21,6 +21,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ..base.errors import check, short
 from ..model.config import ViTConfig
 from .transform import Transformation
@@ -159,6 +161,14 @@ class Family:
 
     def config_json(self, config: ViTConfig, style: frozenset[str]) -> dict[str, Any]:
         """What config.json must say for the family's own library to read what is written."""
+        return {}
+
+    def file_name(self, name: str, config: ViTConfig) -> str:
+        """What a tensor of this family's spelling is called in a file that is written: with the prefix, if any."""
+        return name
+
+    def computed(self, config: ViTConfig, style: frozenset[str]) -> Mapping[str, np.ndarray]:
+        """Tensors of ours that no file of this style has, since theirs computes them: fixed positions."""
         return {}
 
     def preprocessing(self, given: Given) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..base.numbers import as_int, shown
 from ..model.config import BIASES, ViTConfig
 from ..model.layout import Layout
 from ..model.parts import Law
+from .compare import differences
 from .family import Family, Given, Row, closest, expanded, unknown_part
 from .positions import resample
 
@@ -44,6 +45,8 @@ def recognise(
     for family in families:
         if json and family.claims(json):
             return family
+    kind = (json or {}).get("model_type")  # transformers': its names alone do not tell what a model computes
+    check(kind is None, f"{file} is of no known family: model_type {short(repr(kind))}")
     found = next((family for family in families if family.has_marks(names)), None)
     if found is None:
         known = ", ".join(family.name for family in families)
@@ -163,7 +166,7 @@ def read(
         style = family.style(facts)
     table = expanded(family.rows(config, style), config.depth)
     layout = Layout.of(config)
-    _check_names(table, layout, facts.shapes, files, strict)
+    _check_names(table, layout, facts.shapes, files, strict, family.computed(config, style))
     changes: dict[str, Any] = {}
     if facts.image_size not in (None, config.image_size):
         changes["image_size"] = facts.image_size
@@ -183,6 +186,8 @@ def read(
     for name, rows in table.items():
         _fill(rows, _array(files[name], tensors[files[name]]), layout, {**views, **own} if own else views)
     _adapt(own, views, config, target, family.position_resampling)
+    for name, tensor in family.computed(target, style).items():
+        views[name][...] = tensor
     return Model(target, flat, family, style)
 
 
@@ -205,15 +210,20 @@ def write(
     views = layout.views(weights)
     table = expanded(family.rows(config, style), config.depth)
     named = {row.ours for rows in table.values() for row in rows}
-    missing = layout.entries.keys() - named
+    computed = family.computed(config, style)
+    missing = layout.entries.keys() - named - computed.keys()
     check(not missing, f"{family.name} has no place for {listed(missing)}")
+    for name, tensor in computed.items():
+        same = np.array_equal(views[name], np.asarray(tensor, np.float32))
+        check(same, f"{name} is not what {family.name} computes in its place; write it in another style")
+    json = family.config_json(config, style)
+    shapes = {family.file_name(name, config): shape_there(rows, layout) for name, rows in table.items()}
+    _check_said(config, shapes, family, json)
     arrays = {}
     for name, rows in table.items():
         pieces = [row.how.there(views.get(row.ours, weights[:0]), config) for row in rows]
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=rows[0].how.axis)
-        arrays[name] = np.array(whole, dtype=weights.dtype, order="C")
-    json = family.config_json(config, style)
-    _check_said(config, {name: array.shape for name, array in arrays.items()}, family, json)
+        arrays[family.file_name(name, config)] = np.array(whole, dtype=weights.dtype, order="C")
     return arrays, json
 
 
@@ -227,16 +237,11 @@ def _pair(image_size) -> tuple[int, int]:
 def _check_said(config: ViTConfig, shapes, family: Family, json: Mapping[str, Any]) -> None:
     """Raise unless what is written says which model it is (for heads and image size one may have to be asked)."""
     facts, _ = given(family, shapes, json, config.heads, config.image_size)
-    said, config = configuration(family, facts), tidy(config)
-    wrong = [
-        f"{field}={shown(getattr(config, field))}"
-        for field in config.__dataclass_fields__
-        if getattr(said, field) != getattr(config, field) and field != "layer_scale"
-    ]
+    wrong = [f"{field}={shown(getattr(config, field))}" for field in differences(config, configuration(family, facts))]
     check(not wrong, f"a file of the family {family.name!r} cannot say {', '.join(wrong)}")
 
 
-def _shape_there(rows: list[Row], layout: Layout) -> tuple[int, ...]:
+def shape_there(rows: list[Row], layout: Layout) -> tuple[int, ...]:
     """The shape that a tensor of theirs must have."""
     shapes = [row.how.shape(layout.entries[row.ours].shape if row.ours else (), layout.config) for row in rows]
     axis = rows[0].how.axis
@@ -246,15 +251,15 @@ def _shape_there(rows: list[Row], layout: Layout) -> tuple[int, ...]:
     return tuple(whole)
 
 
-def _check_names(table: dict[str, list[Row]], layout: Layout, shapes, files: dict[str, str], strict: bool) -> None:
+def _check_names(table: dict[str, list[Row]], layout: Layout, shapes, files: dict[str, str], strict: bool, computed):
     """Raise one error that names every missing, unknown and misshapen tensor (the first few of each)."""
     named = {row.ours for rows in table.values() for row in rows}
-    unnamed = layout.entries.keys() - named
+    unnamed = layout.entries.keys() - named - computed.keys()
     check(not unnamed, f"a model of this family cannot have {listed(unnamed)}")
     missing, unknown = sorted(table.keys() - shapes.keys()), sorted(shapes.keys() - table.keys())
     wrong = []
     for name in table.keys() & shapes.keys():
-        needed = _shape_there(table[name], layout)
+        needed = shape_there(table[name], layout)
         if shapes[name] != needed:
             wrong.append(f"{short(files[name])} must have shape {needed}, got {shapes[name]}")
     faults = []
