@@ -1,5 +1,7 @@
 """timm's names: read from modules and by name alone, equal in float64, written and read again bit by bit."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -70,16 +72,39 @@ def test_timm_makes_the_model_of_what_is_written(name, style):
     module = timm_models.small(name)
     model = families.from_timm(module)
     style = model.style if style == "as read" else None
-    arrays, json = families.write(model.config, model.weights, model.family, style)
-    again = timm.create_model(json["architecture"], **json["model_args"])
+    arrays, said = families.write(model.config, model.weights, model.family, style)
+    again = timm.create_model(said["architecture"], **said["model_args"])
     again.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()}, strict=True)
     images = np.random.default_rng(1).standard_normal((2, model.config.channels, *model.config.image_size))
     for got, wanted in zip(timm_models.results(again.double().eval(), images), timm_models.results(module, images)):
         assert_close(got, wanted, 1e-6, name=name)
-    found = families.read(arrays, families.FAMILIES, json)
+    found = families.read(arrays, families.FAMILIES, said)
     assert np.array_equal(found.weights, model.weights)
     assert families.from_timm(again).config == found.config
     assert found.config == model.config or found.config.rope != model.config.rope  # whose reference may be the grid
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "test_vit3"])
+def test_hub_folders_both_ways(name, tmp_path):
+    """A folder that timm writes is read, and timm reads a folder of what is written."""
+    numpy = pytest.importorskip("safetensors.numpy")
+    module = timm_models.small(name)
+    model = families.from_timm(module)
+    args = dict(depth=2, embed_dim=module.embed_dim, img_size=list(model.config.image_size))
+    timm.models.save_for_hf(module, tmp_path, safe_serialization=True, model_args=args)
+    said = json.loads((tmp_path / "config.json").read_text())
+    tensors = numpy.load_file(tmp_path / "model.safetensors")
+    found = families.read(tensors, families.FAMILIES, said, num_heads=model.config.heads)
+    assert found.config == model.config
+    assert np.array_equal(found.weights, model.weights)
+
+    arrays, said = families.write(model.config, model.weights, model.family, model.style)
+    numpy.save_file(arrays, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).double().eval()
+    images = np.random.default_rng(1).standard_normal((2, model.config.channels, *model.config.image_size))
+    for got, wanted in zip(timm_models.results(again, images), timm_models.results(module, images)):
+        assert_close(got, wanted, 1e-6, name=name)
 
 
 @pytest.mark.parametrize("name", EQUAL)
@@ -88,10 +113,10 @@ def test_the_name_says_what_the_module_says(name):
     module = timm_models.empty(name)
     config, style = timm_module.describe(module)
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    json = {"architecture": name}
-    family = families.recognise(list(shapes), json, families.FAMILIES)
+    said = {"architecture": name}
+    family = families.recognise(list(shapes), said, families.FAMILIES)
     assert family.name == timm_module.family_of(module).name
-    facts, _ = families.given(family, shapes, json)
+    facts, _ = families.given(family, shapes, said)
     assert families.configuration(family, facts) == config
     assert family.style(facts) == style
 
@@ -210,6 +235,33 @@ def test_heads_must_be_known():
     _, tensors = state()
     with pytest.raises(ValueError, match="give num_heads="):
         families.read(tensors, families.FAMILIES, image_size=(64, 48))
+
+
+def test_rotary_positions_must_be_known():
+    _, tensors = state("vit_small_patch16_dinov3")
+    with pytest.raises(ValueError, match="do not say which rotary positions it has"):
+        families.read(tensors, families.FAMILIES, num_heads=6, image_size=(64, 48))
+    said = {"architecture": "vit_small_patch16_dinov3"}
+    model = families.read(tensors, families.FAMILIES, said, num_heads=6, image_size=(64, 48))
+    assert model.config.rope.kind == "centred"
+
+
+JSON = {  # what is no config.json of timm's, and what the message says
+    "pool": (dict(global_pool="max"), "global_pool must be one of"),
+    "pool of another type": (dict(global_pool=["avg"]), "global_pool must be one of"),
+    "activation": (dict(model_args=dict(act_layer="mish")), "act_layer must be one of"),
+    "arguments": (dict(model_args=[1]), "model_args must be an object"),
+    "pretrained": (dict(pretrained_cfg="x"), "pretrained_cfg must be an object"),
+    "heads": (dict(model_args=dict(num_heads=5)), "heads must divide the width 24"),
+}
+
+
+@pytest.mark.parametrize("fault", JSON)
+def test_wrong_config_json(fault):
+    said, message = JSON[fault]
+    _, tensors = state()
+    with pytest.raises(ValueError, match=message):
+        families.read(tensors, families.FAMILIES, {"architecture": "vit_tiny_patch16_224", **said}, image_size=(64, 48))
 
 
 def test_extra_tensors_may_be_read_over():
