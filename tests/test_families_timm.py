@@ -212,6 +212,33 @@ def test_heads_must_be_known():
         families.read(tensors, families.FAMILIES, image_size=(64, 48))
 
 
+def test_rotary_positions_must_be_known():
+    _, tensors = state("vit_small_patch16_dinov3")
+    with pytest.raises(ValueError, match="do not say which rotary positions it has"):
+        families.read(tensors, families.FAMILIES, num_heads=6, image_size=(64, 48))
+    json = {"architecture": "vit_small_patch16_dinov3"}
+    model = families.read(tensors, families.FAMILIES, json, num_heads=6, image_size=(64, 48))
+    assert model.config.rope.kind == "centred"
+
+
+JSON = {  # what is no config.json of timm's, and what the message says
+    "pool": (dict(global_pool="max"), "global_pool must be one of"),
+    "pool of another type": (dict(global_pool=["avg"]), "global_pool must be one of"),
+    "activation": (dict(model_args=dict(act_layer="mish")), "act_layer must be one of"),
+    "arguments": (dict(model_args=[1]), "model_args must be an object"),
+    "pretrained": (dict(pretrained_cfg="x"), "pretrained_cfg must be an object"),
+    "heads": (dict(model_args=dict(num_heads=5)), "heads must divide the width 24"),
+}
+
+
+@pytest.mark.parametrize("fault", JSON)
+def test_wrong_config_json(fault):
+    json, message = JSON[fault]
+    _, tensors = state()
+    with pytest.raises(ValueError, match=message):
+        families.read(tensors, families.FAMILIES, {"architecture": "vit_tiny_patch16_224", **json}, image_size=(64, 48))
+
+
 def test_extra_tensors_may_be_read_over():
     _, tensors = state()
     tensors["extra"] = tensors["norm.bias"]

@@ -73,6 +73,6 @@ def resample(positions: np.ndarray, prefix: int, old: tuple[int, int], new: tupl
         return positions
     down, across = weights(old[0], new[0], rule), weights(old[1], new[1], rule)
     grid = positions[prefix:].reshape(*old, -1).astype(np.float64)
-    grid = np.einsum("ij,jkd->ikd", down, grid)
-    grid = np.einsum("lk,ikd->ild", across, grid).reshape(new[0] * new[1], -1)
+    grid = np.einsum("ab,bcd->acd", down, grid)
+    grid = np.einsum("ec,acd->aed", across, grid).reshape(new[0] * new[1], -1)
     return np.concatenate([positions[:prefix], grid.astype(positions.dtype)])

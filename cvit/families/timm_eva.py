@@ -34,12 +34,18 @@ class TimmEva(TimmViT):
         return super().refuse(given)
 
     def config(self, given):
+        said = self.claims(given.json) or "use_rot_pos_emb" in section(given, "model_args") or given.has("rope.freqs")
+        check(
+            said,
+            "the names of timm's Eva do not say which rotary positions it has: "
+            "give config.json, or config_json={'architecture': a name of timm's}",
+        )
         config = super().config(given)
         if given.has("rope.freqs"):
             shape = given.shape("rope.freqs", 4)
             needed = (2, config.depth, config.heads, config.head_width // 2)
             check(shape == needed, f"rope.freqs must have shape {needed}, got {shape}")
-            check(config.rope is not None, "the file does not say which rotary positions the model has")
+            check(config.rope is not None, "rope.freqs belong to rotary positions, which config.json denies")
         return config
 
     def style(self, given):

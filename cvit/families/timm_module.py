@@ -68,7 +68,9 @@ def describe(module) -> tuple[ViTConfig, frozenset[str]]:
     for name, part in module.named_modules():
         kind = type(part).__name__
         check(part is module or kind in KNOWN, f"the module has a part that cvit does not compute: {kind} ({name})")
-    facts, _ = given(family, shapes, num_heads=_heads(module), image_size=tuple(module.patch_embed.img_size))
+    rope = getattr(module, "rope", None)
+    json = {"model_args": {"use_rot_pos_emb": rope is not None}}  # which is read below
+    facts, _ = given(family, shapes, json, _heads(module), tuple(module.patch_embed.img_size))
     config = configuration(family, facts)
     fields: dict[str, Any] = dict(_norms(module), activation=_activation(module), block=_block(module))
     fields |= dict(pool=_pool(module, config), class_token=config.class_tokens)
@@ -76,7 +78,6 @@ def describe(module) -> tuple[ViTConfig, frozenset[str]]:
         heads = module.attn_pool.num_heads
         fields["pool_heads"] = 0 if heads == config.heads else heads
     style = set(family.style(facts))
-    rope = getattr(module, "rope", None)
     if rope is not None:
         fields["rope"], half = _rope(rope)
         if not half:
