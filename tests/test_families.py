@@ -167,13 +167,13 @@ def test_two_names_of_one_tensor():
 
 
 def test_a_file_of_no_family():
-    with pytest.raises(ValueError, match="is of no known family .timm eva, timm, .*; its tensors begin with a, b"):
+    with pytest.raises(ValueError, match="is of no known family .*timm eva, timm, .*; its tensors begin with a, b"):
         families.read({"a": np.zeros(1), "b": np.zeros(1)}, families.FAMILIES)
 
 
 def test_a_family_by_name():
     assert families.family_named("timm").name == "timm"
-    with pytest.raises(ValueError, match="family must be one of timm eva, timm"):
+    with pytest.raises(ValueError, match="family must be one of .*timm eva, timm"):
         families.family_named("keras")
 
 

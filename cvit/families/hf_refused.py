@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .family import Family, Given
+from ..model.config import ViTConfig
+from .family import Family, Given, Row
 
 PARTS = {
     "beit": "relative position bias",
@@ -51,6 +52,9 @@ class HfRefused(Family):
     def refuse(self, given: Given) -> str | None:
         kind = given.json["model_type"]
         return f"{PARTS[kind]} (model_type {kind!r})"
+
+    def rows(self, config: ViTConfig, style: frozenset[str] = frozenset()) -> list[Row]:
+        raise ValueError("cvit writes no model of this kind: choose another family")
 
 
 FAMILY = HfRefused()

@@ -1,7 +1,8 @@
 """ViT of transformers: ViTModel, with its pooler or without, and ViTForImageClassification (Dosovitskiy et al. 2021).
 
-The pooler is a linear layer and an activation behind the class token: `pre_logits` of a model without a head. DeiT,
-MSN, MAE, I-JEPA and Pixio have the same names, in files of their own.
+The pooler is a linear layer and an activation behind the class token: `pre_logits` of a model without a head. What is
+written without one is for ViTModel.from_pretrained(folder, add_pooling_layer=False): no key of config.json says so.
+DeiT, MSN, MAE, I-JEPA and Pixio have the same names, in files of their own.
 """
 
 from __future__ import annotations
