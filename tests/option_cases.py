@@ -132,6 +132,7 @@ BEHIND = {
     "attention pooling, RMS, no final norm": dict(pool="map", norm="rms", final_norm=False, activation="silu"),
     "attention pooling, wide": dict(pool="map", width=132, hidden=301, depth=1),
     "attention pooling, width 1, one token": dict(pool="map", width=1, heads=1, hidden=1, image_size=2),
+    "attention pooling of patches": dict(pool="map", pool_prefix=False, registers=3, class_token=True),
     "attention pooling, depth 0": dict(pool="map", depth=0),
     "norm behind the pooling": dict(fc_norm=True, final_norm=False, pool="mean"),
     "norm behind attention pooling": dict(fc_norm=True, pool="map", norm="rms"),

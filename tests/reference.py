@@ -298,7 +298,9 @@ class Model:
         """Tokens (N, T, D) -> features: what the head sees, after the norm and the layer that may stand before it."""
         config = self.config
         if config.pool == "map":
-            y, back_pool = self.attention_pool(x)
+            unseen = 0 if config.pool_prefix else config.prefix_tokens
+            y, back = self.attention_pool(x[:, unseen:])
+            back_pool = lambda dy: np.pad(back(dy), ((0, 0), (unseen, 0), (0, 0)))
         else:
             how = ("cls_dist" if config.dist_head else config.pool, config.prefix_tokens, config.class_tokens)
             y, back_pool = pool_forward(x, *how), lambda dy: pool_backward(dy, config.tokens, *how)

@@ -135,10 +135,10 @@ HOSTILE = {
     "config is nested deeply": (lambda: model_file("[" * 100_000), WRONG_CONFIG),
     "config lacks a key": (lambda: model_file("{}"), WRONG_CONFIG),
     "config of a later format": (
-        lambda: with_config(format=3, reader="9.1"),
-        "config is of format 3, which cvit-cpu 9.1 or later reads",
+        lambda: with_config(format=4, reader="9.1"),
+        "config is of format 4, which cvit-cpu 9.1 or later reads",
     ),
-    "config of a later format with a long reader": (lambda: with_config(format=3, reader=LONG), WRONG_CONFIG),
+    "config of a later format with a long reader": (lambda: with_config(format=4, reader=LONG), WRONG_CONFIG),
     "config with a further key": (lambda: with_config(path="/etc"), WRONG_CONFIG),
     "config with a text for a number": (lambda: with_config(width="six"), WRONG_CONFIG),
     "config with a long number": (lambda: model_file('{"width": ' + "9" * 5000 + "}"), WRONG_CONFIG),

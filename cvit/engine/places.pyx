@@ -88,7 +88,7 @@ cdef class Places:
         p.pool.attention = isinstance(pool, AttentionPool) and self.mode != "tokens"
         p.pool.each, ranges = False, ()
         if p.pool.attention:
-            p.pool.heads, p.pool.dh = pool.heads, pool.width // pool.heads
+            p.pool.heads, p.pool.dh, p.pool.first[0] = pool.heads, pool.width // pool.heads, pool.first
         elif self.mode == "tokens":
             p.pool.each, ranges = True, ((0, p.T),)
         else:

@@ -193,10 +193,12 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPool:
-    """Attention of one query, the slot `query` (1, width), over keys and values "kv" (tokens, 2 * width)."""
+    """Attention of one query, the slot `query` (1, width), over keys and values "kv" (tokens, 2 * width), of all tokens
+    from `first` on."""
 
     heads: int
     width: int
+    first: int  # of the tokens that it sees
     query: str  # "query", or "latent" where no product makes it
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,7 @@ def embedding(config: ViTConfig) -> list[Part]:
     add_norm = functools.partial(norm, where, kind=config.norm, affine=config.norm_affine)
 
     def learned(name, shape, role, init):
-        return where.tensor(name, shape, role, init, Place(name, (1, math.prod(shape) // D, D)))
+        return where.tensor(name, shape, role, init)
 
     # Without positions of their own, tokens that start equal would stay equal for ever: so only the first is zero.
     tokens, drawn = [], Init(Law.NORMAL, 0.02)

@@ -26,7 +26,7 @@ NORMS = ("layer", "rms")
 BLOCKS = ("pre", "post", "parallel", "pairs")
 FLAGS = (
     "bias", "norm_affine", "final_norm", "dist_token", "gated", "patch_norm", "pre_norm", "qk_norm", "attn_norm",
-    "mlp_norm", "fc_norm", "pool_query", "dist_head",
+    "mlp_norm", "fc_norm", "pool_prefix", "pool_query", "dist_head",
 )  # fmt: skip
 BIASES = ("patch_bias", "proj_bias", "mlp_bias", "pool_bias", "head_bias")
 CHOICES = {
@@ -175,6 +175,8 @@ class ViTConfig:
     pool_heads, pool_hidden : int
         Attention pooling's heads (0: as the blocks') and the hidden width of the MLP behind it (0: `hidden`; -1: there
         is no MLP).
+    pool_prefix : bool
+        Whether attention pooling sees the tokens before the patches, too.
     pool_query : bool
         Whether attention pooling's query is a product of the learned vector, or the vector itself.
     pool_bias : bool, optional
@@ -238,6 +240,7 @@ class ViTConfig:
     fc_norm: bool = False
     pool_heads: int = 0
     pool_hidden: int = 0
+    pool_prefix: bool = True
     pool_query: bool = True
     pool_bias: bool | None = None
     pre_logits: int = 0

@@ -46,7 +46,8 @@ def program_of(config: ViTConfig) -> Program:
     end = [part for part in behind if part.target != "logits"]
     pool: Pool | AttentionPool = Pool(_ranges(config), config.pool == "none")
     if pooling.kind is Kind.ATTENTION_POOL:
-        pool = AttentionPool(pooling.heads, pooling.width, "query" if query else "latent")
+        first_seen = 0 if config.pool_prefix else config.prefix_tokens
+        pool = AttentionPool(pooling.heads, pooling.width, first_seen, "query" if query else "latent")
     return Program(
         tokens=config.tokens,
         width=D,

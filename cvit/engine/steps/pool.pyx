@@ -151,9 +151,9 @@ cdef void attention_pool(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t n, h
     cdef Matrix k, q = matrix(row_of(t, &p.pool.query, 0), p.D)
     cdef Attend call
-    call.tokens, call.dh, call.scratch = p.T, p.pool.dh, t.scratch
+    call.tokens, call.dh, call.scratch = p.T - p.pool.first[0], p.pool.dh, t.scratch
     for n in range(part_start(p.N, p.image_groups, task), part_start(p.N, p.image_groups, task + 1)):
-        k = matrix(row_of(t, &p.pool.kv, n * p.T), p.pool.kv.ld)
+        k = matrix(row_of(t, &p.pool.kv, n * p.T + p.pool.first[0]), p.pool.kv.ld)
         for h in range(p.pool.heads):
             call.k, call.v = head_rows(t, k, h), head_rows(t, columns(t.K, k, p.D), h)
             call.q = head_rows(t, q, h).at
@@ -166,10 +166,11 @@ cdef void attention_pool_backward(const Task* t, Py_ssize_t task) noexcept nogil
     cdef Py_ssize_t n, h, row = p.D * t.K.size
     cdef Matrix k, dk, q = matrix(row_of(t, &p.pool.query, 0), p.D)
     cdef AttendBackward call
-    call.tokens, call.dh, call.scratch = p.T, p.pool.dh, t.scratch
+    call.tokens, call.dh, call.scratch = p.T - p.pool.first[0], p.pool.dh, t.scratch
     for n in range(part_start(p.N, p.image_groups, task), part_start(p.N, p.image_groups, task + 1)):
-        k = matrix(row_of(t, &p.pool.kv, n * p.T), p.pool.kv.ld)
-        dk = matrix(row_of(t, &p.pool.d_kv, n * p.T), p.pool.d_kv.ld)
+        k = matrix(row_of(t, &p.pool.kv, n * p.T + p.pool.first[0]), p.pool.kv.ld)
+        memset(row_of(t, &p.pool.d_kv, n * p.T), 0, p.pool.first[0] * p.pool.d_kv.ld * t.K.size)  # of tokens not seen
+        dk = matrix(row_of(t, &p.pool.d_kv, n * p.T + p.pool.first[0]), p.pool.d_kv.ld)
         for h in range(p.pool.heads):
             call.q = head_rows(t, q, h).at
             call.d_o = head_rows(t, matrix(p.arena + p.dpooled + n * row, p.D), h).at
