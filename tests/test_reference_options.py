@@ -42,7 +42,6 @@ CASES = {
     "parallel, layer scale, no biases": dict(block="parallel", layer_scale=0.3, bias=False, qk_norm=True),
     "parallel, layer scale of the MLP alone": dict(block="parallel", layer_scale=(None, 0.3)),
     "pairs": dict(block="pairs"),
-    "pairs, everything": dict(
         block="pairs", layer_scale=0.3, qk_norm=True, attn_norm=True, mlp_norm=True, gated=True, rope=Rope("mixed"),
         **ROPED,
     ),
