@@ -34,7 +34,10 @@ except ImportError:
     sys.exit("cvit's build needs setuptools: pip install -e '.[test]', which brings all that `make build` takes")
 
 # Extensions that plan and convert, and compute nothing: for size, a third of which the wheel saves.
-COLD = ("cvit.engine.plan", "cvit.engine.update", "cvit.ops._kernels")
+COLD = (
+    "cvit.engine.building", "cvit.engine.cutting", "cvit.engine.places", "cvit.engine.plan", "cvit.engine.update",
+    "cvit.ops._kernels",
+)  # fmt: skip
 
 # -O3 unrolls the tile loops, which -O2 leaves at half the speed. Contraction to fused multiply-adds is a default of GCC
 # and not of Clang. Nothing here may reorder sums: no fast-math.

@@ -143,7 +143,9 @@ BEHIND = {
     "two heads": dict(dist_token=True, dist_head=True),
     "two heads, no biases": dict(dist_token=True, dist_head=True, bias=False, class_token=2, registers=1),
     # Of width 1 every token is alike behind its norm, so that the second norm multiplies rounding by 1 / sqrt(eps).
-    "two heads, norm before them": dict(dist_token=True, dist_head=True, fc_norm=True, width=1, heads=1, hidden=1, eps=0.1),
+    "two heads, norm before them": dict(
+        dist_token=True, dist_head=True, fc_norm=True, width=1, heads=1, hidden=1, eps=0.1
+    ),
     "no head": dict(classes=0),
     "no head, mean": dict(classes=0, pool="mean", fc_norm=True),
     "no head, every token": dict(classes=0, pool="none", registers=1, final_norm=False),

@@ -33,7 +33,7 @@ CONFIGS = [
         **{**SMALL, "patch_size": (2, 3)}, rope=Rope("mixed", 10.0, columns_first=True), qkv_bias=(True, False, True)
     ),
     ViTConfig(**SMALL, rope=Rope(offset=0.5, reference=(16, 8)), class_token=3, pos_tokens="none", norm="rms"),
-    ViTConfig(**{**SMALL, "classes": 0}, block="pairs", pool="map", pool_heads=2, pool_hidden=-1, pool_prefix=False, pool_query=False),
+    ViTConfig(**{**SMALL, "classes": 0}, block="pairs", pool="map", pool_heads=2, pool_hidden=-1, pool_query=False),
     ViTConfig(**SMALL, dist_token=True, dist_head=True, fc_norm=True, qk_norm=True, attn_norm=True, mlp_norm=True),
     ViTConfig(**SMALL, pre_logits=7, pre_logits_activation="relu", patch_norm=True, pre_norm=True, block="parallel"),
     ViTConfig(
@@ -157,8 +157,8 @@ def test_format_3():
         '"patch_norm": true, "pre_norm": true, "norm": "rms", "block": "parallel", "rope": {"kind": "centred", '
         '"theta": 100.0, "offset": 0.5, "reference": [3, 4], "columns_first": true}, "qkv_bias": [true, false, true], '
         '"qk_norm": true, "attn_norm": true, "proj_bias": true, "mlp_bias": true, "mlp_norm": true, "fc_norm": true, '
-        '"pool_heads": 4, "pool_hidden": -1, "pool_prefix": false, "pool_query": false, "pool_bias": true, "pre_logits": 7, '
-        '"pre_logits_activation": "relu", "head_bias": true, "dist_head": false}'
+        '"pool_heads": 4, "pool_hidden": -1, "pool_prefix": false, "pool_query": false, "pool_bias": true, '
+        '"pre_logits": 7, "pre_logits_activation": "relu", "head_bias": true, "dist_head": false}'
     )
     expected = ViTConfig(
         image_size=(6, 9), patch_size=(2, 3), channels=2, width=8, depth=2, heads=2, hidden=10, classes=0, pool="map",

@@ -39,7 +39,8 @@ def test_features_of_a_model_without_a_head_are_the_references(isa, name):
     config, weights, x, _ = problem(OPTIONS[name])
     logits, features, _ = ref.forward(config, Layout.of(config).views(weights), x)
     assert logits is None
-    assert_close(on_all_threads(lambda: ViT(config, weights).features(x)), mean_of_heads(config, features), name="features")
+    features = mean_of_heads(config, features)
+    assert_close(on_all_threads(lambda: ViT(config, weights).features(x)), features, name="features")
     weights, x = weights.astype(np.float32), x.astype(np.float32)
     _, features, _ = ref.forward(config, Layout.of(config).views(weights), x)
     assert_close(ViT(config, weights).features(x), mean_of_heads(config, features), 2e-4, name="features")

@@ -5,12 +5,14 @@ cdef class Building(Places):
     cdef void* _structs(self, Py_ssize_t count, Py_ssize_t size)
     cdef _set_matrix(self, LinearStep* linear, int i, matrix)
     cdef _build_outside(self, Section* section, group, last, dict shared)
-    cdef _build_section(self, Section* section, group, Py_ssize_t layer, parts, flags, dict shared, Py_ssize_t partial)
+    cdef _build_section(self, Section* section, group, Py_ssize_t layer, parts, flags, dict shared,
+                        Py_ssize_t partial)
     cdef _build_sums(self, Section* section, part, Py_ssize_t partial)
     cdef _build_norm(self, Step* step, group, Py_ssize_t layer, part)
     cdef _build_head_norm(self, Step* step, group, Py_ssize_t layer, part)
     cdef _build_rotate(self, Step* step, Py_ssize_t layer, part)
     cdef _build_statistics(self, Step* step, group, Py_ssize_t layer, part, Py_ssize_t width)
-    cdef LinearStep* _build_linear(self, Section* section, group, Py_ssize_t layer, before, part, dict shared) except NULL
+    cdef LinearStep* _build_linear(self, Section* section, group, Py_ssize_t layer, before, part,
+                                   dict shared) except NULL
 
 cdef void* address(array) except NULL

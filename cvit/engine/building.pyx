@@ -6,7 +6,6 @@ One method builds a section; what a kind of part needs beyond slots is in the me
 import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.string cimport memset
 from .kernels cimport GELU_ERF, GELU_TANH, QUICK_GELU, RELU, SILU, TANH, ceil_div, panel_size
 from .places cimport Places, lines, slot_of
 from .steps.attention cimport add_query_parts
@@ -15,13 +14,11 @@ from .steps.mlp cimport activation, activation_backward, hidden, hidden_again, h
 from .steps.norm cimport norm as run_norm, norm_backward
 from .steps.rotary cimport head_norm, head_norm_backward, rotate, rotate_backward
 from .task cimport (
-    ACTIVATION, ARENA, HEAD_NORM, HIDDEN, LINEAR, NORM, QUERY_PARTS, ROTATE, Block, Cut, Linear as LinearStep, Pass,
+    ACTIVATION, ARENA, HEAD_NORM, HIDDEN, LINEAR, NORM, QUERY_PARTS, ROTATE, Block, Linear as LinearStep, Pass,
     Section, Step, UnitSums,
 )
-from .places import bytes_of, classes_of, linears_of, parts_of
-from .program import (
-    PACKED, Activation, HeadNorm, Heads, Hidden, Linear, Norm, Rotate, added_by, source_of, target_of,
-)  # fmt: skip
+from .program import PACKED, Activation, HeadNorm, Heads, Linear, Norm, Rotate, added_by, source_of, target_of
+from .slots import accumulating, bytes_of, kept_source, linears_of, parts_of, sum_targets, sums_of
 
 ACTIVATIONS = {
     "gelu_tanh": GELU_TANH, "gelu_erf": GELU_ERF, "quick_gelu": QUICK_GELU, "silu": SILU, "relu": RELU, "tanh": TANH,
@@ -47,7 +44,8 @@ cdef class Building(Places):
         shared = {}
         if p.training:
             widest = max([one.heads.width for one in self.program.blocks], default=0)
-            shared["dq parts"] = self._place("gradient of q by part of the keys", (p.key_parts - 1) * p.R * widest * size)
+            room = (p.key_parts - 1) * p.R * widest * size
+            shared["dq parts"] = self._place("gradient of q by part of the keys", room)
             sums = [
                 sum(sum(sums_of(part)) for part in parts_of(self._sections(group, layer)))
                 for group, layers in self._groups().items() for layer in layers
@@ -83,7 +81,8 @@ cdef class Building(Places):
         (parts,) = self._sections(group)
         self._build_section(section, group, 0, parts, accumulating((parts,), last)[0], shared, 0)
 
-    cdef _build_section(self, Section* section, group, Py_ssize_t layer, parts, flags, dict shared, Py_ssize_t partial):
+    cdef _build_section(self, Section* section, group, Py_ssize_t layer, parts, flags, dict shared,
+                        Py_ssize_t partial):
         """The steps of `parts`; `flags` say which of them add to the gradient of their source, `partial` where the
         units' sums of the first one begin."""
         cdef Pass* p = &self.p
@@ -275,59 +274,6 @@ cdef class Building(Places):
             head.input = self._slot("end", 0, features, part.source_column)
             head.rows, head.segments = p.pool.rows, 1
             head.dy, head.dy_ld = p.dlogits, p.classes
-
-
-# ------------------------------------------------------------------------------------------------ reading the program
-def sums_of(part):
-    """How many values each sum of a part's gradients has that units of rows have their own parts of."""
-    if isinstance(part, Norm):
-        return (part.width, part.width)
-    if isinstance(part, HeadNorm):
-        return (part.width,) * 4
-    if isinstance(part, Rotate) and part.frequencies >= 0:
-        return (part.heads * part.width,)
-    return ()
-
-
-def sum_targets(part):
-    """The offset of the weight that each sum is the gradient of."""
-    if isinstance(part, Norm):
-        return (part.scale, part.shift)
-    if isinstance(part, HeadNorm):
-        return (*part.scales, *part.shifts)
-    return (part.frequencies,) if isinstance(part, Rotate) else ()
-
-
-def accumulating(sections, last):
-    """For each section a list: whether the backward of each step adds to its source's gradient, which another step
-    behind it has begun. `last` is the slot whose gradient the group is given."""
-    roots = classes_of(sections)
-    begun = {(roots.get(last, last), 0)}
-    flags = [[False] * len(section) for section in sections]
-    for section, its_flags in zip(reversed(sections), reversed(flags)):
-        for i in range(len(section) - 1, -1, -1):
-            part = section[i]
-            source = (roots.get(source_of(part), source_of(part)), getattr(part, "source_column", 0))
-            if isinstance(part, Norm) and part.target == PACKED:  # the slot of several norms, each with its readers
-                begun.discard((PACKED, 0))
-            its_flags[i] = source in begun
-            begun.add(source)
-    return flags
-
-
-def kept_source(before, name, values):
-    """The slot from which the backward gets the rows `name` again, and the norm to apply to them or None.
-
-    `before` are the parts ahead of the reader; the last of them that wrote the slot counts.
-    """
-    for part in reversed(before):
-        if target_of(part) != name or name in values:
-            continue
-        if isinstance(part, Norm):
-            return part.source, part
-        if isinstance(part, Activation):
-            return part.source, None  # whose backward leaves the activated rows in their place
-    return name, None
 
 
 cdef void* address(array) except NULL:

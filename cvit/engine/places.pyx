@@ -1,4 +1,4 @@
-"""Where everything of a pass lies in memory, and how its work is cut into tasks.
+"""Where everything of a pass lies in memory.
 
 All memory follows from the program. The slots of a block are what its steps name: a slot that the backward reads is
 kept for each block, one between the rows stages and the heads lies with the stages, all others in the scratch. Every
@@ -11,19 +11,14 @@ A gradient's room follows from the slots that must share one: what a step adds t
 and an activation's backward works in place. The residual stream's gradient is one such room for all blocks.
 """
 
-import numpy as np
-
-from .kernels cimport Kernels, ceil_div, packed_rows_size, panel_size
+from .cutting cimport Cutting
+from .kernels cimport ceil_div, packed_rows_size, panel_size
 from .steps.loss cimport head_scratch
 from .steps.pool cimport pool_scratch
 from .steps.weights cimport gradient_scratch
 from .task cimport ARENA, GRADIENT, LENT, SCRATCH, STAGE, WEIGHTS, Linear as LinearStep, Pass, Section, Slot
-from .team cimport F32, F64, selected
-from .program import (
-    PACKED, Activation, AttentionPool, HeadNorm, Heads, Hidden, Linear, Norm, Rotate, added_by, fuse, source_of,
-    target_of,
-)  # fmt: skip
-from .team import get_isa
+from .program import PACKED, Activation, HeadNorm, Heads, Hidden, Linear, Norm, added_by, source_of, target_of
+from .slots import classes_of, first_weight, linears_of, parts_of
 
 # What the buffers that a block keeps are called in a memory report.
 TITLES = {
@@ -32,20 +27,6 @@ TITLES = {
 }  # fmt: skip
 
 LINE = 64  # bytes: every buffer begins with a cache line
-
-# Row blocks hold about so many bytes of scratch, so that it stays in a core's second-level cache beside the weights'
-# panels.
-BLOCK_BYTES = 512 << 10
-# Every block streams all of a layer's weights, which one of fewer rows than 56 would wait for; with many threads
-# smaller ones are better.
-MOST_ROWS, LEAST_ROWS, UNIT_ROWS = 168, 56, 28
-TASKS_PER_THREAD, MANY_THREADS = 16, 17
-SHORT = 80  # tokens of an image, of which a task takes a few through a whole block
-ENOUGH_TASKS = 32
-LEAST_QUERIES = 64  # of a part of a head's forward
-LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all queries, and has a dq of its own
-MOST_HEAD_TASKS = 128  # small heads share a task
-BAND = 48  # patches, at least, that are embedded at a time
 
 
 cdef lines(size):
@@ -61,102 +42,10 @@ cdef Slot slot_of(tuple place, Py_ssize_t offset=0) noexcept:
     return slot
 
 
-cdef class Places:
-    """The dimensions, the cutting and the memory of a plan."""
+cdef class Places(Cutting):
+    """The memory of a plan."""
 
-    # ---------------------------------------------------------------------------------------------------- dimensions
-    def _read_program(self):
-        """The program's numbers, as a pass reads them."""
-        cdef Pass* p = &self.p
-        cdef int i
-        program, embed, pool = self.program, self.program.embed, self.program.pool
-        size = p.K.size
-        p.N, p.T, p.D, p.L = self.batch, program.tokens, program.width, len(program.blocks)
-        p.R, p.classes, p.heads = p.N * p.T, program.classes, len(program.heads)
-        p.channels, (p.height, p.width) = embed.channels, embed.image_size
-        p.patch_height, p.patch_width = embed.patch_size
-        p.patches = (p.height // p.patch_height) * (p.width // p.patch_width)
-        p.patch_values = p.channels * p.patch_height * p.patch_width
-        p.prefix, p.positions_of_prefix = len(embed.prefix), embed.positions_of_prefix
-        p.prefix_tokens = embed.prefix[0] * size if embed.prefix else -1
-        p.positions = embed.positions * size if embed.positions >= 0 else -1
-        p.patch_norm.given, p.patch_norm.scale, p.patch_norm.shift = embed.norm is not None, -1, -1
-        if embed.norm is not None:
-            p.patch_norm.rms, p.patch_norm.eps = embed.norm.rms, embed.norm.eps
-            p.patch_norm.scale = bytes_of(embed.norm.scale, size)
-            p.patch_norm.shift = bytes_of(embed.norm.shift, size)
-        p.pool.attention = isinstance(pool, AttentionPool) and self.mode != "tokens"
-        p.pool.each, ranges = False, ()
-        if p.pool.attention:
-            p.pool.heads, p.pool.dh, p.pool.first[0] = pool.heads, pool.width // pool.heads, pool.first
-        elif self.mode == "tokens":
-            p.pool.each, ranges = True, ((0, p.T),)
-        else:
-            p.pool.each, ranges = pool.each, pool.ranges
-        p.pool.ranges = len(ranges)
-        stats = 0
-        for i, (first, count) in enumerate(ranges):
-            p.pool.first[i], p.pool.count[i], p.pool.stats[i] = first, count, stats
-            stats += p.N * count
-        p.pool.rows = p.N * (ranges[0][1] if p.pool.each else 1)
-        p.pool.width = p.D * max(1, len(ranges))
-        p.pool.norm = program.norm is not None and not p.pool.attention
-        p.pool.scale = p.pool.shift = -1
-        if p.pool.norm:
-            p.pool.rms, p.pool.eps = program.norm.rms, program.norm.eps
-            p.pool.scale, p.pool.shift = bytes_of(program.norm.scale, size), bytes_of(program.norm.shift, size)
-        self.pool_stats = stats
-        rows = sum(
-            part.flops
-            for block in program.blocks
-            for part in (*block.before, *block.after)
-            if isinstance(part, Linear)
-        )
-        rows += sum(part.flops for part in (*program.before, *program.after) if isinstance(part, Linear))
-        ends = 2.0 * p.D * (p.patch_values + p.classes)
-        self.flops = float(p.R) * (rows + ends + 4.0 * p.T * p.D * p.L)
-
-    # --------------------------------------------------------------------------------------------- how work is cut
-    cdef _cut_tasks(self):
-        """How the work is cut: by shapes alone, all that results depend on."""
-        cdef Pass* p = &self.p
-        heads = self._heads()
-        p.panel = p.K.mr
-        panels = ceil_div(p.R, p.panel)
-        unit_images = ceil_div(UNIT_ROWS, p.T) if p.T <= SHORT else 0
-        p.token_rows.rows, p.token_rows.unit_rows = p.R, unit_images * p.T
-        p.token_rows.units = ceil_div(p.N, unit_images) if unit_images else min(panels, ceil_div(p.R, UNIT_ROWS))
-        p.image_rows.rows, p.image_rows.unit_rows = p.N, 0
-        p.image_rows.units = p.image_rows.blocks = ceil_div(p.N, p.panel)
-        p.one_row.rows = p.one_row.units = p.one_row.blocks = 1
-        p.one_row.unit_rows = 0
-        p.image_groups = min(p.N, 64)
-        p.bands = max(1, min(p.height // p.patch_height, p.patches // BAND))
-        p.key_parts = max(1, min(ceil_div(ENOUGH_TASKS, p.N * heads), p.T // LEAST_KEYS, MOST_KEY_PARTS))
-        p.head_backward_tasks = min(p.N * heads * p.key_parts, MOST_HEAD_TASKS)
-        # The more threads, the smaller the blocks, but for what it takes to share them out evenly.
-        unit_rows = p.token_rows.unit_rows or ceil_div(panels, p.token_rows.units) * p.panel
-        self.block_units = ceil_div(p.token_rows.units, self._blocks(1, 1))
-        p.block_rows = min(p.R, self.block_units * unit_rows)
-
-    cdef Py_ssize_t _heads(self):
-        """The heads of a block; those of the widest where blocks differ."""
-        return max([block.heads.heads for block in self.program.blocks], default=1)
-
-    cdef Py_ssize_t _blocks(self, int threads, int share):
-        """How many blocks of rows: enough, a multiple of `share`, of a size that stays in the cache and is worth
-        streaming weights for."""
-        cdef Pass* p = &self.p
-        per_row = p.K.size * (p.K.lda * (ceil_div(p.D, p.K.kc) + 1) + p.D)
-        most = min(MOST_ROWS, max(LEAST_ROWS, BLOCK_BYTES // per_row))
-        least = LEAST_ROWS if threads < MANY_THREADS else UNIT_ROWS
-        blocks = max(ceil_div(p.R, most), min(TASKS_PER_THREAD * threads, ceil_div(p.R, least)))
-        return min(p.token_rows.units, ceil_div(blocks, share) * share)
-
-    cdef Py_ssize_t _most_query_parts(self):
-        return max(1, self.p.T // LEAST_QUERIES)
-
-    # -------------------------------------------------------------------------------------- groups of rows and their slots
+    # ------------------------------------------------------------------------------------------------ groups and slots
     def _sections(self, group, layer=0):
         """The steps of a group (of one block) in order, section by section, as a pass runs them."""
         if group == "blocks":
@@ -393,8 +282,6 @@ cdef class Places:
 
     def _fixed_gradient(self, group, sections, root):
         """Where the gradient of a class of slots lies if that is not the scratch, else None."""
-        cdef Pass* p = &self.p
-        cdef Py_ssize_t size = p.K.size
         roots = classes_of(sections)
         fixed = self.gradients[group]
         for name in {*roots, *fixed, root}:
@@ -495,54 +382,3 @@ cdef class Places:
             for j in range(w.count):
                 w.packed[j] = room + w.packed_in_block[j]
             w.scaled_bias = room + w.scaled_bias_in_block
-
-
-# ------------------------------------------------------------------------------------------------ reading the program
-def bytes_of(offset, size):
-    """An offset in bytes; -1 stays, a weight that the model lacks."""
-    return offset * size if offset >= 0 else -1
-
-
-def parts_of(sections):
-    return [part for section in sections for part in section]
-
-
-def linears_of(parts):
-    """The products of a section, in order."""
-    products = []
-    for part in parts:
-        if isinstance(part, Hidden):
-            products += [part.first, part.second]
-        elif isinstance(part, Linear):
-            products.append(part)
-    return products
-
-
-def first_weight(block):
-    """The offset of a block's first weight."""
-    steps = (*block.before, *block.after)
-    offsets = [part.scale for part in steps if isinstance(part, Norm)]
-    offsets += [matrix.weight for part in steps if isinstance(part, Linear) for matrix in part.matrices]
-    return min(offset for offset in offsets if offset >= 0)
-
-
-def classes_of(sections):
-    """Slots whose gradient is one: name -> the name that stands for its class."""
-    roots = {}
-
-    def root(name):
-        while roots.setdefault(name, name) != name:
-            name = roots[name]
-        return name
-
-    for part in parts_of(sections):
-        if isinstance(part, Heads):
-            roots[root(part.source)], roots[root(part.target)] = root(part.source), root(part.target)
-            continue
-        if added_by(part):
-            roots[root(target_of(part))] = root(added_by(part))
-        elif isinstance(part, Activation):
-            roots[root(part.target)] = root(part.source)
-    if "x" in roots and "y" in roots:
-        roots[root("y")] = root("x")
-    return {name: root(name) for name in roots}

@@ -16,13 +16,11 @@ from .stages cimport Job, Schedule, work
 from .task cimport Pass
 from .team cimport F32, F64, run_team, selected, team_size
 from .memory import allocate
-from .places import (
-    LEAST_QUERIES, LEAST_ROWS, MOST_HEAD_TASKS, linears_of,
-)  # fmt: skip
+from .cutting import LEAST_ROWS, MOST_HEAD_TASKS
 from .program import Rotate, fuse
+from .slots import linears_of
 from .team import get_isa
 
-PACK_HEAD = 16  # of a head's forward: packing its keys and values takes some 16 / T of the time of its products
 # Of a pass for each of its threads: with less to do, waiting for each other takes longer than it saves.
 THREAD_FLOPS = 1.2e7
 
@@ -52,9 +50,7 @@ cdef class Plan(Building):
         p.K = <const Kernels*> kernels if kernels else selected(F32 if self.dtype == np.float32 else F64)
         assert p.K.size == self.dtype.itemsize
         rewritten = fuse if fused else tuple
-        self.fused = [
-            (rewritten(block.before), block.heads, rewritten(block.after)) for block in program.blocks
-        ]
+        self.fused = [(rewritten(block.before), block.heads, rewritten(block.after)) for block in program.blocks]
         self.outside = {
             "before": rewritten(program.before), "after": rewritten(program.after),
             "query": tuple(program.query), "end": rewritten(program.end),
@@ -78,17 +74,7 @@ cdef class Plan(Building):
         if not dry:
             self.arena = allocate(self.placed["end"], np.uint8)
 
-    # ------------------------------------------------------------------------------------------ tasks for so many threads
-    cdef _query_parts(self, int threads):
-        """In how many parts the forward takes a head's queries: each packs all keys and values, few and large ones keep
-        threads waiting."""
-        heads, tokens = self.p.N * self._heads(), self.p.T
-
-        def time(parts):
-            return ceil_div(heads * parts, threads) * (1 / parts + PACK_HEAD / tokens) + 0.5 / parts
-
-        return min(range(1, self._most_query_parts() + 1), key=time)
-
+    # --------------------------------------------------------------------------------------- tasks for so many threads
     cdef _cut_for(self, int threads):
         """The rest, for so many threads: blocks of token rows, with or without all of a block's stages, parts of heads,
         and tiles of weight gradients; then the schedules of stages."""
@@ -99,7 +85,8 @@ cdef class Plan(Building):
         p.query_parts = self._query_parts(threads)
         p.head_tasks = min(p.N * self._heads() * p.query_parts, MOST_HEAD_TASKS)
         p.token_rows.blocks = self._blocks(threads, max(4, threads))
-        assert ceil_div(p.token_rows.units, p.token_rows.blocks) <= self.block_units  # what a thread's scratch has room for
+        # What a thread's scratch has room for:
+        assert ceil_div(p.token_rows.units, p.token_rows.blocks) <= self.block_units
         rounds = ceil_div(p.token_rows.blocks, threads)
         # Whole blocks where few threads wait at the end.
         p.whole_blocks = (
@@ -192,7 +179,8 @@ cdef class Plan(Building):
         cdef Pass* p = &self.p
         cdef double flops = 3 * self.flops if p.training else self.flops
         cdef Py_ssize_t worth = 1 + int(flops / THREAD_FLOPS)
-        return team_size(min(worth, max(p.token_rows.units, p.N * self._heads() * self._most_query_parts(), p.image_groups, 4)))
+        widest = max(p.token_rows.units, p.N * self._heads() * self._most_query_parts(), p.image_groups, 4)
+        return team_size(min(worth, widest))
 
     cdef Schedule _schedule(self, kind):
         """The stages of one kind of pass, made at its first call with so many threads."""

@@ -1,19 +1,9 @@
-from .task cimport Block, Linear, Pass, Section, Task
+from .batches cimport Batch, Run
+from .task cimport Pass
 from .team cimport Team
 
 cdef enum:
     BATCHES = 8   # as many as a team's turn has room for: kinds of tasks in a stage, at most
-
-ctypedef struct Batch:     # the tasks of one kind within a stage
-    void (*run)(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil
-    Py_ssize_t count
-    const char* name
-    int layer              # -1 outside the blocks
-    const Block* block
-    const Section* section
-    const Linear* linears  # of what is packed, or whose gradients are computed
-    int linear_count
-    int transposed
 
 ctypedef struct Stage:
     int count
@@ -31,10 +21,9 @@ cdef class Schedule:
     cdef object memory
     cdef Stage* stages
     cdef Py_ssize_t count, capacity
-    cdef Batch of_heads(self, const char* name, int layer, Py_ssize_t count,
-                        void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept
-    cdef void stage(self, Batch batch) except *
-    cdef void beside(self, Batch batch) except *
+    cdef Batch of_heads(self, const char* name, int layer, Py_ssize_t count, Run run) noexcept
+    cdef void stage(self, Batch tasks) except *
+    cdef void beside(self, Batch tasks) except *
     cdef void embed(self) except *
     cdef void extra_packs(self, bint transposed) except *
     cdef void blocks(self, int first, int last) except *

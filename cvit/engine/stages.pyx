@@ -1,212 +1,21 @@
 """A pass over the model as a list of stages: forward, and forward with backward, each on one screen.
 
 A stage is some kinds of tasks, which the threads of the team share out, and a barrier. `Schedule` makes the list once
-for a plan and a number of threads; `work` is what each thread of the team does with it. What a task does is in steps/,
-what is where in memory and how the work is cut in plan.pyx.
+for a plan and a number of threads; `work` is what each thread of the team does with it. What a task does is in
+batches.pyx and steps/, how the work is cut in cutting.pyx, what is where in memory in places.pyx.
 """
 
 import numpy as np
 
-from .steps.attention cimport heads_backward_task, heads_of_rows, heads_of_rows_backward, heads_task
-from .steps.embed cimport embed_task, group_sums, patch_norm_backward_task, tokens_backward_task
-from .steps.loss cimport head_tasks, logits_backward_task, logits_task, loss_task
-from .steps.norm cimport unit_sums
-from .steps.pool cimport final_norm_sums, pool_backward_task, pool_task, query_sums
-from .steps.weights cimport gradient_count, gradient_task, pack_count, pack_task, scale_sums
-from .task cimport Block, Cut, Linear, Pass, Section, Task, block_start
+from .batches cimport (
+    Batch, Run, batch, gradients, gradients_of, layer_scales, of_rows, pack, pack_section, run_block,
+    run_block_backward, run_embed, run_heads, run_heads_backward, run_logits, run_logits_backward, run_loss,
+    run_patch_norm_backward, run_patch_norm_sums, run_pool, run_pool_backward, run_query_sums, run_rows,
+    run_rows_again, run_rows_backward, run_tokens_backward,
+)
+from .steps.loss cimport head_tasks
+from .task cimport Block, Pass, Task
 from .team cimport KINDS, Team, Turn, sync, take, turn_of
-
-
-# ---------------------------------------------------------------------------------------- tasks over blocks of rows
-cdef inline Task rows_task(const Task* t, const Cut* cut, Py_ssize_t block) noexcept nogil:
-    cdef Task rows = t[0]
-    rows.cut, rows.block, rows.first = cut, block, block_start(cut, t.p.panel, block)
-    rows.rows = block_start(cut, t.p.panel, block + 1) - rows.first
-    return rows
-
-
-cdef inline void steps_forward(const Task* t, const Section* section) noexcept nogil:
-    cdef int i
-    for i in range(section.count):
-        if section.steps[i].forward != NULL:
-            section.steps[i].forward(t, &section.steps[i])
-
-
-cdef inline void steps_backward(const Task* t, const Section* section) noexcept nogil:
-    cdef int i
-    for i in range(section.count - 1, -1, -1):
-        if section.steps[i].backward != NULL:
-            section.steps[i].backward(t, &section.steps[i])
-
-
-cdef void run_rows(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    cdef Task rows = rows_task(t, batch.section.cut, task)
-    steps_forward(&rows, batch.section)
-
-
-cdef void run_rows_again(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    """What a checkpointed block did not keep of its rows."""
-    cdef Task rows = rows_task(t, batch.section.cut, task)
-    cdef int i
-    for i in range(batch.section.count):
-        if batch.section.steps[i].recompute != NULL:
-            batch.section.steps[i].recompute(&rows, &batch.section.steps[i])
-
-
-cdef void run_rows_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    cdef Task rows = rows_task(t, batch.section.cut, task)
-    steps_backward(&rows, batch.section)
-
-
-cdef void run_block(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    """Short images: all of a block for the images of these rows."""
-    cdef Task rows = rows_task(t, &t.p.token_rows, task)
-    steps_forward(&rows, &batch.block.before)
-    heads_of_rows(&rows, batch.block)
-    steps_forward(&rows, &batch.block.after)
-
-
-cdef void run_block_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    cdef Task rows = rows_task(t, &t.p.token_rows, task)
-    steps_backward(&rows, &batch.block.after)
-    heads_of_rows_backward(&rows, batch.block)
-    steps_backward(&rows, &batch.block.before)
-
-
-# ------------------------------------------------------------------------------------------------------- other tasks
-cdef void run_embed(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    embed_task(t, task)
-
-
-cdef void run_heads(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    heads_task(t, batch.block, task)
-
-
-cdef void run_heads_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    heads_backward_task(t, batch.block, task)
-
-
-cdef void run_pool(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    pool_task(t, task)
-
-
-cdef void run_pool_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    pool_backward_task(t, task)
-
-
-cdef void run_logits(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    logits_task(t, task)
-
-
-cdef void run_logits_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    logits_backward_task(t, task)
-
-
-cdef void run_loss(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    loss_task(t, task)
-
-
-cdef void run_tokens_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    if task < t.p.T:
-        tokens_backward_task(t, task)
-    else:
-        final_norm_sums(t)
-
-
-cdef void run_patch_norm_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    patch_norm_backward_task(t, task)
-
-
-cdef void run_patch_norm_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    group_sums(t, t.p.patch_norm.partial, t.p.patch_norm.scale, t.p.patch_norm.shift)
-
-
-cdef void run_query_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    query_sums(t)
-
-
-cdef void run_pack(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    pack_task(t, batch.linears, batch.linear_count, batch.transposed, task)
-
-
-cdef void run_gradients(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    cdef Py_ssize_t tiles = batch.count - (batch.section.sum_count if batch.section != NULL else 0)
-    if task < tiles:
-        gradient_task(t, batch.linears, batch.linear_count, task)
-    else:
-        unit_sums(t.p, &batch.section.sums[task - tiles])
-
-
-cdef void run_scale_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
-    scale_sums(t, batch.linears, batch.linear_count, task)
-
-
-# ---------------------------------------------------------------------------------------------------- batches of tasks
-cdef Batch batch(const char* name, Py_ssize_t count,
-                 void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
-    cdef Batch b
-    b.name, b.count, b.run = name, count, run
-    b.layer, b.block, b.section, b.linears, b.linear_count, b.transposed = -1, NULL, NULL, NULL, 0, 0
-    return b
-
-
-cdef Batch of_rows(Pass* p, const char* name, int layer, const Section* section,
-                   void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
-    """The rows of a section; without one those of a whole block. Nothing for a section without steps."""
-    cdef const Cut* cut = &p.token_rows
-    if section != NULL:
-        cut = section.cut
-    cdef Batch b = batch(name, 0 if section != NULL and section.count == 0 else cut.blocks, run)
-    b.layer, b.section = layer, section
-    if layer >= 0:
-        b.block = &p.blocks[layer]
-    return b
-
-
-cdef Batch pack(Pass* p, int layer, const Linear* linears, int count, bint transposed) noexcept:
-    cdef Batch b = batch("pack transposed" if transposed else "pack", pack_count(p, linears, count), run_pack)
-    b.layer, b.linears, b.linear_count, b.transposed = layer, linears, count, transposed
-    return b
-
-
-cdef Batch pack_section(Pass* p, int layer, bint after, bint transposed) noexcept:
-    """The matrices of one half of a block; nothing for a block that is not there."""
-    cdef const Section* section
-    if not 0 <= layer < p.L:
-        return pack(p, layer, NULL, 0, transposed)
-    section = &p.blocks[layer].after if after else &p.blocks[layer].before
-    return pack(p, layer, section.linears, section.linear_count, transposed)
-
-
-cdef Batch gradients(Pass* p, int layer, const Section* section) noexcept:
-    """Tiles of a section's weight gradients, and a task for each gradient that units of rows have parts of."""
-    cdef Batch b = batch("weight gradients", gradient_count(p, section.linears, section.linear_count)
-                         + section.sum_count, run_gradients)
-    b.layer, b.section = layer, section
-    b.linears, b.linear_count = section.linears, section.linear_count
-    return b
-
-
-cdef Batch layer_scales(Pass* p, int layer) noexcept:
-    """A task for each layer scale of a block, in the stage behind the tiles of its weight gradients."""
-    cdef const Section* section
-    cdef Py_ssize_t count = 0
-    cdef Batch b
-    cdef int i
-    if layer >= p.L:
-        return batch("layer scales", 0, run_scale_sums)
-    section = &p.blocks[layer].after
-    for i in range(section.linear_count):
-        count += section.linears[i].layer_scale >= 0 and not section.linears[i].shares_scale
-    b = batch("layer scales", count, run_scale_sums)
-    b.layer, b.linears, b.linear_count = layer, section.linears, section.linear_count
-    return b
-
-
-cdef Batch gradients_of(Pass* p, const Linear* linear) noexcept:
-    cdef Batch b = batch("weight gradients", gradient_count(p, linear, 1), run_gradients)
-    b.linears, b.linear_count = linear, 1
-    return b
 
 
 cdef class Schedule:
@@ -216,7 +25,7 @@ cdef class Schedule:
         assert BATCHES <= KINDS
         self.count = self.capacity = 0
 
-    cdef void stage(self, Batch batch) except *:
+    cdef void stage(self, Batch tasks) except *:
         """Begin a stage with these tasks."""
         if self.count == self.capacity:
             self.capacity = 2 * self.capacity + 16
@@ -227,14 +36,14 @@ cdef class Schedule:
             self.stages = <Stage*> <size_t> grown.ctypes.data
         self.stages[self.count].count = 0
         self.count += 1
-        self.beside(batch)
+        self.beside(tasks)
 
-    cdef void beside(self, Batch batch) except *:
+    cdef void beside(self, Batch tasks) except *:
         """More tasks for the stage begun last."""
         cdef Stage* stage = &self.stages[self.count - 1]
-        if batch.count > 0:
+        if tasks.count > 0:
             assert stage.count < BATCHES
-            stage.batches[stage.count] = batch
+            stage.batches[stage.count] = tasks
             stage.count += 1
 
     cdef void extra_packs(self, bint transposed) except *:
@@ -289,8 +98,7 @@ cdef class Schedule:
             self.stage(of_rows(p, "rows after attention", i, &block.after, run_rows))
             self.beside(ahead)
 
-    cdef Batch of_heads(self, const char* name, int layer, Py_ssize_t count,
-                        void (*run)(const Task*, const Batch*, Py_ssize_t) noexcept nogil) noexcept:
+    cdef Batch of_heads(self, const char* name, int layer, Py_ssize_t count, Run run) noexcept:
         cdef Batch b = batch(name, count, run)
         b.layer, b.block = layer, &self.p.blocks[layer]
         return b

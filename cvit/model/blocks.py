@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -69,7 +68,7 @@ def embedding(config: ViTConfig) -> list[Part]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------ the blocks
+# ----------------------------------------------------------------------------------------------------------- the blocks
 class Builder:
     """The parts of one block. Those of a second branch have a name that ends in "_2"."""
 
@@ -108,9 +107,7 @@ class Builder:
                 for tensor in norm_tensors(where, name, config.head_width, config.norm, config.norm_affine)
             ]
             name = f"{where.prefix}attn.qk_norm"
-            parts.append(
-                Part(name, Kind.HEAD_NORM, tuple(tensors), source=source, target="qkv", width=3 * D, heads=H)
-            )
+            parts.append(Part(name, Kind.HEAD_NORM, tuple(tensors), source=source, target="qkv", width=3 * D, heads=H))
         if config.rope is not None:
             tensors = []
             if config.rope.learned:
@@ -247,7 +244,7 @@ def block(config: ViTConfig, i: int) -> list[Part]:
     return BLOCKS[config.block](Builder(config, i))
 
 
-# -------------------------------------------------------------------------------------------------------------- the head
+# ------------------------------------------------------------------------------------------------------------- the head
 def head(config: ViTConfig) -> list[Part]:
     """From tokens to logits: the final norm, the pooling, what follows it, the classifier.
 
@@ -323,7 +320,7 @@ def _attention_pool(config: ViTConfig, where: Where, tokens: str) -> list[Part]:
     ]  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------- all parts
+# ------------------------------------------------------------------------------------------------------------ all parts
 def parts(config: ViTConfig) -> Iterator[Part]:
     """All parts in the order of computation."""
     yield from embedding(config)

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..base.errors import check, short
 from ..base.numbers import as_int, finite
-from .config_format import read, write
 from .blocks import forward_macs
+from .config_format import read, write
 from .rope import Rope
 from .variants import VARIANTS
 
@@ -287,7 +287,7 @@ class ViTConfig:
             check(value in known, f"{name} must be one of {known}, got {short(repr(value))}")
         needs_class = self.pool in ("cls", "cls_mean")
         check(
-            not needs_class or self.class_tokens,
+            not needs_class or self.class_tokens > 0,
             f"pool {self.pool!r} needs a class token, got class_token={self.class_token}",
         )
         (height, width), (down, across) = self.image_size, self.patch
@@ -302,11 +302,9 @@ class ViTConfig:
                 f"pool_heads must divide the width {self.width}, got {self.pool_heads}",
             )
         if self.rope is not None:
-            check(
-                self.head_width % 4 == 0, f"rope needs a head width that is a multiple of 4, got {self.head_width}"
-            )
+            check(self.head_width % 4 == 0, f"rope needs a head width that is a multiple of 4, got {self.head_width}")
         check(
-            not self.dist_head or self.dist_token and self.pool == "cls",
+            not self.dist_head or (self.dist_token and self.pool == "cls"),
             "dist_head needs dist_token=True and pool='cls'",
         )
         check(
@@ -461,7 +459,7 @@ def _three_biases(value) -> tuple[bool, bool, bool] | None:
     three = value if isinstance(value, (tuple, list)) else (value, value, value)
     if value is not None and (len(three) != 3 or not all(isinstance(one, bool) for one in three)):
         raise TypeError(f"qkv_bias must be None, True, False or three of these, got {short(repr(value))}")
-    return None if value is None else tuple(three)  # type: ignore[return-value]
+    return None if value is None else tuple(three)
 
 
 def _layer_scale(value) -> tuple[float | None, float | None] | None:

@@ -34,8 +34,8 @@ _FORMAT_2: Fields = {name: value for name, value in _FORMAT_1.items() if name !=
 _SINCE_3: Fields = dict(
     patch_bias=None, patch_norm=False, pre_norm=False, norm="layer", block="pre", rope=None, qkv_bias=None,
     qk_norm=False, attn_norm=False, proj_bias=None, mlp_bias=None, mlp_norm=False, fc_norm=False, pool_heads=0,
-    pool_hidden=0, pool_prefix=True, pool_query=True, pool_bias=None, pre_logits=0, pre_logits_activation="tanh", head_bias=None,
-    dist_head=False,
+    pool_hidden=0, pool_prefix=True, pool_query=True, pool_bias=None, pre_logits=0, pre_logits_activation="tanh",
+    head_bias=None, dist_head=False,
 )  # fmt: skip
 _FORMAT_3: Fields = _FORMAT_2 | _SINCE_3
 DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: _FORMAT_2, 3: _FORMAT_3}

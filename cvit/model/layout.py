@@ -26,8 +26,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.errors import check, listed
-from .config import ViTConfig
 from .blocks import rows
+from .config import ViTConfig
 from .parts import Role, Tensor
 
 

@@ -75,7 +75,7 @@ class Rope:
 
 def coordinates(rope: Rope, grid: tuple[int, int]) -> np.ndarray:
     """(rows · columns, 2): each patch's coordinates, in the order that the pairs have."""
-    axes = []
+    axes: list[np.ndarray] = []
     for length, reference in zip(grid, rope.reference or grid):
         if rope.kind == "centred":
             axes.append(2 * (np.arange(length) + 0.5 + rope.offset) / length - 1)

@@ -1,10 +1,10 @@
-"""Images to tokens: patches, their embedding, a norm, the tokens before them, positions; and the gradients of all these.
+"""Images to tokens: patches, their embedding, a norm, the tokens before them, positions; and all their gradients.
 
     x[n] = [tokens; norm(patches(image n) @ W + b)] + pos                         (Dosovitskiy et al. 2021, eq. 1)
     dpos = sum over images of dx,  dtokens = its first rows,  dW = patchesᵀ dx,  db = sum of dx over patches
 
-Positions may be those of the patches and of the first few tokens alone, or none. Forward keeps the patches, and before a
-norm what it normalises. A task of the forward is a band of patch rows in a group of images; of the backward a token's
+Positions may be those of the patches and of the first few tokens alone, or none. Forward keeps the patches, and before
+a norm what it normalises. A task of the forward is a band of patch rows in a group of images; of the backward a token's
 columns, and of the norm's a group of images. dW and db are tiles of the weight stage, in weights.pyx.
 """
 
@@ -41,8 +41,8 @@ cdef void embed_task(const Task* t, Py_ssize_t task) noexcept nogil:
         packing = packing_rows(count, p.patch_values, matrix(patches, p.patch_values), t.scratch)
         t.K.pack_rows(&packing)
         x = row_of(t, &p.first_x, n * p.T + p.prefix + first)
-        g = product(count, D, p.patch_values, packed_rows(t.scratch, count), panels_of(p, &p.embed, 0, 0, 0, p.patch_values),
-                    matrix(x, D))
+        g = product(count, D, p.patch_values, packed_rows(t.scratch, count),
+                    panels_of(p, &p.embed, 0, 0, 0, p.patch_values), matrix(x, D))
         g.bias = bias_of(p, &p.embed, 0, 0)
         if p.patch_norm.given:
             if p.training:

@@ -4,8 +4,9 @@
     dlogits = (softmax - target) / rows,   dfeatures = dlogits @ Wᵀ
 
 Two heads, each with its own columns of the features, make logits that are the mean of theirs: then dlogits are those of
-one of them. Rows are the pooled ones: an image each, or a token each where nothing is pooled. Forward keeps features and
-logits. Tasks: groups of images; for the products with W a block of rows by a strip of columns. dW is in weights.pyx.
+one of them. Rows are the pooled ones: an image each, or a token each where nothing is pooled. Forward keeps features
+and logits. Tasks: groups of images; for the products with W a block of rows by a strip of columns. dW is in
+weights.pyx.
 """
 
 from ..kernels cimport (
@@ -25,9 +26,9 @@ cdef Py_ssize_t head_scratch(const Pass* p) noexcept nogil:
     return packed_rows_size(p.K, IMAGES, max(p.head[0].k, p.classes)) * p.K.packed_size
 
 
-cdef Py_ssize_t head_tasks(const Pass* p, Py_ssize_t columns) noexcept nogil:
-    """Tasks of a product of all pooled rows with a matrix of so many columns."""
-    return ceil_div(p.pool.rows, IMAGES) * ceil_div(columns, STRIP)
+cdef Py_ssize_t head_tasks(const Pass* p, Py_ssize_t n) noexcept nogil:
+    """Tasks of a product of all pooled rows with a matrix of n columns."""
+    return ceil_div(p.pool.rows, IMAGES) * ceil_div(n, STRIP)
 
 
 cdef Gemm head_product(const Task* t, Py_ssize_t task, const Linear* head, Matrix x, Py_ssize_t k, Py_ssize_t n,

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 from ..kernels cimport (
     Matrix, Norm, NormBackward, Rotate, RotateFrequencies, matrix, normalisation, normalisation_backward,
 )
-from ..task cimport Pass, Slot, Step, Task, columns, offset_of, part_start, row_of, rows_of, unit_start
+from ..task cimport Pass, Slot, Step, Task, columns, offset_of, part_start, row_of, unit_start
 from .norm cimport unit_sums_of
 
 

@@ -1,0 +1,3 @@
+from .places import Places
+
+class Building(Places): ...

@@ -1,0 +1,13 @@
+import numpy as np
+
+from .cutting import Cutting
+
+class Places(Cutting):
+    @property
+    def arena(self) -> np.ndarray: ...
+    @property
+    def packed(self) -> np.ndarray: ...
+    @property
+    def owner(self) -> Places | None: ...
+    @property
+    def lent(self) -> int: ...
