@@ -312,9 +312,9 @@ def _attention_pool(config: ViTConfig, where: Where, tokens: str) -> list[Part]:
     return [
         *parts,
         norm(
-            where, "pool.norm", D, kind=config.norm, affine=config.norm_affine, source="m", target="pn"
+            where, "pool.norm", D, kind=config.norm, affine=config.norm_affine, source="m", target="normed"
         ),
-        linear(where, "pool.fc1", D, F, 1, bias=config.bias, source="pn", target="pu"),
+        linear(where, "pool.fc1", D, F, 1, bias=config.bias, source="normed", target="pu"),
         act,
         linear(where, "pool.fc2", F, D, 1, bias=config.bias, source="pg", target="f", add="m"),
     ]  # fmt: skip
