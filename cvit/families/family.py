@@ -172,7 +172,8 @@ class Family:
         return {}
 
     def preprocessing(self, given: Given) -> dict[str, Any]:
-        """Hints of how images become arrays: keys `size`, `crop`, `resize`, `resample`, `mean`, `std`, …"""
+        """How pictures become arrays: for a family of transformers keys of its preprocessor's config, for one of timm
+        those of its pretrained_cfg, else fields of `Preprocessing`, of which `size` may be left out."""
         return {}
 
     # ------------------------------------------------------------------------------------------------ what follows

@@ -136,7 +136,8 @@ def read(
     num_heads : int, optional
         Where neither the file nor the name of its architecture tells it.
     image_size : int or (int, int), optional
-        Another size than the file's: its positions are resampled by the family's rule.
+        Another size than the file's: its positions are resampled by the family's rule. Pixels below and to the right
+        that fill no patch do not count, as in a convolution.
     classes : int, optional
         Another number than the file's: the head is a fresh one of zeros; 0 for none.
     channels : int, optional
@@ -167,28 +168,61 @@ def read(
     table = expanded(family.rows(config, style), config.depth)
     layout = Layout.of(config)
     _check_names(table, layout, facts.shapes, files, strict, family.computed(config, style))
+    flat = np.zeros(layout.size, float_dtype("dtype", dtype))
+    views = layout.views(flat)
+    for name, rows in table.items():
+        _fill(rows, _array(files[name], tensors[files[name]]), layout, views)
+    for name, tensor in family.computed(config, style).items():
+        views[name][...] = tensor
+    target, flat = adapted(config, flat, family, style, facts.image_size, classes, channels)
+    return Model(target, flat, family, style)
+
+
+def adapted(
+    config: ViTConfig,
+    weights: np.ndarray,
+    family: Family | None,
+    style: frozenset[str],
+    image_size: int | tuple[int, int] | None = None,
+    classes: int | None = None,
+    channels: int | None = None,
+) -> tuple[ViTConfig, np.ndarray]:
+    """A model for another image size, number of classes or of channels, as `read` says; the same where none differs.
+
+    Positions of a model that is of no family (None) are resampled as timm does.
+    """
     changes: dict[str, Any] = {}
-    if facts.image_size not in (None, config.image_size):
-        changes["image_size"] = facts.image_size
+    if image_size is not None:
+        size, patch = _pair(image_size), config.patch
+        whole = size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]
+        check(min(whole) > 0, f"image_size must be at least a patch of {patch}, got {size}")
+        if whole != config.image_size:
+            changes["image_size"] = whole
     if classes is not None and classes != config.classes:
         changes["classes"] = as_int("classes", classes, minimum=0)
     if channels is not None and channels != config.channels:
         changes["channels"] = as_int("channels", channels)
-    target = dataclasses.replace(config, **changes) if changes else config
-    wanted = Layout.of(target)
-    flat = np.zeros(wanted.size, float_dtype("dtype", dtype))
-    views = wanted.views(flat)
-    own = {  # whole tensors that are not stored as they are in the file
-        name: np.empty(entry.shape, flat.dtype)
-        for name, entry in layout.entries.items()
-        if name not in views or entry.shape != views[name].shape or name == "pos_embed"
-    }
-    for name, rows in table.items():
-        _fill(rows, _array(files[name], tensors[files[name]]), layout, {**views, **own} if own else views)
-    _adapt(own, views, config, target, family.position_resampling)
-    for name, tensor in family.computed(target, style).items():
+    if not changes:
+        return config, weights
+    target = dataclasses.replace(config, **changes)
+    layout = Layout.of(target)
+    flat = np.zeros(layout.size, weights.dtype)
+    views, own = layout.views(flat), Layout.of(config).views(weights)
+    for name, view in views.items():
+        if name == "pos_embed":
+            rule = family.position_resampling if family else Family.position_resampling
+            view[...] = resample(own[name], config.pos_prefix, config.grid, target.grid, rule)
+        elif name == "patch_embed.weight" and "channels" in changes:
+            pixels = own[name].reshape(config.channels, math.prod(config.patch), -1)
+            view[...] = _other_channels(pixels, target.channels).reshape(target.patch_features, -1)
+        elif name in FRESH and "classes" in changes:
+            init = layout.entries[name].row.init
+            view[...] = init.value if init.law is Law.CONSTANT else 0.0
+        else:
+            view[...] = own[name]
+    for name, tensor in family.computed(target, style).items() if family else ():
         views[name][...] = tensor
-    return Model(target, flat, family, style)
+    return target, flat
 
 
 def write(
@@ -303,19 +337,6 @@ def _fill(rows: list[Row], whole: np.ndarray, layout: Layout, into: Mapping[str,
             part = getattr(row.how, "part", None)
             view = into[row.ours]
             view[slice(*part(config)) if part else ...] = tensor
-
-
-def _adapt(own, views, config: ViTConfig, target: ViTConfig, rule: str) -> None:
-    """Tensors of `config`, which the file has, to those of `target`, which differs in size, classes or channels."""
-    if "pos_embed" in own:
-        views["pos_embed"][...] = resample(own["pos_embed"], config.pos_prefix, config.grid, target.grid, rule)
-    if config.channels != target.channels and "patch_embed.weight" in own:
-        pixels = own["patch_embed.weight"].reshape(config.channels, math.prod(config.patch), -1)
-        views["patch_embed.weight"][...] = _other_channels(pixels, target.channels).reshape(target.patch_features, -1)
-    for name in FRESH:
-        if name in views and config.classes != target.classes:
-            init = Layout.of(target).entries[name].row.init
-            views[name][...] = init.value if init.law is Law.CONSTANT else 0.0
 
 
 def _other_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
