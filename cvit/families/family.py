@@ -84,7 +84,8 @@ class Given:
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
         """The shape of a tensor that must be there and have `rank` axes."""
-        check(name in self.shapes, f"the file lacks {name}{closest(name, self.shapes)}")
+        if name not in self.shapes:
+            raise ValueError(f"the file lacks {name}{closest(name, self.shapes)}")
         shape = tuple(self.shapes[name])
         check(len(shape) == rank, f"{name} must have {rank} dimensions, got shape {shape}")
         check(min(shape) > 0, f"{name} must have no empty dimension, got shape {shape}")

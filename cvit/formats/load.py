@@ -233,9 +233,7 @@ def _vit(found: families.Model, config: ViTConfig, weights, json: Json, preproce
     how = _preprocessing(found.family, config, json, preprocessor)
     names = _class_names(json, config.classes)  # of a new head with another number of classes there are none
     origin = Origin(found.family.name, tuple(sorted(found.style)))
-    return ViT(
-        config, weights, preprocessing=fitted(how, config, wanted.image_size), class_names=names, origin=origin
-    )
+    return ViT(config, weights, preprocessing=fitted(how, config, wanted.image_size), class_names=names, origin=origin)
 
 
 def _class_names(json: Json, classes: int) -> tuple[str, ...] | None:

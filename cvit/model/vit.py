@@ -408,6 +408,28 @@ class ViT:
         engine = self._make_engine(piece, mode, dry=True)
         return Plan(mode, batch, engine.threads(), self._buffers(engine), engine.lent, piece)
 
+    def save(self, path: str | os.PathLike, names: str = "cvit") -> None:
+        """Write the model, preprocessing and class names included, for `cvit.load` or for another library.
+
+        Parameters
+        ----------
+        path : str or path
+            A folder, made if it is missing; for "npz" a file that ends in .npz, for "cvit" also one in .safetensors.
+        names : "cvit", "timm", "hf" or "npz"
+            Whose names and options: cvit's, timm's (`timm.create_model("local-dir:…")` loads it), transformers'
+            (`from_pretrained`), or those of vit_jax and big_vision.
+
+        Raises
+        ------
+        ValueError
+            The library could not say an option of this model; the message says why, and nothing is written.
+        OSError
+            What the system reports. No file is ever half-written.
+        """
+        from ..formats.save import save  # which is above this package
+
+        save(path, self, names)
+
     def program(self) -> str:
         """The steps that a pass takes, as text: what each reads, writes and adds, and how large it is."""
         return str(program_of(self._config))
