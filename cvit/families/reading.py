@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -349,7 +349,7 @@ def _fill(rows: list[Row], whole: np.ndarray, layout: Layout, into: Mapping[str,
             tensor = row.how.here(piece, shape, config)
         except ValueError as error:
             raise ValueError(f"{row.theirs}: {error}") from None
-        if row.ours:
+        if row.ours and tensor is not None:
             part = getattr(row.how, "part", None)
             view = into[row.ours]
             _copy(tensor, view[slice(*part(config)) if part else ...])

@@ -225,8 +225,9 @@ def _read(
 
 
 def _of_module(found: families.Model, json: Json, wanted: _Wanted) -> ViT:
-    config, weights = families.adapted(found.config, found.weights, found.family, found.style, **wanted.shape())
-    return _vit(found, config, weights.astype(wanted.dtype or weights.dtype, copy=False), json, None, wanted)
+    weights = found.weights.astype(wanted.dtype or found.weights.dtype, copy=False)
+    config, weights = families.adapted(found.config, weights, found.family, found.style, **wanted.shape())
+    return _vit(found, config, weights, json, None, wanted)
 
 
 def _vit(found: families.Model, config: ViTConfig, weights, json: Json, preprocessor: Json | None, wanted) -> ViT:
@@ -241,9 +242,9 @@ def _class_names(json: Json, classes: int) -> tuple[str, ...] | None:
     section = json.get("pretrained_cfg")
     for place in (json, section if isinstance(section, Mapping) else {}):
         names = place.get("label_names")
-        if isinstance(names, (list, tuple)) and len(names) == classes and classes:
-            if all(isinstance(name, str) for name in names):
-                return tuple(names)
+        named = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        if names and named and len(names) == classes:
+            return tuple(names)
     return class_names(json, classes)
 
 
@@ -300,9 +301,9 @@ def _own(path: Path, wanted: _Wanted, num_heads: int | None) -> ViT:
     if origin is not None:
         family = next((one for one in families.FAMILIES if one.name == origin.family), None)
     style = frozenset(origin.style) if origin else frozenset()
+    weights = model.weights.astype(wanted.dtype or model.dtype, copy=False)
     with _named(str(path)):
-        config, weights = families.adapted(model.config, model.weights, family, style, **wanted.shape())
-    weights = weights.astype(wanted.dtype or weights.dtype, copy=False)
+        config, weights = families.adapted(model.config, weights, family, style, **wanted.shape())
     if config == model.config and weights is model.weights:
         return model
     return ViT(

@@ -164,7 +164,11 @@ def _set_size(config: dict[str, Any], size: tuple[int, int]) -> None:
 
 def _json(value: dict[str, Any]) -> Write:
     text = json.dumps(value, indent=2) + "\n"
-    return lambda temporary: temporary.write_text(text, encoding="utf-8") and None
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    return write
 
 
 def _write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:

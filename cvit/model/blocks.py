@@ -108,7 +108,9 @@ class Builder:
                 for tensor in norm_tensors(where, name, config.head_width, config.norm, config.norm_affine)
             ]
             name = f"{where.prefix}attn.qk_norm"
-            parts.append(Part(name, Kind.HEAD_NORM, tuple(tensors), source=source, target="qkv", width=3 * D, heads=H))
+            parts.append(
+                Part(name, Kind.HEAD_NORM, tuple(tensors), source=source, target="qkv", width=3 * D, heads=H)
+            )
         if config.rope is not None:
             tensors = []
             if config.rope.learned:

@@ -302,7 +302,9 @@ class ViTConfig:
                 f"pool_heads must divide the width {self.width}, got {self.pool_heads}",
             )
         if self.rope is not None:
-            check(self.head_width % 4 == 0, f"rope needs a head width that is a multiple of 4, got {self.head_width}")
+            check(
+                self.head_width % 4 == 0, f"rope needs a head width that is a multiple of 4, got {self.head_width}"
+            )
         check(
             not self.dist_head or self.dist_token and self.pool == "cls",
             "dist_head needs dist_token=True and pool='cls'",
