@@ -29,6 +29,7 @@ except ImportError:
     ) from None
 from . import ops
 from .formats import checkpoint, flax
+from .formats import save as saving  # which gives ViT its method
 from .formats.checkpoint import save
 from .formats.flax import from_flax, to_flax
 from .formats.load import from_hf, from_state_dict, from_timm, from_torchvision, load

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -128,6 +128,8 @@ class ViT:
     >>> model.forward(np.zeros((2, 3, 32, 32), np.float32)).shape
     (2, 10)
     """
+
+    _write: ClassVar[Callable[[str | os.PathLike, ViT, str], None]]  # cvit.formats.save, which lies above this package
 
     def __init__(
         self,
@@ -426,9 +428,7 @@ class ViT:
         OSError
             What the system reports. No file is ever half-written.
         """
-        from ..formats.save import save  # which is above this package
-
-        save(path, self, names)
+        ViT._write(path, self, names)
 
     def program(self) -> str:
         """The steps that a pass takes, as text: what each reads, writes and adds, and how large it is."""
