@@ -7,7 +7,9 @@ The map of the code, an image's way to its logits and back to the weights:
                and backward), team.pyx (threads, the door to csrc), update.pyx (optimizers' passes)
     ops/       each kernel alone
     model/     config.py, parts.py (what a ViT is made of), layout.py, initialize.py, program.py, vit.py, functional.py
-    formats/   model files, Flax          data/   images in, batches out     pictures/  files to images
+    families/  other libraries' names, options and positions, as tables: timm, transformers, torchvision, vit_jax
+    formats/   load.py (whatever a model comes from), checkpoint.py (cvit's own file), source.py, hub.py, Flax
+    data/      images in, batches out     pictures/  files to images
     train/     loop, optimizers           cli/    the commands            bench/  `cvit bench`
     ../csrc    the kernels: one source for every instruction set and element type
 """
@@ -27,8 +29,10 @@ except ImportError:
     ) from None
 from . import ops
 from .formats import checkpoint, flax
-from .formats.checkpoint import load, save
+from .formats import save as saving  # which gives ViT its method
+from .formats.checkpoint import save
 from .formats.flax import from_flax, to_flax
+from .formats.load import from_hf, from_state_dict, from_timm, from_torchvision, load
 from .model import config, functional, initialize, layout
 from .model.config import ViTConfig
 from .model.functional import (
@@ -53,7 +57,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SGD", "AdamW", "Layout", "Plan", "Preprocessing", "ViT", "ViTConfig", "available_isas", "evaluate", "fit",
-    "from_flax", "get_isa", "get_num_threads", "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls",
-    "save", "set_isa", "set_num_threads", "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward",
-    "vit_train_step", "warmup_cosine",
+    "from_flax", "from_hf", "from_state_dict", "from_timm", "from_torchvision", "get_isa", "get_num_threads",
+    "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls", "save", "set_isa", "set_num_threads",
+    "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward", "vit_train_step", "warmup_cosine",
 ]  # fmt: skip

@@ -248,7 +248,7 @@ def test_a_terminal_gets_a_bar(tmp_path):
     assert b"\r" in output and b"images/s" in output and b"ETA" in output and b"100%" in output
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["info"], ["predict"], ["embed"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["info"], ["convert"], ["predict"], ["embed"], ["bench"]])
 def test_help_is_complete(command, capsys):
     assert cli.main([*command, "--help"]) == 0
     assert "example: cvit" in capsys.readouterr().out
@@ -309,12 +309,17 @@ def files(tmp_path, monkeypatch):
         ("train digits --out folder/m", "folder/history.csv: Is a directory"),
         ("train digits --out picture/m", "picture/history.png was not written by cvit and would be overwritten"),
         ("train digits --threads 3000000000", "argument --threads: must be a whole number from 1 to 4096"),
-        ("info", "the following arguments are required: FILE|VARIANT"),
-        ("info none", "none: No such file or directory"),
+        ("info", "the following arguments are required: MODEL|VARIANT"),
+        ("info none", "there is no file 'none'; give a .safetensors or .npz file, a folder with one, or a name"),
         ("info text.safetensors", "text.safetensors is not a safetensors file"),
         ("info S/17", "17"),
+        ("info Q/16", "name must be one of Ti, S, M, B, L, So400m, H, g, G, e with a patch size, like 'S/16', got 'Q/16'"),
+        ("info other.pth", "other.pth is a pickle, which can run any code"),
+        ("convert none out", "there is no file 'none'"),
+        ("convert other.safetensors out.safetensors --names hf", "names 'hf' make a folder"),
+        ("convert other.safetensors out --names npz", "must end in .npz"),
         ("info S/16 --batch 0", "argument --batch: must be a whole number from 1 to 2147483647, got '0'"),
-        ("eval none.safetensors digits", "none.safetensors: No such file or directory"),
+        ("eval none.safetensors digits", "there is no file 'none.safetensors'"),
         ("eval text.safetensors digits", "text.safetensors is not a safetensors file"),
         ("eval other.safetensors digits", "images must have shape (N, 3, 16, 16), got (359, 1, 8, 8)"),
     ],
@@ -361,5 +366,5 @@ def test_info_prints_the_program(trained, capsys):
 def test_a_missing_extra_is_named_before_anything_is_done(files, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["train", "digits"]) == 2
-    expected = 'cvit: error: scikit-learn, matplotlib, tqdm, safetensors missing: pip install "cvit-cpu[demo]"\n'
+    expected = 'cvit: error: scikit-learn, matplotlib, tqdm missing: pip install "cvit-cpu[demo]"\n'
     assert capsys.readouterr() == ("", expected)

@@ -197,7 +197,7 @@ def test_progress_on_a_terminal_is_one_line(monkeypatch, capsys):
     "arguments, message",
     [
         ("predict", "the following arguments are required: MODEL, IMAGE (see cvit predict --help)"),
-        ("predict none photos/a.jpg", "none: No such file or directory"),
+        ("predict none photos/a.jpg", "there is no file 'none'"),
         ("predict m.safetensors none.jpg", "none.jpg: No such file or directory"),
         ("predict m.safetensors photos/a.jpg photos/cut.jpg", "photos/cut.jpg cannot be decoded: image file is trunc"),
         ("predict m.safetensors photos/text.png", "photos/text.png is not a picture in a format that is read here"),
@@ -210,7 +210,7 @@ def test_progress_on_a_terminal_is_one_line(monkeypatch, capsys):
         ("embed m.safetensors none --out f.npz", "none: No such file or directory"),
         ("embed m.safetensors empty --out f.npz", "empty has no pictures in it"),
         ("embed m.safetensors photos/text.png --out f.npz", "none of the 1 pictures could be decoded"),
-        ("embed photos/text.png photos --out f.npz", "photos/text.png is not a safetensors file"),
+        ("embed photos/text.png photos --out f.npz", "photos/text.png must be a .safetensors or .npz file, or a folder with one"),
         ("embed m.safetensors photos --out f.npz --batch 0", "argument --batch: must be a whole number from 1"),
     ],
 )

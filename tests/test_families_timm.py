@@ -21,7 +21,6 @@ REFUSED = {  # and the part that the message names
     "vit_dlittle_patch16_reg1_gap_256": "differential attention",
     "vit_dwee_patch16_reg1_gap_256": "differential attention",
     "vit_dpwee_patch16_reg1_gap_256": "differential attention",
-    "vit_so150m_patch16_reg4_map_256": "attention pooling over the patches",
 }
 EQUAL = [name for name in timm_models.names() if name not in REFUSED]
 

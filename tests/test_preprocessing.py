@@ -81,8 +81,8 @@ def test_json_round_trip(how):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(format=2), "must be of format 1, got 2"),
-        (dict(format=None), "must be of format 1, got None"),
+        (dict(format=3), "must be of format 1 to 2, got 3"),
+        (dict(format=None), "must be of format 1 to 2, got None"),
         (dict(extra=1), "unknown keys: extra"),
         (dict(size="large"), "size"),
         (dict(size=[1e400, 1]), "size"),

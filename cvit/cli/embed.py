@@ -25,7 +25,9 @@ EXAMPLE = "cvit embed vit.safetensors photos/ --out photos.npz"
 
 def add_arguments(parser) -> None:
     """Add the command's arguments to `parser`."""
-    parser.add_argument("model", metavar="MODEL", help="what cvit.load takes, a saved model for instance")
+    parser.add_argument(
+        "model", metavar="MODEL", help="what cvit.load takes: a file, a folder, or a name on the Hugging Face Hub"
+    )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a folder of pictures, or pictures")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE",

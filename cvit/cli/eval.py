@@ -1,8 +1,6 @@
-"""`cvit eval FILE DATASET`: accuracy and confusion matrix of a saved model."""
+"""`cvit eval MODEL DATASET`: accuracy and confusion matrix of a saved model."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from .options import MOST_IMAGES, need_demo_extra, option, threads_option, use_threads, whole
 
@@ -12,7 +10,9 @@ EXAMPLE = "cvit eval digits.safetensors digits"
 
 def add_arguments(parser) -> None:
     """Add the command's arguments to `parser`."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a model that `cvit train` wrote")
+    parser.add_argument(
+        "model", metavar="MODEL", help="what cvit.load takes, a model that `cvit train` wrote for instance"
+    )
     parser.add_argument("dataset", choices=["digits"], help="scikit-learn's handwritten digits, the test part")
     option(parser, "--batch-size", 256, whole(1, MOST_IMAGES), "images in a pass")
     threads_option(parser)
@@ -20,14 +20,14 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Evaluate and print."""
-    need_demo_extra(["sklearn", "safetensors"])
+    need_demo_extra(["sklearn"])
     use_threads(args.threads)
 
     from ..data import digits
-    from ..formats import checkpoint
+    from ..formats.load import load
     from ..train.evaluation import confusion_matrix, evaluate
 
-    model = checkpoint.load(args.file)
+    model = load(args.model)
     _, test = digits()
     result = evaluate(model, *test, batch_size=args.batch_size)
     print(f"accuracy {result.accuracy:.2%} of {len(test.images)} test images, cross-entropy {result.loss:.4f}\n")

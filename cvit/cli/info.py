@@ -1,18 +1,23 @@
-"""`cvit info FILE|VARIANT`: what a model is and what it needs, without running it."""
+"""`cvit info MODEL|VARIANT`: what a model is and what it needs, without running it."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
-from .options import MOST_IMAGES, need_demo_extra, option, threads_option, use_threads, whole
+from .options import MOST_IMAGES, option, threads_option, use_threads, whole
 from .output import one_line
 
 NAMES_SHOWN = 10  # of classes
+VARIANT = re.compile(r"[A-Za-z0-9]+/[0-9]+")  # no repository on the Hub is called by a number
+PLAIN = (  # the fields that every model's description has
+    "image_size", "patch_size", "channels", "width", "depth", "heads", "hidden", "classes", "pool", "activation", "eps",
+)  # fmt: skip
 DESCRIPTION = (
-    "Print a model's configuration, what it does to pictures, the names of its classes, its tensors in the order of\n"
-    "the weight vector, the number of weights, the floating-point operations of a forward pass, and the memory of a\n"
-    "training step and of inference."
+    "Print a model's architecture and the options that differ from the plain one, what it does to pictures, the names\n"
+    "of its classes, its tensors in the order of the weight vector, the number of weights, the floating-point\n"
+    "operations of a forward pass, and the memory of a training step and of inference."
 )
 EXAMPLE = "cvit info digits.safetensors && cvit info S/16 --batch 8"
 
@@ -20,8 +25,9 @@ EXAMPLE = "cvit info digits.safetensors && cvit info S/16 --batch 8"
 def add_arguments(parser) -> None:
     """Add the command's arguments to `parser`."""
     parser.add_argument(
-        "model", metavar="FILE|VARIANT", help="a saved model, or a variant with its patch size: Ti/16, S/16, B/32, …"
-    )
+        "model", metavar="MODEL|VARIANT",
+        help="what cvit.load takes (a file, a folder, a name on the Hub), or a variant with its patch size: Ti/16, …",
+    )  # fmt: skip
     option(parser, "--batch", 1, whole(1, MOST_IMAGES), "images in a batch, for FLOPs and memory")
     parser.add_argument("--program", action="store_true", help="print the steps of a block instead")
     threads_option(parser)
@@ -36,8 +42,13 @@ def run(args) -> None:
         return
     config = model.config
     print("configuration")
-    for field in dataclasses.fields(config):
-        print(f"  {field.name:<16}{getattr(config, field.name)}")
+    for name in PLAIN:
+        print(f"  {name:<16}{getattr(config, name)}")
+    for name, value in _options(config):
+        print(f"  {name:<16}{value}  (option)")
+    if model.origin is not None:
+        style = f" ({', '.join(map(one_line, model.origin.style))})" if model.origin.style else ""
+        print(f"  {'names':<16}{one_line(model.origin.family)}{style}")
     for key, value in notes.items():
         print(f"  {one_line(key):<16}{one_line(value)}  (note in the file)")
     print("\npreprocessing of pictures" + ("" if model.preprocessing else ", not in the file: the default"))
@@ -61,15 +72,24 @@ def _model(name: str):
     import numpy as np
 
     from ..formats import checkpoint
-    from ..model.config import VARIANTS, ViTConfig
+    from ..formats.load import load
+    from ..model.config import ViTConfig
     from ..model.layout import Layout
     from ..model.vit import ViT
 
-    if name.partition("/")[0] in VARIANTS and not Path(name).exists():
+    if VARIANT.fullmatch(name) and not Path(name).exists():
         config = ViTConfig.variant(name)
         return ViT(config, np.zeros(Layout.of(config).size, np.float32)), {}
-    need_demo_extra(["safetensors"])
-    return checkpoint.load(name), checkpoint.read_metadata(name)
+    own = Path(name).is_file() and checkpoint.is_own(name)
+    return load(name), checkpoint.read_metadata(name) if own else {}
+
+
+def _options(config):
+    """Names and values of the options that are not those of a plain model."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in PLAIN and value != field.default:
+            yield field.name, value
 
 
 def _print_preprocessing(model) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 from .output import one_line
 
-DEMO_MODULES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm", "safetensors": "safetensors"}
+DEMO_MODULES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 MOST_THREADS = 4096
 MOST_IMAGES = 2**31 - 1  # in a batch
+MOST_EDGE = 1 << 15  # pixels of an image's edge
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,7 +13,9 @@ BATCH = 16  # pictures in a pass
 
 def add_arguments(parser) -> None:
     """Add the command's arguments to `parser`."""
-    parser.add_argument("model", metavar="MODEL", help="what cvit.load takes, a saved model for instance")
+    parser.add_argument(
+        "model", metavar="MODEL", help="what cvit.load takes: a file, a folder, or a name on the Hugging Face Hub"
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures: JPEG, PNG, WebP and other files")
     option(parser, "--top", 5, whole(1, MOST_IMAGES), "classes to print for each picture")
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object for each picture")

@@ -13,7 +13,7 @@ from .family import Family, Given, Row
 from .flax_npz import FlaxNpz
 from .hf_all import HF_FAMILIES
 from .hf_module import from_hf
-from .reading import Model, configuration, given, read, recognise, write
+from .reading import Model, adapted, configuration, given, read, recognise, write
 from .timm_eva import TimmEva
 from .timm_module import from_timm
 from .timm_vit import TimmViT
@@ -31,6 +31,6 @@ def family_named(name: str) -> Family:
 
 
 __all__ = [
-    "FAMILIES", "Family", "Given", "Model", "Row", "configuration", "family_named", "from_hf", "from_timm",
+    "FAMILIES", "Family", "Given", "Model", "Row", "adapted", "configuration", "family_named", "from_hf", "from_timm",
     "from_torchvision", "given", "read", "recognise", "write",
 ]  # fmt: skip

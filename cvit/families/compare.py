@@ -23,6 +23,7 @@ def effective(config: ViTConfig) -> dict[str, Any]:
     pools = config.pool == "map"
     fields["pool_heads"] = config.pool_heads or config.heads if pools else None
     fields["pool_hidden"] = (config.pool_hidden or config.hidden) if pools else None
+    fields["pool_prefix"] = config.pool_prefix if pools and config.prefix_tokens else None
     fields["pool_query"] = config.pool_query if pools else None
     fields["pool_bias"] = (config.has_bias("pool"), config.bias) if pools else None
     fields["pre_logits_activation"] = config.pre_logits_activation if config.pre_logits else None

@@ -84,7 +84,8 @@ class Given:
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
         """The shape of a tensor that must be there and have `rank` axes."""
-        check(name in self.shapes, f"the file lacks {name}{closest(name, self.shapes)}")
+        if name not in self.shapes:
+            raise ValueError(f"the file lacks {name}{closest(name, self.shapes)}")
         shape = tuple(self.shapes[name])
         check(len(shape) == rank, f"{name} must have {rank} dimensions, got shape {shape}")
         check(min(shape) > 0, f"{name} must have no empty dimension, got shape {shape}")
@@ -172,7 +173,8 @@ class Family:
         return {}
 
     def preprocessing(self, given: Given) -> dict[str, Any]:
-        """Hints of how images become arrays: keys `size`, `crop`, `resize`, `resample`, `mean`, `std`, …"""
+        """How pictures become arrays: for a family of transformers keys of its preprocessor's config, for one of timm
+        those of its pretrained_cfg, else fields of `Preprocessing`, of which `size` may be left out."""
         return {}
 
     # ------------------------------------------------------------------------------------------------ what follows

@@ -115,7 +115,7 @@ class FlaxNpz(Family):
         )
 
     def preprocessing(self, given):
-        return dict(resize="squash", resample="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+        return dict(resize="squash", interpolation="bilinear", crop=False, mean=(0.5,) * 3, std=(0.5,) * 3)
 
     def rows(self, config, style=frozenset()):
         norm1, attention, norm2, mlp = MODULES["big_vision" in style]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..base.errors import check
 from ..model.config import ViTConfig
 from .hf_vit import HfViT
 
@@ -22,6 +23,7 @@ class HfDeiT(HfViT):
     architectures = ("DeiTModel", "DeiTForImageClassification")
 
     def described(self, config: ViTConfig) -> dict[str, Any]:
+        check(config.dist_token, f"{self.name} has no model without a distillation token")
         json = super().described(config)
         if config.dist_head:
             json["architectures"] = ["DeiTForImageClassificationWithTeacher"]

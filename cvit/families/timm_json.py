@@ -121,8 +121,9 @@ def vit_json(config: ViTConfig, style: frozenset[str]) -> dict[str, Any]:
         mlp_ratio=_ratio(config.width, hidden), scale_attn_norm=config.attn_norm, scale_mlp_norm=config.mlp_norm,
         proj_bias=config.has_bias("proj"), pos_embed="none" if config.pos_tokens == "none" else "learn",
         reg_tokens=config.registers, pre_norm=config.pre_norm, final_norm=config.final_norm or config.fc_norm,
-        fc_norm=config.fc_norm, pool_include_prefix=config.pool == "mean_all" or
-        (config.pool == "map" and config.prefix_tokens > 0), act_layer=ACT_LAYERS[config.activation],
+        fc_norm=config.fc_norm, act_layer=ACT_LAYERS[config.activation],
+        pool_include_prefix=config.pool == "mean_all"
+            or (config.pool == "map" and config.prefix_tokens > 0 and config.pool_prefix),
     )  # fmt: skip
     if args["init_values"] is None and not parallel:
         args["init_values"] = 0.0  # for timm none; None itself would leave the architecture's own
@@ -146,6 +147,8 @@ def eva_json(config: ViTConfig, style: frozenset[str]) -> dict[str, Any]:
             "a distillation token": not config.dist_token,
             "projection and MLP without biases": config.has_bias("proj") and config.has_bias("mlp"),
             "the mean over all tokens": config.pool != "mean_all",
+            "attention pooling of the patches alone": config.pool != "map" or config.pool_prefix
+                or not config.prefix_tokens,
         },
     )  # fmt: skip
     args |= dict(

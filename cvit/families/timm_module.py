@@ -77,6 +77,7 @@ def describe(module) -> tuple[ViTConfig, frozenset[str]]:
     if config.pool == "map":
         heads = module.attn_pool.num_heads
         fields["pool_heads"] = 0 if heads == config.heads else heads
+        fields["pool_prefix"] = bool(getattr(module, "pool_include_prefix", type(module).__name__ == "Eva"))
     style = set(family.style(facts))
     if rope is not None:
         fields["rope"], half = _rope(rope)
@@ -132,12 +133,7 @@ def _activation(module) -> str:
 def _pool(module, config: ViTConfig) -> str:
     pool = module.global_pool
     check(pool in POOLS, f"the module has a part that cvit does not compute: pooling {pool!r}")
-    whole = getattr(module, "pool_include_prefix", type(module).__name__ == "Eva" and pool == "map")
-    if pool == "map":
-        check(
-            whole or not config.prefix_tokens,
-            "the module has a part that cvit does not compute: attention pooling over the patches without registers",
-        )
+    whole = getattr(module, "pool_include_prefix", False)
     if config.dist_head:
         return "cls"
     return "mean_all" if pool == "avg" and whole else POOLS[pool]

@@ -73,12 +73,13 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
         vit_small_patch14_reg4_dinov2 vit_small_patch16_18x2_224 vit_small_patch16_36x1_224
         vit_small_patch16_224 vit_small_patch16_384 vit_small_patch32_224 vit_small_patch32_384
         vit_so150m2_patch16_reg1_gap_256 vit_so150m2_patch16_reg1_gap_384 vit_so150m2_patch16_reg1_gap_448
-        vit_so150m_patch16_reg4_gap_256 vit_so150m_patch16_reg4_gap_384 vit_tiny_patch16_224
-        vit_tiny_patch16_384 vit_wee_patch16_reg1_gap_256 deit3_base_patch16_224 deit3_base_patch16_384
-        deit3_large_patch16_224 deit3_large_patch16_384 deit3_medium_patch16_224 deit3_small_patch16_224
-        deit3_small_patch16_384 deit_base_distilled_patch16_224 deit_base_distilled_patch16_384
-        deit_base_patch16_224 deit_base_patch16_384 deit_small_distilled_patch16_224 deit_small_patch16_224
-        deit_tiny_distilled_patch16_224 deit_tiny_patch16_224
+        vit_so150m_patch16_reg4_gap_256 vit_so150m_patch16_reg4_gap_384 vit_so150m_patch16_reg4_map_256
+        vit_tiny_patch16_224 vit_tiny_patch16_384 vit_wee_patch16_reg1_gap_256 deit3_base_patch16_224
+        deit3_base_patch16_384 deit3_large_patch16_224 deit3_large_patch16_384 deit3_medium_patch16_224
+        deit3_small_patch16_224 deit3_small_patch16_384 deit_base_distilled_patch16_224
+        deit_base_distilled_patch16_384 deit_base_patch16_224 deit_base_patch16_384
+        deit_small_distilled_patch16_224 deit_small_patch16_224 deit_tiny_distilled_patch16_224
+        deit_tiny_patch16_224
         """,
         ),
         (
@@ -88,9 +89,15 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
         """,
         ),
         (
+            {"pool_prefix": True, "heads": 3},
+            """
+        test_vit3
+        """,
+        ),
+        (
             {"heads": 3},
             """
-        test_vit3 test_vit4
+        test_vit4
         """,
         ),
         (
@@ -150,12 +157,6 @@ TABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
             """
         vit_gigantic_patch14_clip_quickgelu_224 vit_huge_patch14_clip_quickgelu_224
         vit_huge_patch14_clip_quickgelu_378
-        """,
-        ),
-        (
-            {"refused": "attention pooling over the patches without registers"},
-            """
-        vit_so150m_patch16_reg4_map_256
         """,
         ),
     ],

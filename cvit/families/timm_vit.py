@@ -321,11 +321,13 @@ class TimmViT(Family):
         rope = rope_fields(args, known.pop("rope", None))
         if rope is not None:
             known["rope"] = Rope(**rope)
+        registers, first = fields["registers"], fields["class_token"] + fields["dist_token"]
+        if fields["pool"] == "map" and self.table == "vit" and registers + first:
+            fields["pool_prefix"] = bool(args.get("pool_include_prefix", known.pop("pool_prefix", False)))
         if args.get("use_post_norm") is not None:
             known["block"] = "post" if args["use_post_norm"] else fields["block"]
         patch = fields["patch_size"]
         if given.has("pos_embed"):
-            first, registers = fields["class_token"] + fields["dist_token"], fields["registers"]
             prefixes = {"all": first + registers, "patches": 0}
             fields |= positions(given, patch, prefixes if first + registers else {"all": 0}, sizes)
         else:

@@ -59,8 +59,7 @@ class Torchvision(Family):
 
     def preprocessing(self, given):
         return dict(  # of the first published weights, "IMAGENET1K_V1"
-            resize="shortest", size=256, crop=224, resample="bilinear", mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
+            resize_size=256, size=224, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
         )  # fmt: skip
 
     def rows(self, config, style=frozenset()):

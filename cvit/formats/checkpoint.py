@@ -2,7 +2,8 @@
 
 The format (https://github.com/huggingface/safetensors) is a JSON header and raw data; reading one runs no code. The
 config stands in the header's metadata under "cvit.config", where the model has them the preprocessing of pictures under
-"cvit.preprocessing", a JSON object, and the names of the classes under "cvit.classes", a JSON list.
+"cvit.preprocessing", a JSON object, the names of the classes under "cvit.classes", a JSON list, and under "cvit.origin"
+whose names the weights had before.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from ..base.errors import check, listed, short
 from ..base.files import replacing
 from ..model.config import ViTConfig
 from ..model.layout import Layout
+from ..model.origin import Origin
 from ..model.vit import ViT
 from ..pictures.preprocessing import Preprocessing
+from .safetensors_file import read_safetensors
 
 CONFIG_KEY, PREPROCESSING_KEY, CLASSES_KEY = "cvit.config", "cvit.preprocessing", "cvit.classes"
-OWN_KEYS = (CONFIG_KEY, PREPROCESSING_KEY, CLASSES_KEY)
+ORIGIN_KEY = "cvit.origin"
+OWN_KEYS = (CONFIG_KEY, PREPROCESSING_KEY, CLASSES_KEY, ORIGIN_KEY)
 DTYPES = {"F32": np.float32, "F64": np.float64}
 
 
@@ -34,7 +38,8 @@ def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None
     The file is written as `base.files.replacing` says: `path` never holds half a model, and what the system reports, a
     full disk for instance, is an `OSError` that names `path`.
     """
-    safetensors = _safetensors()
+    import safetensors.numpy
+
     notes = dict(metadata or {})
     for key, value in notes.items():
         if not (isinstance(key, str) and isinstance(value, str)):
@@ -46,6 +51,8 @@ def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None
         notes[PREPROCESSING_KEY] = model.preprocessing.to_json()
     if model.class_names is not None:
         notes[CLASSES_KEY] = json.dumps(model.class_names)
+    if model.origin is not None:
+        notes[ORIGIN_KEY] = model.origin.to_json()
     with replacing(path) as temporary:
         try:
             safetensors.numpy.save_file(tensors, temporary, notes)
@@ -77,18 +84,18 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         return {key: value for key, value in (file.metadata() or {}).items() if key not in OWN_KEYS}
 
 
-def _safetensors():
-    """The package, imported when a file is written or read: it is not among the base dependencies."""
+def is_own(path: str | os.PathLike) -> bool:
+    """Whether a file, which must be a regular one, is of this format: a safetensors file with a config of cvit's."""
     try:
-        import safetensors.numpy
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('model files need safetensors: pip install "cvit-cpu[demo]"') from None
-    return safetensors
+        return CONFIG_KEY in read_safetensors(path).metadata
+    except ValueError:
+        return False
 
 
 def _open(path):
     """The file opened lazily: safetensors checks that the header's offsets tile the data to the file's last byte."""
-    safetensors = _safetensors()
+    import safetensors
+
     with open(path, "rb"):  # a missing or unreadable file is the usual OSError
         pass
     try:
@@ -108,9 +115,9 @@ def _config(path, file) -> ViTConfig:
 
 
 def _about_pictures(file) -> dict:
-    """The preprocessing and the class names, None where the file has none."""
+    """The preprocessing, the class names and the origin, None where the file has none."""
     notes = file.metadata() or {}
-    preprocessing, names = notes.get(PREPROCESSING_KEY), notes.get(CLASSES_KEY)
+    preprocessing, names, origin = (notes.get(key) for key in (PREPROCESSING_KEY, CLASSES_KEY, ORIGIN_KEY))
     if names is not None:
         try:
             names = json.loads(names)
@@ -118,8 +125,9 @@ def _about_pictures(file) -> dict:
             raise ValueError(f"the class names are not valid JSON: {short(error, 200)}") from None
         check(isinstance(names, list), f"the class names must be a JSON list, got {short(repr(names))}")
     return dict(
-        preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing), class_names=names
-    )
+        preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing), class_names=names,
+        origin=None if origin is None else Origin.from_json(origin),
+    )  # fmt: skip
 
 
 def _weights(path, file, config) -> np.ndarray:

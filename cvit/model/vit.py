@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from .config import ViTConfig
 from .initialize import init_weights
 from .layout import Layout
 from .memory import Plan
+from .origin import Origin
 from .program import program_of
 
 Mode = Literal["train", "infer", "tokens"]
@@ -89,6 +90,8 @@ class ViT:
         What `preprocess` does to pictures, for the configuration's image size and channels.
     class_names : sequence of str, optional
         One name for each class.
+    origin : Origin, optional
+        Whose names the weights had in the file that they were read from; `save` writes the same.
 
     Attributes
     ----------
@@ -97,7 +100,7 @@ class ViT:
     weights : array (size,)
         May be written to, `model.weights[:] = best`, and assigned, `model.weights = best`: a vector of the model's
         dtype is then kept or copied as by the constructor. A frozen model's are read-only.
-    preprocessing, class_names
+    preprocessing, class_names, origin
         As given, the names as a tuple, or None. May be assigned; `cvit.save` writes them, `cvit.load` reads them.
     frozen : bool
         Whether `freeze` was called last, not `unfreeze`.
@@ -126,6 +129,8 @@ class ViT:
     (2, 10)
     """
 
+    _write: ClassVar[Callable[[str | os.PathLike, ViT, str], None]]  # cvit.formats.save, which lies above this package
+
     def __init__(
         self,
         config: ViTConfig,
@@ -136,6 +141,7 @@ class ViT:
         checkpoint: str | None = None,
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
+        origin: Origin | None = None,
     ):
         if not isinstance(config, ViTConfig):
             raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
@@ -146,6 +152,7 @@ class ViT:
         self._checkpoint = checkpoint
         self.preprocessing = preprocessing
         self.class_names = class_names
+        self.origin = origin
         self._layout = Layout.of(config)
         self._size = self._layout.size
         self._token_rows = config.tokens if config.pool == "none" else 0  # of each image's logits
@@ -217,7 +224,7 @@ class ViT:
         if value is not None:
             if not isinstance(value, Preprocessing):
                 raise TypeError(f"preprocessing must be a Preprocessing, got {type(value).__name__}")
-            needed, got = (self._config.channels, *self._config.image_size), (value.channels, *value.size)
+            needed, got = (self._config.channels, *self._config.image_size), value.shape
             check(got == needed, f"preprocessing must give images {needed}, as the configuration says, got {got}")
         self._preprocessing = value
 
@@ -235,6 +242,16 @@ class ViT:
             classes = self._config.classes
             check(len(value) == classes, f"class_names must be {classes}, one a class, got {len(value)}")
         self._class_names: tuple[str, ...] | None = value
+
+    @property
+    def origin(self) -> Origin | None:
+        return self._origin
+
+    @origin.setter
+    def origin(self, value: Origin | None) -> None:
+        if value is not None and not isinstance(value, Origin):
+            raise TypeError(f"origin must be an Origin or None, got {type(value).__name__}")
+        self._origin = value
 
     def _kept(self, flat: np.ndarray) -> np.ndarray:
         """The vector itself if it can be read and updated in place, else a copy."""
@@ -393,6 +410,26 @@ class ViT:
         engine = self._make_engine(piece, mode, dry=True)
         return Plan(mode, batch, engine.threads(), self._buffers(engine), engine.lent, piece)
 
+    def save(self, path: str | os.PathLike, names: str = "cvit") -> None:
+        """Write the model, preprocessing and class names included, for `cvit.load` or for another library.
+
+        Parameters
+        ----------
+        path : str or path
+            A folder, made if it is missing; for "npz" a file that ends in .npz, for "cvit" also one in .safetensors.
+        names : "cvit", "timm", "hf" or "npz"
+            Whose names and options: cvit's, timm's (`timm.create_model("local-dir:…")` loads it), transformers'
+            (`from_pretrained`), or those of vit_jax and big_vision.
+
+        Raises
+        ------
+        ValueError
+            The library could not say an option of this model; the message says why, and nothing is written.
+        OSError
+            What the system reports. No file is ever half-written.
+        """
+        ViT._write(path, self, names)
+
     def program(self) -> str:
         """The steps that a pass takes, as text: what each reads, writes and adds, and how large it is."""
         return str(program_of(self._config))
@@ -403,13 +440,13 @@ class ViT:
         state = self._state
         inside = dict(
             config=self._config, weights=state.weights, checkpoint=self._checkpoint, frozen=state.packed is not None,
-            preprocessing=self._preprocessing, class_names=self._class_names,
+            preprocessing=self._preprocessing, class_names=self._class_names, origin=self._origin,
         )  # fmt: skip
         return {"model": inside, "added": {name: v for name, v in vars(self).items() if name not in _ATTRIBUTES}}
 
     def __setstate__(self, state: dict) -> None:
         inside = state["model"]
-        names = "checkpoint", "preprocessing", "class_names"
+        names = "checkpoint", "preprocessing", "class_names", "origin"
         ViT.__init__(self, inside["config"], inside["weights"], **{name: inside.get(name) for name in names})
         if inside["frozen"]:
             self.freeze()
@@ -520,6 +557,7 @@ _ATTRIBUTES = frozenset(
         "_checkpoint",
         "_preprocessing",
         "_class_names",
+        "_origin",
         "_layout",
         "_size",
         "_token_rows",

@@ -55,6 +55,7 @@ def crop_origin(size: Size, crop: Size, rounding: str) -> Size:
 
 def values(image: Image.Image, how: Preprocessing, out: np.ndarray) -> None:
     """Write a picture's values to `out` (C, H, W), float32. `image` is of mode RGB or L, as `how.channels` says."""
+    _, height, width = how.shape
     mean, std = (np.array(x, np.float64)[:, None] for x in (how.mean, how.std))
     if how.rescale_first:
         planes = np.asarray(image, np.float32).reshape(image.height, image.width, how.channels) * np.float32(
@@ -62,12 +63,13 @@ def values(image: Image.Image, how: Preprocessing, out: np.ndarray) -> None:
         )
         for channel, plane in enumerate(out):
             floats = pillow().fromarray(np.ascontiguousarray(planes[:, :, channel]))  # of mode F
-            plane[...] = _resized_and_cropped(floats, how, (0.0,))
+            plane[...] = np.asarray(_resized_and_cropped(floats, how, (0.0,)))[:height, :width]
         out -= mean[:, :, None].astype(np.float32)
         out /= std[:, :, None].astype(np.float32)
         return
     border = tuple(min(max(round(255 * m), 0), 255) if how.resize == "long_edge" else 0 for m in how.mean)
     pixels = np.asarray(_resized_and_cropped(image, how, border)).reshape(*how.size, how.channels)
+    pixels = pixels[:height, :width]
     table = ((np.arange(256) * how.rescale - mean) / std).astype(np.float32)  # (C, 256): each byte's value
     for channel, plane in enumerate(out):
         np.take(table[channel], pixels[:, :, channel], out=plane, mode="clip")  # clip: without a buffer

@@ -16,7 +16,7 @@ from . import published
 from .open import ALPHA, open_picture
 from .pixels import INTERPOLATIONS, Size, values
 
-FORMAT = 1  # of `to_json`
+FORMAT = 2  # of `to_json`; format 1 has no `keep`
 MOST_EDGE = 1 << 15  # pixels of an edge
 RESIZES = ("squash", "short_edge", "long_edge", None)
 ROUNDINGS = ("timm", "transformers")
@@ -33,7 +33,7 @@ class Preprocessing:
     Parameters
     ----------
     size : int or (int, int)
-        Height and width of what comes out, as the model takes it.
+        Height and width of the picture that resizing and cropping make: what comes out, unless there is `keep`.
     resize : "squash", "short_edge", "long_edge" or None
         To `resize_size` whatever the picture's aspect ratio; keeping the ratio, so that it just covers `resize_size`;
         keeping it, so that it just fits in, with a border of the colour `mean`; or not at all.
@@ -52,6 +52,9 @@ class Preprocessing:
         Whether that comes before resizing, which is then done in floats (DINOv3 in transformers).
     mean, std : tuple of float, one a channel
         Subtracted after `rescale`, then divided by. Three channels are RGB, one is grey.
+    keep : int or (int, int), optional
+        Height and width of the part at the top left that comes out. A convolution whose patches do not divide `size`
+        leaves the rest out; 378 of 384 pixels for patches of 14.
     alpha : "drop" or "white"
         What becomes of transparent pixels, see `open_picture`.
 
@@ -73,6 +76,7 @@ class Preprocessing:
     mean: tuple[float, ...] = published.HALF
     std: tuple[float, ...] = published.HALF
     alpha: str = "drop"
+    keep: Size | None = None
 
     def __post_init__(self):
         fix = lambda name, value: object.__setattr__(self, name, value)
@@ -81,6 +85,11 @@ class Preprocessing:
             check(self.resize_size is None, "resize_size must be None where resize is")
         else:
             fix("resize_size", self.size if self.resize_size is None else _size("resize_size", self.resize_size))
+        if self.keep is not None:
+            keep = _size("keep", self.keep)
+            inside = keep[0] <= self.size[0] and keep[1] <= self.size[1]
+            check(inside, f"keep must be within the size {self.size}, got {keep}")
+            fix("keep", None if keep == self.size else keep)
         for name, known in (
             ("resize", RESIZES), ("interpolation", tuple(INTERPOLATIONS)), ("rounding", ROUNDINGS), ("alpha", ALPHA),
         ):  # fmt: skip
@@ -106,6 +115,11 @@ class Preprocessing:
         return len(self.mean)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what comes out."""
+        return (self.channels, *(self.keep or self.size))
+
+    @property
     def crop_fraction(self) -> float | None:
         """The part of a resized edge that the crop keeps, timm's crop_pct; None if height and width differ in it."""
         return published.crop_fraction(self._fields())
@@ -129,7 +143,7 @@ class Preprocessing:
         if not isinstance(images, (list, tuple)):
             images = [images]
         check(len(images) > 0, "images must hold at least one picture, got none")
-        out = np.empty((len(images), self.channels, *self.size), np.float32)
+        out = np.empty((len(images), *self.shape), np.float32)
         for picture, row in zip(images, out):
             image = open_picture(picture, channels=self.channels, alpha=self.alpha)
             if self.resize is None and not self.crop and (image.height, image.width) != self.size:
@@ -139,7 +153,7 @@ class Preprocessing:
         return out
 
     def with_size(self, height: int, width: int) -> Preprocessing:
-        """The same for a model that takes pictures of another size, with the same crop fraction."""
+        """The same for a model that takes pictures of another size, with the same crop fraction and all of it kept."""
         size = _size("size", (height, width))
         resized = self.resize_size
         if resized is not None:
@@ -148,7 +162,14 @@ class Preprocessing:
                 resized = _size("resize_size", tuple(int(edge / fraction) for edge in size))
             else:
                 resized = _size("resize_size", tuple(new * r // s for new, r, s in zip(size, resized, self.size)))
-        return dataclasses.replace(self, size=size, resize_size=resized)
+        return dataclasses.replace(self, size=size, resize_size=resized, keep=None)
+
+    def with_channels(self, channels: int) -> Preprocessing:
+        """The same for grey pictures (1), with the mean of the channels' numbers, or for colours (3) from grey's."""
+        if channels == self.channels:
+            return self
+        mean, std = ((sum(numbers) / len(numbers),) * channels for numbers in (self.mean, self.std))
+        return dataclasses.replace(self, mean=mean, std=std)
 
     # ------------------------------------------------------------------------------------------------ in and out
     @classmethod
@@ -225,7 +246,11 @@ class Preprocessing:
             raise ValueError(f"preprocessing is not valid JSON: {short(error, 200)}") from None
         check(isinstance(fields, dict), f"preprocessing must be a JSON object, got {short(repr(fields))}")
         number = fields.pop("format", None)
-        check(number == FORMAT, f"preprocessing must be of format {FORMAT}, got {short(repr(number))}")
+        known_format = number in (1, FORMAT) and not isinstance(number, bool)
+        check(known_format, f"preprocessing must be of format 1 to {FORMAT}, got {short(repr(number))}")
+        if number == 1:
+            check("keep" not in fields, "preprocessing has unknown keys: keep")
+            fields["keep"] = None
         known = {field.name for field in dataclasses.fields(cls)}
         missing, unknown = known - fields.keys(), fields.keys() - known
         check(not missing, f"preprocessing lacks {listed(missing)}")
