@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from checks import assert_close, peer
 
-torch = pytest.importorskip("torch")
-timm_models = pytest.importorskip("timm_models", exc_type=ImportError)
+torch = peer("torch")
+timm_models = peer("cvit.families.census.timm_models")
 
 import reference as ref  # noqa: E402
 import timm  # noqa: E402
-from checks import assert_close  # noqa: E402
 
 from cvit import families  # noqa: E402
 from cvit.families import timm_module, timm_table  # noqa: E402
@@ -87,7 +87,7 @@ def test_timm_makes_the_model_of_what_is_written(name, style):
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "test_vit3"])
 def test_hub_folders_both_ways(name, tmp_path):
     """A folder that timm writes is read, and timm reads a folder of what is written."""
-    numpy = pytest.importorskip("safetensors.numpy")
+    numpy = peer("safetensors.numpy")
     module = timm_models.small(name)
     model = families.from_timm(module)
     args = dict(depth=2, embed_dim=module.embed_dim, img_size=list(model.config.image_size))
@@ -162,7 +162,7 @@ def test_grouped_queries_are_refused():
 
 
 def test_the_table_is_what_timm_says():
-    record = pytest.importorskip("data.record_timm_table")
+    record = peer("data.record_timm_table")
     recorded = timm_table.TABLE
     rows = {kind: [(fields, " ".join(names.split())) for fields, names in rows] for kind, rows in recorded.items()}
     try:
