@@ -10,6 +10,9 @@ SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_s
 TEXT = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=100)
 
 
+NOWHERE = "nowhere"
+
+
 class Case(NamedTuple):
     """A class, the family that it is read as, its configuration, and what is asked of it."""
 
@@ -19,7 +22,7 @@ class Case(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     init: Mapping[str, Any] = MappingProxyType({})  # of the class itself
     vision: bool = False  # whether the configuration is nested
-    written: str = ""  # as what it is written, where not as itself
+    written: str = ""  # as what it is written, where not as itself; NOWHERE where no class is what was read of it
 
 
 F = dict(intermediate_size=48)
@@ -85,10 +88,10 @@ PRETRAINED = [  # whose decoder is read over
     Case("ViTForMaskedImageModeling", "hf_vit", "ViTConfig", dict(**F, encoder_stride=8)),
 ]  # fmt: skip
 TOWERS = [  # whose text tower is read over
-    Case("Aimv2Model", "hf_aimv2", "Aimv2Config", F, vision=True),
+    Case("Aimv2Model", "hf_aimv2", "Aimv2Config", F, vision=True, written=NOWHERE),
     Case("Tipsv2Model", "hf_tipsv2", "Tipsv2Config", vision=True),
 ]
-SWIN = dict(embed_dim=16, depths=[1, 1], num_heads=[2, 2], **dict.fromkeys(SMALL))
+SWIN = dict(embed_dim=16, depths=[1, 1], num_heads=[2, 2], **dict.fromkeys(SMALL))  # less what it lacks
 REFUSED = [  # and the part that the message names
     (Case("BeitModel", "", "BeitConfig", dict(**F, use_relative_position_bias=True)), "relative position bias"),
     (Case("BeitModel", "", "BeitConfig", dict(**F, use_absolute_position_embeddings=True)), "relative position bias"),
@@ -106,5 +109,9 @@ ALL = [*CASES, *PRETRAINED, *TOWERS, *(case for case, _ in REFUSED)]
 def named(case: Case) -> str:
     """A case in the table: the class, and the options that are not those of every case."""
     usual = {*SMALL, *F, "num_labels"} - set(WIDE)
-    told = [f"{key}={value}" for key, value in {**case.options, **case.init}.items() if key not in usual]
+    told = [
+        f"{key}={value}"
+        for key, value in {**case.options, **case.init}.items()
+        if key not in usual and value is not None
+    ]
     return ", ".join([case.kind, *told])

@@ -21,7 +21,7 @@ def versions() -> str:
 
 
 def groups(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
-    """The verdicts of each row of the table, in their order."""
+    """The verdicts of each row of the table: timm's, torchvision's, transformers'."""
     found: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         found.setdefault(verdict.group, []).append(verdict)

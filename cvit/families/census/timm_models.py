@@ -80,7 +80,9 @@ class Timm(Candidate):
 
     def outputs(self, config: ViTConfig, x: torch.Tensor) -> Arrays:
         module = self.module
-        tokens, blocks = module.forward_intermediates(x, return_prefix_tokens=True, norm=False, output_fmt="NLC")
+        tokens, blocks = module.forward_intermediates(
+            x, return_prefix_tokens=module.num_prefix_tokens > 0, norm=False, output_fmt="NLC"
+        )
         found = {}
         for i, block in enumerate(blocks):
             patches, before = block if isinstance(block, tuple) else (block, block[:, :0])
