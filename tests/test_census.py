@@ -29,7 +29,9 @@ def candidates():
     peer("torch").set_num_threads(1)
     modules = [peer(f"cvit.families.census.{of}_models") for of in ("timm", "torchvision", "hf")]
     every = [candidate for module in modules for candidate in module.candidates()]
-    return {candidate.name: candidate for candidate in every}
+    by_name = {candidate.name: candidate for candidate in every}
+    assert len(by_name) == len(every)
+    return by_name
 
 
 def judge(candidate):
@@ -50,7 +52,7 @@ def test_every_class_of_transformers(candidates):
     assert [one.name + one.reason for one in verdicts if one.verdict == "wrong"] == []
     refused = [one.reason for one in verdicts if one.verdict == "refused"]
     assert len(refused) == len(REFUSED)
-    assert all(re.match(part, reason) for (_, part), reason in zip(REFUSED, refused))
+    assert all(re.search(part, reason) for (_, part), reason in zip(REFUSED, refused))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_refused(candidates, name, part):
 
 WRONG = {  # what is read wrongly, and what the verdict says
     "activation": (dict(activation="gelu_tanh"), "block 0 off by"),
-    "eps": (dict(eps=1e-3), "block 0 off by"),
+    "eps": (dict(eps=1e-5), "block 0 off by"),
     "order of tokens": (dict(pool="mean"), "features off by"),
 }
 
@@ -142,7 +144,10 @@ def test_the_recorded_table_has_every_name():
         grouped = 4 if kind == "eva" else 0  # queries, in blocks that the table does not look at
         assert sum(row[2] for row in rows) == refused + grouped
     families = Counter(case.family.removeprefix("hf_") or "others" for case in ALL)
-    assert {name.removeprefix("transformers "): row[0] for name, row in table.items() if "transf" in name} == families
+    rows = {
+        name.removeprefix("transformers "): row[0] for name, row in table.items() if name.startswith("transformers ")
+    }
+    assert rows == families
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -108,10 +108,7 @@ ALL = [*CASES, *PRETRAINED, *TOWERS, *(case for case, _ in REFUSED)]
 
 def named(case: Case) -> str:
     """A case in the table: the class, and the options that are not those of every case."""
-    usual = {*SMALL, *F, "num_labels"} - set(WIDE)
-    told = [
-        f"{key}={value}"
-        for key, value in {**case.options, **case.init}.items()
-        if key not in usual and value is not None
-    ]
+    usual = {**SMALL, **F, "num_labels": 3}
+    options = {**case.options, **case.init}
+    told = [f"{key}={value}" for key, value in options.items() if value is not None and usual.get(key) != value]
     return ", ".join([case.kind, *told])
