@@ -7,7 +7,11 @@ row err by at most n eps/2 of the terms' magnitudes). Inputs are rounded to the 
 so that both compute the same thing.
 """
 
+import importlib
+import os
+
 import numpy as np
+import pytest
 
 import cvit
 
@@ -71,28 +75,16 @@ def wide(*arrays):
     return [np.asarray(array, np.float64) for array in arrays]
 
 
-def declare_torchvision_operators():
-    """timm and transformers import torchvision, whose operators do not load beside a CPU build of torch: their names
-    are enough.
+def peer(name):
+    """A module of another library, or one that needs another, imported beside a CPU build of torch.
 
-    Returns what must be kept for as long as they are used; None where torchvision, or an earlier call, declared them.
+    Where it is missing the test is skipped, or all of the module that asks; with CVIT_PEERS=1, as in continuous
+    integration, that is a failure.
     """
-    import torch
-
-    names = ["nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"]
-    names += [f"_{name}_backward" for name in names[2:]]
     try:
-        library = torch.library.Library("torchvision", "DEF")
-    except RuntimeError:
-        return None
-    for name in names:
-        two = "Tensor boxes, Tensor scores, float threshold" if name.endswith("nms") else "Tensor input"
-        try:
-            library.define(f"{name}({two}) -> Tensor")
-        except RuntimeError:
-            return None
-    _declared.append(library)
-    return library
-
-
-_declared = []  # a library that is collected takes its names with it
+        importlib.import_module("cvit.families.census.peers")  # declares what torchvision needs
+        return importlib.import_module(name)
+    except ImportError as error:
+        if os.environ.get("CVIT_PEERS", "0") != "0":
+            raise
+        pytest.skip(f"needs {name}: {error}", allow_module_level=True)

@@ -7,13 +7,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-from checks import assert_close
+from checks import assert_close, peer
 
 from cvit import ViT, ViTConfig
 from cvit.families import from_timm, read
 
-torch = pytest.importorskip("torch")
-timm_models = pytest.importorskip("timm_models", exc_type=ImportError)
+torch = peer("torch")
+timm_models = peer("cvit.families.census.timm_models")
 
 import timm  # noqa: E402
 

@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 import pytest
+from checks import assert_close, peer
 
-torch = pytest.importorskip("torch")
+torch = peer("torch")
 
-from checks import assert_close  # noqa: E402
 from test_model import CASES, bound, rounded_problem  # noqa: E402
 from test_reference import torch_forward  # noqa: E402
 

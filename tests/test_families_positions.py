@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from checks import assert_close
+from checks import assert_close, peer
 
 from cvit.families.positions import RULES, resample
 
@@ -12,7 +12,7 @@ GRIDS = [((4, 4), (7, 5)), ((7, 6), (3, 4)), ((5, 3), (5, 9)), ((3, 2), (1, 1)),
 @pytest.mark.parametrize("old, new", GRIDS)
 @pytest.mark.parametrize("rule", RULES)
 def test_equal_to_torch(rule, old, new):
-    torch = pytest.importorskip("torch")
+    torch = peer("torch")
     mode, _, how = rule.partition(" ")
     positions = np.random.default_rng(0).standard_normal((2 + old[0] * old[1], 5)).astype(np.float32)
     grid = torch.from_numpy(positions[2:].reshape(1, *old, 5)).permute(0, 3, 1, 2)

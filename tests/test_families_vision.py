@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from checks import assert_close, peer
 
-torch = pytest.importorskip("torch")
-timm_models = pytest.importorskip("timm_models", exc_type=ImportError)
+torch = peer("torch")
+timm_models = peer("cvit.families.census.timm_models")
 
 import reference as ref  # noqa: E402
 import timm  # noqa: E402
-from checks import assert_close  # noqa: E402
 
 from cvit import families  # noqa: E402
 from cvit.model.config import ViTConfig  # noqa: E402
@@ -18,7 +18,7 @@ TORCHVISION = dict(image_size=12, patch_size=4, num_layers=2, num_heads=3, hidde
 
 
 def torchvision_module(**options):
-    vision = pytest.importorskip("torchvision.models.vision_transformer", exc_type=ImportError)
+    vision = peer("torchvision.models.vision_transformer")
     return timm_models.draw(vision.VisionTransformer(**{**TORCHVISION, **options}).double().eval())
 
 
@@ -42,7 +42,7 @@ def test_torchvision(options):
 
 def test_torchvision_positions():
     """Another image size, as torchvision's own `interpolate_embeddings` has it."""
-    vision = pytest.importorskip("torchvision.models.vision_transformer", exc_type=ImportError)
+    vision = peer("torchvision.models.vision_transformer")
     module = torchvision_module()
     wanted = vision.interpolate_embeddings(20, 4, module.state_dict())["encoder.pos_embedding"].numpy()[0]
     got = families.read(module.state_dict(), families.FAMILIES, num_heads=3, image_size=20)
@@ -50,7 +50,7 @@ def test_torchvision_positions():
 
 
 def test_torchvision_convolutional_stem():
-    vision = pytest.importorskip("torchvision.models.vision_transformer", exc_type=ImportError)
+    vision = peer("torchvision.models.vision_transformer")
     stem = [vision.ConvStemConfig(8, 3, 2), vision.ConvStemConfig(8, 3, 2)]
     module = vision.VisionTransformer(**TORCHVISION, conv_stem_configs=stem)
     with pytest.raises(ValueError, match="does not compute: a convolutional stem"):

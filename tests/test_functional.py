@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference as ref
-from checks import assert_close, normal, on_all_threads, same_bits
+from checks import assert_close, normal, on_all_threads, peer, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,7 +217,7 @@ def test_mixed_dtypes_are_computed_in_float64(single):
 
 
 def test_torch_tensors():
-    torch = pytest.importorskip("torch")
+    torch = peer("torch")
     for dtype in (np.float32, np.float64):
         a = arrays(dtype=dtype)
         tensors = {name: torch.tensor(array) for name, array in a.items()}

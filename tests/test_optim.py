@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from checks import same_bits
+from checks import peer, same_bits
 
 from cvit.model.config import ViTConfig
 from cvit.model.layout import Layout
@@ -80,7 +80,7 @@ def test_formula(optimizer_class, formula, options, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer_class, formula, options", CASES)
 def test_torch(optimizer_class, formula, options, dtype):
-    torch = pytest.importorskip("torch")
+    torch = peer("torch")
     w, grads = vectors(dtype, steps=7)
     mask = LAYOUT.decay_mask()
     decayed, free = (torch.from_numpy(w[part].copy()).requires_grad_() for part in (mask, ~mask))

@@ -6,13 +6,12 @@ DINOv3 has none, and resizes floats.
 
 import numpy as np
 import pytest
-from checks import declare_torchvision_operators
+from checks import peer
 
 from cvit.pictures.preprocessing import Preprocessing
 
 Image = pytest.importorskip("PIL.Image")
-torch = pytest.importorskip("torch")
-operators = declare_torchvision_operators()
+torch = peer("torch")
 
 SIZES = [(250, 249), (249, 251), (333, 500), (37, 91), (1, 300), (224, 224), (500, 223), (480, 640), (7, 2)]  # (h, w)
 
@@ -58,7 +57,7 @@ TIMM = {
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("case", TIMM)
 def test_timm(case, size):
-    data = pytest.importorskip("timm.data", exc_type=ImportError)
+    data = peer("timm.data")
     transform = data.create_transform(**data.resolve_data_config(pretrained_cfg=TIMM[case]))
     image = picture(*size)
     try:
@@ -69,7 +68,7 @@ def test_timm(case, size):
 
 
 def test_timm_settings_come_back():
-    data = pytest.importorskip("timm.data", exc_type=ImportError)
+    data = peer("timm.data")
     for config in TIMM.values():
         expected = data.resolve_data_config(pretrained_cfg=config)
         written = Preprocessing.from_timm(config).to_timm()
@@ -79,7 +78,7 @@ def test_timm_settings_come_back():
 
 def test_every_vit_of_timm_is_read():
     """Sizes, fractions and modes of all of timm's own settings, and their way back."""
-    timm = pytest.importorskip("timm", exc_type=ImportError)
+    timm = peer("timm")
     for name in timm.list_pretrained("*vit*"):
         config = timm.get_pretrained_cfg(name).to_dict()
         preprocessing = Preprocessing.from_timm(config)
@@ -111,7 +110,7 @@ HF = {
 
 def processor_of(case):
     """The processor of transformers, and the file's content."""
-    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    transformers = peer("transformers")
     kind = case.partition(",")[0]
     name = f"{kind}ImageProcessor"
     backend = getattr(transformers, name if kind == "DINOv3ViT" else f"{name}Pil", None)
@@ -164,7 +163,7 @@ def test_modes_as_transformers_converts_them(mode):
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "YCbCr"])
 def test_modes_as_timm_converts_them(mode):
     """timm's data sets convert to RGB, which drops alpha."""
-    data = pytest.importorskip("timm.data", exc_type=ImportError)
+    data = peer("timm.data")
     image = picture(60, 80).convert(mode)
     if mode in ("RGBA", "LA"):
         image.putalpha(Image.fromarray(np.arange(4800).reshape(60, 80).astype(np.uint8)))

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 import reference as ref
+from checks import peer
 
 from cvit.model.config import ViTConfig
 from cvit.model.layout import Layout
@@ -326,7 +327,7 @@ TORCH_CASES |= {name: dataclasses.replace(TINY, **odd) for name, odd in ODD.item
 
 @pytest.mark.parametrize("config", TORCH_CASES.values(), ids=TORCH_CASES)
 def test_model_equals_torch(config):
-    torch = pytest.importorskip("torch")
+    torch = peer("torch")
     flat, x, y = problem(config, N=3)
     views = Layout.of(config).views(flat)
     tensors = {name: torch.tensor(view, requires_grad=True) for name, view in views.items()}
@@ -346,7 +347,7 @@ def test_model_equals_torch(config):
 @pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 def test_sgd_equals_torch(rng, momentum, nesterov, weight_decay):
-    torch = pytest.importorskip("torch")
+    torch = peer("torch")
     options = dict(momentum=momentum, nesterov=nesterov)
     check_optimizer(
         rng,
@@ -362,7 +363,7 @@ def test_sgd_equals_torch(rng, momentum, nesterov, weight_decay):
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 def test_adamw_equals_torch(rng, weight_decay):
-    torch = pytest.importorskip("torch")
+    torch = peer("torch")
     check_optimizer(
         rng,
         torch,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import reference as ref
+from checks import peer
 
 from cvit.model.rope import Rope, angles, coordinates, pairs_first
 
@@ -11,10 +12,8 @@ GRIDS = [(1, 1), (2, 3), (5, 1), (4, 4)]
 
 @pytest.fixture
 def embeddings():
-    """timm's rotary embeddings, whose import test_against_timm.py knows the way of."""
-    pytest.importorskip("torch")
-    test_against_timm = pytest.importorskip("test_against_timm", exc_type=ImportError)
-    return test_against_timm.timm.layers.pos_embed_sincos
+    """timm's rotary embeddings."""
+    return peer("timm.layers.pos_embed_sincos")
 
 
 # ---------------------------------------------------------------------------------------------------- written out

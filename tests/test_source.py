@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from checks import peer
 
 from cvit.formats.safetensors_file import INDEX
 from cvit.formats.source import open_source
@@ -83,8 +84,8 @@ def test_pickles_are_never_opened(folder, suffix):
 
 
 def test_the_conversion_of_a_pickle_works(folder, tmp_path, monkeypatch):
-    torch = pytest.importorskip("torch")
-    safetensors_torch = pytest.importorskip("safetensors.torch")
+    torch = peer("torch")
+    safetensors_torch = peer("safetensors.torch")
     monkeypatch.chdir(folder())
     shared = torch.arange(4.0)
     torch.save({"w": shared, "tied": shared, "part": shared.reshape(2, 2).T}, "weights.pth")

@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from checks import peer
 
 from cvit.formats.reading import json_object, read_json
 from cvit.formats.safetensors_file import INDEX, read_safetensors, read_sharded
@@ -278,7 +279,7 @@ def test_arrays_are_not_copied_and_stay_writable():
 
 
 def test_torch_tensors_are_read_by_their_methods():
-    torch = pytest.importorskip("torch")
+    torch = peer("torch")
     values = torch.randn(4, 3)
     tensors = tensors_of(
         {

@@ -4,14 +4,10 @@ python tests/data/record_timm_table.py > cvit/families/timm_table.py
 """
 
 import pprint
-import sys
 import textwrap
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for timm_models
-import timm_models
 
 from cvit.families import reading, timm_module, timm_table
+from cvit.families.census import timm_models
 
 HEAD = '''"""What tensors do not say of timm's architectures: the rest of their configurations, by name.
 
