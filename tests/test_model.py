@@ -67,7 +67,8 @@ def describe(changes):
 def bound(config, N, dtype):
     if dtype == np.float64:
         return 1e-10
-    longest = max(config.width, config.hidden, config.patch_features, config.tokens * N)
+    # The longest sum of a pass; the head's backward sums over the classes.
+    longest = max(config.width, config.hidden, config.patch_features, config.tokens * N, config.classes)
     return (config.depth + 2) * longest * np.finfo(np.float32).eps / 2
 
 
