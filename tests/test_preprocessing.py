@@ -247,6 +247,9 @@ def test_wrong_preprocessing_and_names():
         ("cvit.classes", '["a", "b", 3]'),
         ("cvit.classes", '{"0": "a"}'),
         ("cvit.classes", "not JSON"),
+        ("cvit.origin", "[" * 100_000),
+        ("cvit.origin", '{"family": "timm"}'),
+        ("cvit.origin", '{"family": "timm", "style": [3]}'),
     ],
 )
 def test_hostile_metadata_name_the_file(tmp_path, key, text):

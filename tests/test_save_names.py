@@ -156,6 +156,22 @@ def test_pixels_that_fill_no_patch_are_left_out(tmp_path):
     same_model(model, cvit.load(tmp_path / "ours", image_size=38))
 
 
+def test_a_module_of_such_a_size(tmp_path):
+    module = shaken(timm.create_model("vit_tiny_patch16_224", img_size=70, depth=1, num_classes=3))
+    model = cvit.from_timm(module)
+    assert model.config.image_size == (64, 64) and model.preprocessing.size == (70, 70)
+    images = np.random.default_rng(0).standard_normal((1, 3, 70, 70)).astype(np.float32)
+    model.save(tmp_path / "timm", names="timm")
+    same_model(model, cvit.load(tmp_path / "timm"))
+    again = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    with torch.no_grad():
+        expected = again(torch.tensor(images)).numpy()
+    assert_close(model.forward(images[:, :, :64, :64]), expected, BOUND)
+    options = dict(SMALL, image_size=38, intermediate_size=48)
+    model = cvit.from_hf(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**options)))
+    assert model.preprocessing.size == (38, 38) and model.preprocessing.keep == (32, 32)
+
+
 def test_a_model_of_cvit_in_both_librarys_names(tmp_path):
     config = ViTConfig(image_size=32, patch_size=8, width=64, depth=2, heads=4, classes=3, activation="gelu_erf")
     model = ViT(config, class_names=("cat", "dog", "owl"), preprocessing=Preprocessing(size=32, resize_size=40))
