@@ -313,7 +313,10 @@ def files(tmp_path, monkeypatch):
         ("info none", "there is no file 'none'; give a .safetensors or .npz file, a folder with one, or a name"),
         ("info text.safetensors", "text.safetensors is not a safetensors file"),
         ("info S/17", "17"),
-        ("info Q/16", "name must be one of Ti, S, M, B, L, So400m, H, g, G, e with a patch size, like 'S/16', got 'Q/16'"),
+        (
+            "info Q/16",
+            "name must be one of Ti, S, M, B, L, So400m, H, g, G, e with a patch size, like 'S/16', got 'Q/16'",
+        ),
         ("info other.pth", "other.pth is a pickle, which can run any code"),
         ("convert none out", "there is no file 'none'"),
         ("convert other.safetensors out.safetensors --names hf", "names 'hf' make a folder"),
@@ -348,6 +351,20 @@ def test_info_of_a_file(trained, capsys):
     assert f"{model.layout.size:,} weights, float32" in printed
     assert f"{model.config.forward_flops(3) / 1e9:,.3f} GFLOPs in a forward pass, batch 3" in printed
     assert str(model.plan(3, "train")) in printed and str(model.plan(3, "infer")) in printed
+
+
+def test_convert_and_info_of_what_it_wrote(trained, tmp_path, capsys):
+    folder, _ = trained
+    model = checkpoint.load(folder / "tiny.safetensors")
+    for out, options, family in (("m.npz", [], "flax npz"), ("own", [], None), ("hf", ["--names", "hf"], "hf_vit")):
+        assert cli.main(["convert", str(folder / "tiny.safetensors"), str(tmp_path / out), *options]) == 0
+        assert f"{model.layout.size:,} weights" in capsys.readouterr().out
+        assert cli.main(["info", str(tmp_path / out)]) == 0
+        printed = capsys.readouterr().out
+        assert re.search(r"^  width +8$", printed, re.M)
+        assert (re.search(rf"^  names +{family}$", printed, re.M) is not None) == (family is not None)
+        assert cli.main(["eval", str(tmp_path / out), "digits"]) == 0
+        assert "accuracy" in capsys.readouterr().out
 
 
 def test_info_of_a_variant_needs_no_file(capsys):

@@ -210,7 +210,10 @@ def test_progress_on_a_terminal_is_one_line(monkeypatch, capsys):
         ("embed m.safetensors none --out f.npz", "none: No such file or directory"),
         ("embed m.safetensors empty --out f.npz", "empty has no pictures in it"),
         ("embed m.safetensors photos/text.png --out f.npz", "none of the 1 pictures could be decoded"),
-        ("embed photos/text.png photos --out f.npz", "photos/text.png must be a .safetensors or .npz file, or a folder with one"),
+        (
+            "embed photos/text.png photos --out f.npz",
+            "photos/text.png must be a .safetensors or .npz file, or a folder with one",
+        ),
         ("embed m.safetensors photos --out f.npz --batch 0", "argument --batch: must be a whole number from 1"),
     ],
 )

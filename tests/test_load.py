@@ -158,7 +158,7 @@ def test_the_first_pixels_of_a_size_that_patches_do_not_divide(folder):
     assert cvit.load(folder.parent / "again").preprocessing == model.preprocessing
 
 
-def test_preprocessing_without_a_file_is_the_familys(folder):
+def test_preprocessing_without_a_file_is_that_of_the_family(folder):
     (folder / "preprocessor_config.json").unlink()
     how = cvit.load(folder).preprocessing
     assert how.size == (32, 32) and how.interpolation == "bilinear" and how.resize == "squash"

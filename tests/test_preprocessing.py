@@ -1,6 +1,7 @@
 """`Preprocessing`: values by hand, settings from files that may be hostile, and what a model keeps of them."""
 
 import copy
+import dataclasses
 import json
 import pickle
 
@@ -175,6 +176,31 @@ HOW = Preprocessing(size=(8, 12), interpolation="bilinear")
 NAMES = ("cat", "dog", "\N{OWL}")
 
 
+def test_the_part_that_is_kept():
+    picture = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
+    for options in (dict(), dict(rescale_first=True, interpolation="bilinear"), dict(resize=None)):
+        whole = Preprocessing(size=16, **options)
+        part = dataclasses.replace(whole, keep=(12, 14))
+        assert part.shape == (3, 12, 14) and np.array_equal(part(picture), whole(picture)[:, :, :12, :14])
+        assert Preprocessing.from_json(part.to_json()) == part and part.with_size(16, 16) == whole
+    assert Preprocessing(size=16, keep=16).keep is None
+    with pytest.raises(ValueError, match="keep must be within the size"):
+        Preprocessing(size=16, keep=(16, 17))
+
+
+def test_a_file_of_the_first_format_keeps_all():
+    fields = json.loads(Preprocessing(size=16).to_json())
+    del fields["keep"]
+    assert Preprocessing.from_json(json.dumps({**fields, "format": 1})) == Preprocessing(size=16)
+
+
+def test_other_channels():
+    how = Preprocessing(mean=(0.1, 0.2, 0.6), std=(0.5, 0.5, 0.8))
+    grey = how.with_channels(1)
+    np.testing.assert_allclose((grey.mean, grey.std), ((0.3,), (0.6,)))
+    assert how.with_channels(3) is how and grey.with_channels(3).std == grey.std * 3
+
+
 def test_a_model_keeps_preprocessing_and_names(tmp_path):
     pytest.importorskip("safetensors")
     model = ViT(CONFIG, preprocessing=HOW, class_names=list(NAMES))
@@ -221,6 +247,9 @@ def test_wrong_preprocessing_and_names():
         ("cvit.classes", '["a", "b", 3]'),
         ("cvit.classes", '{"0": "a"}'),
         ("cvit.classes", "not JSON"),
+        ("cvit.origin", "[" * 100_000),
+        ("cvit.origin", '{"family": "timm"}'),
+        ("cvit.origin", '{"family": "timm", "style": [3]}'),
     ],
 )
 def test_hostile_metadata_name_the_file(tmp_path, key, text):

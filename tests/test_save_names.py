@@ -116,7 +116,63 @@ def test_timm_loads_what_is_written(tmp_path, name, options):
     assert np.array_equal(cvit.load(tmp_path / "theirs", image_size=model.config.image_size).weights, model.weights)
 
 
-def test_a_model_of_cvit_in_both_librarys_names(tmp_path):
+def test_a_module_of_torchvision(tmp_path):
+    models = pytest.importorskip("torchvision.models.vision_transformer")
+    options = dict(image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=48, num_classes=3)
+    module = shaken(models.VisionTransformer(**options))
+    model = cvit.from_torchvision(module)
+    images = images_of(model)
+    with torch.no_grad():
+        expected = module(torch.tensor(images)).numpy()
+    assert_close(model.forward(images), expected, BOUND)
+    assert model.origin.family == "torchvision" and model.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert cvit.from_torchvision(module, image_size=64, classes=2, channels=1).preprocessing.shape == (1, 64, 64)
+    state = cvit.from_state_dict(module.state_dict(), num_heads=4)
+    assert np.array_equal(state.weights, model.weights)
+    model.save(tmp_path / "timm", names="timm")
+    again = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert_close(again(torch.tensor(images)).numpy(), expected, BOUND)
+
+
+def test_pixels_that_fill_no_patch_are_left_out(tmp_path):
+    """As SigLIP's 384 pixels for patches of 14: transformers' convolution reads the first 378."""
+    options = dict(SMALL, image_size=38, intermediate_size=48)
+    module = shaken(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**options)))
+    module.save_pretrained(tmp_path / "theirs")
+    processor = transformers.SiglipImageProcessor(size={"height": 38, "width": 38})
+    processor.save_pretrained(tmp_path / "theirs")
+    model = cvit.load(tmp_path / "theirs")
+    assert model.config.image_size == (32, 32) and model.preprocessing.size == (38, 38)
+    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    whole = Preprocessing(size=38, resize="squash", crop=False, alpha="white", rounding="transformers")
+    assert np.array_equal(model.preprocess(picture), whole(picture)[:, :, :32, :32])
+    assert_close(model.features(model.preprocess(picture)), hf_result(module, whole(picture)), BOUND)
+    model.save(tmp_path / "ours", names="hf")
+    again = transformers.SiglipVisionModel.from_pretrained(tmp_path / "ours").eval()
+    assert again.config.image_size == 38
+    assert_close(hf_result(again, whole(picture)), hf_result(module, whole(picture)), BOUND)
+    same_model(model, cvit.load(tmp_path / "ours"))
+    same_model(model, cvit.load(tmp_path / "ours", image_size=38))
+
+
+def test_a_module_of_such_a_size(tmp_path):
+    module = shaken(timm.create_model("vit_tiny_patch16_224", img_size=70, depth=1, num_classes=3))
+    model = cvit.from_timm(module)
+    assert model.config.image_size == (64, 64) and model.preprocessing.size == (70, 70)
+    images = np.random.default_rng(0).standard_normal((1, 3, 70, 70)).astype(np.float32)
+    model.save(tmp_path / "timm", names="timm")
+    same_model(model, cvit.load(tmp_path / "timm"))
+    again = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    with torch.no_grad():
+        expected = again(torch.tensor(images)).numpy()
+    assert_close(model.forward(images[:, :, :64, :64]), expected, BOUND)
+    options = dict(SMALL, image_size=38, intermediate_size=48)
+    model = cvit.from_hf(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**options)))
+    assert model.preprocessing.size == (38, 38) and model.preprocessing.keep == (32, 32)
+
+
+def test_a_model_of_cvit_in_the_names_of_both_libraries(tmp_path):
     config = ViTConfig(image_size=32, patch_size=8, width=64, depth=2, heads=4, classes=3, activation="gelu_erf")
     model = ViT(config, class_names=("cat", "dog", "owl"), preprocessing=Preprocessing(size=32, resize_size=40))
     images = images_of(model)

@@ -354,7 +354,7 @@ class TimmViT(Family):
         return vit_json(config, style)
 
     def preprocessing(self, given):
-        pretrained = section(given, "pretrained_cfg")
+        pretrained = section(given, "pretrained_cfg") or given.json  # where files of timm 0.x have the same keys
         names = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
         return {name: pretrained[name] for name in names if name in pretrained}
 

@@ -180,8 +180,11 @@ def from_timm(module, *, image_size=None, classes=None, channels=None, dtype=Non
         It has a part that cvit does not compute; the message names it.
     """
     pretrained = getattr(module, "pretrained_cfg", None)
-    json = {"pretrained_cfg": pretrained} if isinstance(pretrained, Mapping) else {}
-    return _of_module(families.from_timm(module), json, _Wanted.of(image_size, classes, channels, dtype))
+    found = families.from_timm(module)
+    json: dict[str, Any] = {"image_size": tuple(module.patch_embed.img_size)}
+    if isinstance(pretrained, Mapping):
+        json["pretrained_cfg"] = pretrained
+    return _of_module(found, json, _Wanted.of(image_size, classes, channels, dtype))
 
 
 def from_hf(module, *, image_size=None, classes=None, channels=None, dtype=None) -> ViT:
@@ -234,7 +237,8 @@ def _vit(found: families.Model, config: ViTConfig, weights, json: Json, preproce
     how = _preprocessing(found.family, config, json, preprocessor)
     names = _class_names(json, config.classes)  # of a new head with another number of classes there are none
     origin = Origin(found.family.name, tuple(sorted(found.style)))
-    return ViT(config, weights, preprocessing=fitted(how, config, wanted.image_size), class_names=names, origin=origin)
+    how = fitted(how, config, wanted.image_size, _said_size(json))
+    return ViT(config, weights, preprocessing=how, class_names=names, origin=origin)
 
 
 def _class_names(json: Json, classes: int) -> tuple[str, ...] | None:
@@ -274,20 +278,36 @@ def _preprocessing(
     return Preprocessing(**{"size": config.image_size, **hints}) if hints else None
 
 
-def fitted(how: Preprocessing | None, config: ViTConfig, asked: tuple[int, int] | None = None) -> Preprocessing | None:
+def fitted(
+    how: Preprocessing | None,
+    config: ViTConfig,
+    asked: tuple[int, int] | None = None,
+    said: tuple[int, int] | None = None,
+) -> Preprocessing | None:
     """A preprocessing for a model's channels and image size; None where pictures cannot have these channels.
 
-    `asked` is the image size before the pixels were left out that fill no patch.
+    `asked` is the image size asked for and `said` that of the model's own library, both before the pixels were left out
+    that fill no patch. Of these and the preprocessing's own the first counts that the model's size comes from.
     """
     if how is None or config.channels not in (1, 3):
         return None
     how = how.with_channels(config.channels)
-    size = asked or how.size
-    if tuple(edge // p * p for edge, p in zip(size, config.patch)) != config.image_size:
-        size = config.image_size
+    for size in filter(None, (asked, how.size, said, config.image_size)):
+        if tuple(edge // p * p for edge, p in zip(size, config.patch)) == config.image_size:
+            break
     if size != how.size:
         how = how.with_size(*size)
     return dataclasses.replace(how, keep=config.image_size)
+
+
+def _said_size(json: Json) -> tuple[int, int] | None:
+    """The image size in a config.json, also in that of a vision tower."""
+    for place in (json, *(value for value in json.values() if isinstance(value, Mapping))):
+        size = place.get("image_size")
+        pair = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        if len(pair) == 2 and all(type(edge) is int and 0 < edge < 1 << 15 for edge in pair):
+            return pair
+    return None
 
 
 def _own(path: Path, wanted: _Wanted, num_heads: int | None) -> ViT:
