@@ -5,15 +5,14 @@ import os
 
 import numpy as np
 import pytest
-from checks import assert_close
+from checks import assert_close, peer
 
 import cvit
 from cvit import Preprocessing, ViT, ViTConfig
 
-pytest.importorskip("timm_import", reason="makes torchvision importable")
-torch = pytest.importorskip("torch")
-timm = pytest.importorskip("timm")
-transformers = pytest.importorskip("transformers")
+torch = peer("torch")
+timm = peer("timm")
+transformers = peer("transformers")
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
