@@ -115,7 +115,7 @@ def test_timm_loads_what_is_written(tmp_path, name, options):
     assert np.array_equal(cvit.load(tmp_path / "theirs", image_size=model.config.image_size).weights, model.weights)
 
 
-def test_a_model_of_cvit_in_both_librarys_names(tmp_path):
+def test_a_model_of_cvit_in_the_names_of_both_libraries(tmp_path):
     config = ViTConfig(image_size=32, patch_size=8, width=64, depth=2, heads=4, classes=3, activation="gelu_erf")
     model = ViT(config, class_names=("cat", "dog", "owl"), preprocessing=Preprocessing(size=32, resize_size=40))
     images = images_of(model)
