@@ -1,4 +1,4 @@
-"""The census: what is equal, what is refused and what would be wrong are told apart, and its table stands in the docs."""
+"""The census tells apart what is equal, refused and wrong, and its table stands in the docs."""
 
 import dataclasses
 import json
@@ -123,7 +123,7 @@ def test_the_command(candidates, capsys, monkeypatch):
         main(["--only", "nothing"])
 
 
-# ------------------------------------------------------------------------------------------------------- docs/families.md
+# ------------------------------------------------------------------------------------------------------- docs
 def recorded():
     """{row: (names, equal, refused, wrong)} of the table in the docs."""
     rows = re.findall(r"^\| ([\w. ]+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|", DOCS, re.MULTILINE)

@@ -22,9 +22,6 @@ REFUSED = {  # and the part that the message names
     "vit_dwee_patch16_reg1_gap_256": "differential attention",
     "vit_dpwee_patch16_reg1_gap_256": "differential attention",
 }
-KNOWN = [name for name in timm_models.names() if name not in REFUSED]
-
-
 WRITTEN = [  # one of each combination of options; `python -m cvit.families.census` asks for all
     "aimv2_large_patch14_224", "beit3_base_patch16_224", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224",
     "eva02_base_patch14_448", "eva02_base_patch16_clip_224", "eva02_enormous_patch14_clip_224",
@@ -106,18 +103,10 @@ def test_hub_folders_both_ways(name, tmp_path):
         assert_close(got, wanted, 1e-6, name=name)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_the_name_says_what_the_module_says(name):
     """At full width, so that the heads of the table are those of the architecture; without numbers."""
-    module = timm_models.empty(name)
-    config, style = timm_module.describe(module)
-    shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    said = {"architecture": name}
-    family = families.recognise(list(shapes), said, families.FAMILIES)
-    assert family.name == timm_module.family_of(module).name
-    facts, _ = families.given(family, shapes, said)
-    assert families.configuration(family, facts) == config
-    assert family.style(facts) == style
+    timm_models.check_name(name, timm_models.empty(name))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checks import peer
 from hub_server import Hub, serving
 from safetensors import numpy as safetensors_numpy
 
@@ -103,8 +104,8 @@ def test_other_floats(folder, kind):
     path = folder / "model.safetensors"
     tensors = safetensors_numpy.load_file(path)
     if kind == "bfloat16":
-        torch_numpy = pytest.importorskip("safetensors.torch")
-        torch = pytest.importorskip("torch")
+        torch_numpy = peer("safetensors.torch")
+        torch = peer("torch")
         rounded = {name: torch.tensor(value).bfloat16() for name, value in tensors.items()}
         torch_numpy.save_file(rounded, path)
         tensors = {name: value.float().numpy() for name, value in rounded.items()}

@@ -5,15 +5,14 @@ import os
 
 import numpy as np
 import pytest
-from checks import assert_close
+from checks import assert_close, peer
 
 import cvit
 from cvit import Preprocessing, ViT, ViTConfig
 
-pytest.importorskip("timm_import", reason="makes torchvision importable")
-torch = pytest.importorskip("torch")
-timm = pytest.importorskip("timm")
-transformers = pytest.importorskip("transformers")
+torch = peer("torch")
+timm = peer("timm")
+transformers = peer("transformers")
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -117,7 +116,7 @@ def test_timm_loads_what_is_written(tmp_path, name, options):
 
 
 def test_a_module_of_torchvision(tmp_path):
-    models = pytest.importorskip("torchvision.models.vision_transformer")
+    models = peer("torchvision.models.vision_transformer")
     options = dict(image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=48, num_classes=3)
     module = shaken(models.VisionTransformer(**options))
     model = cvit.from_torchvision(module)

@@ -22,8 +22,8 @@ from ..reading import Model, read
 
 BOUND = 1e-5
 GRADIENT_BOUND = 1e-4
-# A tensor's gradient is measured by its own largest, or by this part of the whole gradient's: that of a key bias is zero
-# but for rounding.
+# A tensor's gradient is measured by its own largest number, or by this part of the whole gradient's: that of a key bias
+# is zero but for rounding.
 FLOOR = 1e-2
 REFUSALS = ("a part that cvit does not compute: ", "does not compute: ")
 

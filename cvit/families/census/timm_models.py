@@ -11,7 +11,8 @@ import torch
 
 from ...model.config import ViTConfig
 from .. import FAMILIES, from_timm, read, write
-from ..reading import Model
+from ..reading import Model, configuration, given, recognise
+from ..timm_module import describe, family_of
 from .compare import Arrays, Candidate
 from .peers import draw
 
@@ -51,9 +52,12 @@ def heads_of(module: Any) -> int:
     return (block if hasattr(block, "num_heads") else getattr(block, "attn", None) or block.attns[0].attn).num_heads
 
 
-def small(name: str, **options: Any) -> Any:
-    """The model of a name with its own heads, eight channels each, two blocks, 4 x 3 patches: float64, drawn."""
-    module = empty(name)
+def small(name: str, like: Any = None, **options: Any) -> Any:
+    """The model of a name with its own heads, eight channels each, two blocks, 4 x 3 patches: float64, drawn.
+
+    `like` is the `empty` one, where it is there already.
+    """
+    module = like or empty(name)
     down, across = module.patch_embed.patch_size
     heads = heads_of(module)
     given = dict(embed_dim=8 * heads, img_size=(4 * down, 3 * across), num_classes=5 if module.num_classes else 0)
@@ -74,8 +78,10 @@ class Timm(Candidate):
         if self.group.partition(" ")[2] in OTHERS:
             return from_timm(whole(self.name))
         if DIFFERENT_BLOCKS in self.name:
-            from_timm_described(whole(self.name))
-        self.module = small(self.name).float()
+            describe(whole(self.name))
+        module = empty(self.name)
+        check_name(self.name, module)
+        self.module = small(self.name, module).float()
         return from_timm(self.module)
 
     def outputs(self, config: ViTConfig, x: torch.Tensor) -> Arrays:
@@ -112,11 +118,16 @@ def _mean(result: Any) -> torch.Tensor:
     return sum(result) / len(result) if isinstance(result, tuple) else result
 
 
-def from_timm_described(module: Any) -> None:
-    """Raise where a block of a module without numbers is not computed."""
-    from ..timm_module import describe
-
-    describe(module)
+def check_name(name: str, module: Any) -> None:
+    """Raise unless the name alone says what its module says: a file of it has names, shapes and `architecture`."""
+    config, style = describe(module)
+    shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    said = {"architecture": name}
+    family = recognise(list(shapes), said, FAMILIES)
+    facts, _ = given(family, shapes, said)
+    read_as = family.name, configuration(family, facts), family.style(facts)
+    if read_as != (family_of(module).name, config, style):
+        raise ValueError(f"by its name it is {read_as}, but the module is {config}, {set(style)}")
 
 
 def candidates() -> list[Candidate]:
