@@ -34,7 +34,8 @@ WRITTEN = [  # one of each combination of options; `python -m cvit.families.cens
     "vit_base_patch16_siglip_gap_224", "vit_base_patch16_xp_224", "vit_giant_patch14_dinov2",
     "vit_giant_patch16_lingbot", "vit_huge_plus_patch16_dinov3_qkvb", "vit_pe_core_tiny_patch16_384",
     "vit_pe_lang_large_patch14_448", "vit_pe_spatial_tiny_patch16_512", "vit_pwee_patch16_reg1_gap_256",
-    "vit_so150m2_patch16_reg1_gap_256", "vit_so150m_patch16_reg4_gap_256", "vit_so400m_patch16_siglip_256",
+    "vit_so150m2_patch16_reg1_gap_256", "vit_so150m_patch16_reg4_gap_256", "vit_so150m_patch16_reg4_map_256",
+    "vit_so400m_patch16_siglip_256",
 ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def test_the_signatures():
 
 
 def test_the_environment_variables():
-    sources = [ROOT / "setup.py", *ROOT.glob("cvit/**/*.py")]
+    sources = [ROOT / "setup.py", *ROOT.glob("cvit/**/*.py"), ROOT / "tests" / "checks.py"]
     lines = [line for path in sources for line in path.read_text(encoding="utf-8").splitlines() if "environ" in line]
     assert set(re.findall(r"^\| `(CVIT_\w+)", README, re.MULTILINE)) == set(
         re.findall(r'"(CVIT_\w+)"', "\n".join(lines))
