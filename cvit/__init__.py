@@ -46,6 +46,7 @@ from .model.functional import (
 )
 from .model.initialize import init_weights
 from .model.layout import Layout
+from .model.rope import Rope
 from .model.vit import Plan, ViT
 from .pictures.preprocessing import Preprocessing
 from .train import optim
@@ -56,7 +57,7 @@ from .train.optim import SGD, AdamW, warmup_cosine
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD", "AdamW", "Layout", "Plan", "Preprocessing", "ViT", "ViTConfig", "available_isas", "evaluate", "fit",
+    "SGD", "AdamW", "Layout", "Plan", "Preprocessing", "Rope", "ViT", "ViTConfig", "available_isas", "evaluate", "fit",
     "from_flax", "from_hf", "from_state_dict", "from_timm", "from_torchvision", "get_isa", "get_num_threads",
     "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls", "save", "set_isa", "set_num_threads",
     "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward", "vit_train_step", "warmup_cosine",

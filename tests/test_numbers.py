@@ -31,7 +31,7 @@ def test_an_error_shows_the_beginning_of_a_long_value():
             raise RuntimeError
 
     assert shown("a") == "'a'" and shown(None) == "None"
-    assert len(shown("a" * 100_000)) == 100 and shown("a" * 100_000).endswith("a...")
+    assert len(shown("a" * 100_000)) == 100 and shown("a" * 100_000).endswith("a…")
     assert shown(Silent()) == "a value of type Silent"
     with pytest.raises(ValueError, match="lr must be finite") as caught:
         finite("lr", 10**4000)

@@ -7,6 +7,8 @@ import operator
 
 import numpy as np
 
+from .errors import short
+
 SHOWN = 100  # characters of a wrong value that an error repeats
 
 
@@ -16,7 +18,7 @@ def shown(value) -> str:
         text = repr(value)
     except Exception:  # an int of more than 4300 digits, say
         text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return short(text, SHOWN)
 
 
 def as_int(name: str, value, *, minimum: int = 1, maximum: int | None = None) -> int:

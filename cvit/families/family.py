@@ -122,6 +122,9 @@ class Family:
         Names that are read over, as regular expressions that match from the beginning (`re.match`).
     position_resampling : str
         The rule of `positions.RULES` for another image size.
+    follows_pictures : bool
+        Whether the library itself takes pictures of any size and resamples positions for them as they come: then a
+        model is loaded at the size that its preprocessing makes.
     """
 
     name: str = ""
@@ -130,6 +133,7 @@ class Family:
     aliases: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     position_resampling: str = "bicubic antialias"
+    follows_pictures: bool = False
 
     # ------------------------------------------------------------------------------------------------ what to define
     def config(self, given: Given) -> ViTConfig:

@@ -33,6 +33,7 @@ DEFAULTS = {
 
 class HfDinov2(HfFamily):
     name = "hf_dinov2"
+    follows_pictures = True
     model_types = ("dinov2",)
     defaults = DEFAULTS
     processor = "BitImageProcessor"

@@ -101,7 +101,9 @@ def load(
     Returns
     -------
     ViT
-        At the image size that the file's positions are of. Its `origin` says whose names the file has.
+        At the image size that the file's positions are of; but DINOv2, whose own library resamples positions for
+        whatever pictures come, at that of the pictures that its preprocessor_config.json makes (224 pixels; the
+        positions are of 518, which `image_size=518` keeps). Its `origin` says whose names the file has.
 
     Raises
     ------
@@ -224,7 +226,12 @@ def _read(
         tensors, families.FAMILIES, json, num_heads=num_heads, strict=strict, dtype=wanted.dtype or _dtype_of(tensors),
         **wanted.shape(),
     )  # fmt: skip
-    return _vit(found, found.config, found.weights, json or {}, preprocessor, wanted)
+    config, weights = found.config, found.weights
+    how = _preprocessing(found.family, config, json or {}, preprocessor)
+    if found.family.follows_pictures and wanted.image_size is None and preprocessor is not None and how is not None:
+        if all(edge % p == 0 for edge, p in zip(how.size, config.patch)):
+            config, weights = families.adapted(config, weights, found.family, found.style, image_size=how.size)
+    return _vit(found, config, weights, json or {}, preprocessor, wanted)
 
 
 def _of_module(found: families.Model, json: Json, wanted: _Wanted) -> ViT:

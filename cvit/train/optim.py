@@ -9,6 +9,7 @@ Sources: SGD with momentum as in PyTorch's `torch.optim.SGD` (Sutskever et al. 2
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Mapping
 
@@ -69,7 +70,7 @@ def clip(grad: np.ndarray, clip_norm: float) -> float:
     return norm
 
 
-class _Optimizer:
+class _Optimizer(abc.ABC):
     """What SGD and AdamW share: the checks, the clipping, the order of the two, and the state as a dict.
 
     Every attribute that a step reads is checked when it is set.
@@ -152,8 +153,9 @@ class _Optimizer:
         self._steps += 1
         return norm
 
+    @abc.abstractmethod
     def _apply(self, weights: np.ndarray, grad: np.ndarray, lr: float, scale: float) -> None:
-        raise NotImplementedError
+        """The step itself; everything is checked."""
 
     def state_dict(self) -> dict:
         """All that a run needs to go on, for `load_state_dict`: options and `steps` as numbers, vectors as copies."""
