@@ -273,3 +273,14 @@ def test_the_hub(folder, tmp_path):
             [sys.executable, "-c", program], env={**clean, **settings}, cwd=tmp_path, capture_output=True, text=True
         )
     assert done.stdout == f"{NAMES} hf_vit\n", done.stderr
+
+
+def test_weights_that_are_not_finite(folder):
+    path = folder / "model.safetensors"
+    tensors = safetensors_numpy.load_file(path)
+    name = next(name for name in tensors if name.endswith("norm.weight"))
+    tensors[name][0] = np.nan
+    safetensors_numpy.save_file(tensors, path)
+    with pytest.raises(ValueError, match=f"model.safetensors.*{name}"):
+        cvit.load(folder)
+    assert np.isnan(cvit.load(folder, strict=False).weights).sum() == 1

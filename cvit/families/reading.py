@@ -135,7 +135,8 @@ def read(
     Parameters
     ----------
     tensors : mapping of name to tensor
-        Each has a `shape`, and either a method `read()` that gives its array or is array-like (torch's tensors too).
+        Each has a `shape`, and either a method `read(strict=)` that gives its array or is array-like (torch's tensors,
+        too).
     families : sequence of Family
         Those to look among; one is taken as it is.
     config_json : mapping, optional
@@ -151,7 +152,7 @@ def read(
         Another number than the file's: the patch embedding's are summed for one, else repeated in turn and scaled, as
         timm does.
     strict : bool
-        Whether tensors that no row names are an error, or read over.
+        Whether tensors that no row names, and numbers of a file that are not finite, are an error, or read over.
     config : ViTConfig, optional
         What the model is (at its file's image size), where the caller knows it, say from the module itself.
     style : frozenset, optional
@@ -179,7 +180,7 @@ def read(
     views = layout.views(flat)
 
     def fill(name: str) -> None:
-        _fill(table[name], _array(files[name], tensors[files[name]]), layout, views)
+        _fill(table[name], _array(files[name], tensors[files[name]], strict), layout, views)
 
     if flat.size < SMALL:
         for name in table:
@@ -323,10 +324,10 @@ def _check_names(table: dict[str, list[Row]], layout: Layout, shapes, files: dic
     check(not faults, "; ".join(faults))
 
 
-def _array(name: str, tensor) -> np.ndarray:
-    """A tensor's numbers as an array of floats."""
+def _array(name: str, tensor, strict: bool) -> np.ndarray:
+    """A tensor's numbers as an array of floats; a file's, with `strict`, must be finite."""
     if hasattr(tensor, "read"):
-        array = tensor.read()
+        array = tensor.read(strict=strict)
     else:
         if "bfloat16" in str(getattr(tensor, "dtype", "")) and hasattr(tensor, "float"):
             tensor = tensor.float()  # torch's: NumPy has no such type

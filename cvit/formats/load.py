@@ -92,7 +92,8 @@ def load(
     num_heads : int, optional
         Of the blocks' attention, where the file does not tell.
     strict : bool
-        Whether tensors that the model does not know are an error; else they are left out.
+        Whether tensors that the model does not know, which are else left out, and weights that are not finite are an
+        error.
     dtype : float32 or float64, optional
         Of the weights. None: float64 where the file has nothing else, float32 otherwise.
     revision : str, optional

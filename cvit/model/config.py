@@ -33,6 +33,7 @@ CHOICES = {
     "pool": POOLS, "pos_tokens": POS_TOKENS, "norm": NORMS, "block": BLOCKS, "activation": ACTIVATIONS,
     "pre_logits_activation": ACTIVATIONS,
 }  # fmt: skip
+SHAPE = ("image_size", "patch_size", "width", "depth", "heads", "hidden", "classes")  # what every repr shows
 GELUS = {"tanh": "gelu_tanh", "erf": "gelu_erf"}  # values of the alias `gelu`
 
 # Other names of a field, most of them timm's and transformers', accepted by the constructor and by `variant`.
@@ -92,7 +93,7 @@ def _accepts_aliases(cls: type[T]) -> type[T]:
 
 
 @_accepts_aliases
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ViTConfig:
     """The shape of a Vision Transformer with pre-norm blocks (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
@@ -344,6 +345,15 @@ class ViTConfig:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return self.image_size[0] // self.patch[0], self.image_size[1] // self.patch[1]
+
+    def __repr__(self) -> str:
+        """The shape, and every other field that is not at its default."""
+        shown = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if field.name in SHAPE or getattr(self, field.name) != field.default
+        ]
+        return f"ViTConfig({', '.join(shown)})"
 
     @property
     def gelu(self) -> str | None:
