@@ -228,9 +228,9 @@ def _read(
         **wanted.shape(),
     )  # fmt: skip
     config, weights = found.config, found.weights
-    how = _preprocessing(found.family, config, json or {}, preprocessor)
-    if found.family.follows_pictures and wanted.image_size is None and preprocessor is not None and how is not None:
-        if all(edge % p == 0 for edge, p in zip(how.size, config.patch)):
+    if found.family.follows_pictures and wanted.image_size is None and preprocessor is not None:
+        how = _preprocessing(found.family, config, json or {}, preprocessor)
+        if how is not None and all(edge % p == 0 for edge, p in zip(how.size, config.patch)):
             config, weights = families.adapted(config, weights, found.family, found.style, image_size=how.size)
     return _vit(found, config, weights, json or {}, preprocessor, wanted)
 
