@@ -98,6 +98,15 @@ def run(command: list[str], threads: int) -> tuple[float, float]:
     return seconds, usage.ru_maxrss / 1024
 
 
+def speed(model, x, seconds: float = 3.0) -> float:
+    """Images/s of the bare forward."""
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        model.features(x)
+        calls += 1
+    return calls * len(x) / (time.perf_counter() - start)
+
+
 def installed_megabytes(packages: list[str]) -> float:
     """What these packages and all that they require take on the disk."""
     wanted, seen, total = list(packages), set(), 0
@@ -155,21 +164,16 @@ def main() -> None:
             ],
         }  # fmt: skip
         times = {name: {"one": [], "photos": [], "memory": []} for name in jobs}
+        x, bare = model.preprocess(paths[: args.batch]), []
+        model.freeze().features(x)
         for _ in range(args.rounds):
+            bare.append(speed(model, x))
             for name, command in jobs.items():
                 for photos in ("one", "photos"):
                     seconds, memory = run(command(folder / photos, folder / f"{name}-{photos}.npy"), threads)
                     times[name][photos].append(seconds)
                 times[name]["memory"].append(memory)
         features = {name: np.load(folder / f"{name}-photos.npy") for name in jobs}
-        # The bare forward, for the share of it that decoding and writing leave.
-        x = model.preprocess(paths[: args.batch])
-        model.freeze().features(x)
-        start, calls = time.perf_counter(), 0
-        while time.perf_counter() - start < 5:
-            model.features(x)
-            calls += 1
-        bare = calls * len(x) / (time.perf_counter() - start)
 
     first = features["cvit embed"]
     packages = {
@@ -196,7 +200,7 @@ def main() -> None:
         )
         if row["off"] > 1e-2:  # transformers' processor may resize otherwise than Pillow
             print(f"  {row['job']} differs by {row['off']:.1e}")
-    print(f"bare forward of a frozen model: {bare:.1f} images/s")
+    print(f"bare forward of a frozen model: {statistics.median(bare):.1f} images/s")
     if args.json:
         Path(args.json).write_text(json.dumps(dict(rows=rows, bare=bare, threads=threads), indent=1) + "\n")
 
