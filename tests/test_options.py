@@ -104,3 +104,21 @@ def test_fused_steps_and_hints_change_no_bit(isa, name, long):
         assert_close(results[2][1], results[0][1], 1e-5, name="gradient")
     else:
         assert same_bits(results[2], results[0])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_tokens_and_layers_are_the_references_frozen_or_not(name):
+    config, weights, x, _ = problem(OPTIONS[name])
+    model = ViT(config, weights)
+    numbers = list(range(config.depth))
+    views = Layout.of(config).views(weights)
+    expected, outputs = ref.tokens_of(config, views, x, layers=numbers)
+    tokens, layers = model.tokens(x), model.tokens(x, layers=numbers)
+    assert_close(tokens, expected, name="tokens")
+    for number, output in zip(numbers, outputs):
+        assert_close(layers[number], output, name=f"block {number}")
+    if numbers:
+        assert same_bits(model.tokens(x, layers=[-1], norm=True)[0], tokens)
+        assert same_bits(model.tokens(x, norm=False), layers[-1])
+    model.freeze()
+    assert same_bits([model.tokens(x), *model.tokens(x, layers=numbers)], [tokens, *layers])
