@@ -27,12 +27,12 @@ except ImportError:
         f"{folder} holds cvit's sources without its compiled modules for this Python: "
         "start Python elsewhere, or install with pip install -e ."
     ) from None
+from typing import TYPE_CHECKING
+
 from . import ops
 from .formats import checkpoint, flax
-from .formats import save as saving  # which gives ViT its method
 from .formats.checkpoint import save
 from .formats.flax import from_flax, to_flax
-from .formats.load import from_hf, from_state_dict, from_timm, from_torchvision, load
 from .model import config, functional, initialize, layout
 from .model.config import ViTConfig
 from .model.functional import (
@@ -54,6 +54,9 @@ from .train.evaluation import evaluate
 from .train.loop import fit
 from .train.optim import SGD, AdamW, warmup_cosine
 
+if TYPE_CHECKING:
+    from .formats.load import from_hf, from_state_dict, from_timm, from_torchvision, load
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -62,3 +65,31 @@ __all__ = [
     "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls", "save", "set_isa", "set_num_threads",
     "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward", "vit_train_step", "warmup_cosine",
 ]  # fmt: skip
+
+
+# The readers and writers of other libraries' models are imported when they are asked for: they would double the time
+# that the import of cvit takes.
+LOADERS = ("from_hf", "from_state_dict", "from_timm", "from_torchvision", "load")
+
+
+def __getattr__(name: str):
+    if name not in LOADERS:
+        raise AttributeError(f"module 'cvit' has no attribute {name!r}")
+    from .formats import load as loading
+
+    for loader in LOADERS:
+        globals()[loader] = getattr(loading, loader)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _write(path, model, names) -> None:
+    from .formats.save import save as write
+
+    write(path, model, names)
+
+
+ViT._write = staticmethod(_write)  # the method `save`, for a package that does not know what lies above it

@@ -199,6 +199,3 @@ def _write_folder(folder: Path, files: dict[str, Write]) -> None:
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-ViT._write = staticmethod(save)
