@@ -14,7 +14,7 @@ CC ?= cc
 
 library = $(shell $(CC) -print-file-name=lib$(1).so)
 build_into = CC="$(CC)" $(PYTHON) setup.py -q build --build-base $(1) --build-lib $(1)/lib
-WATCHED = tests/test_ops.py tests/test_kernels.py tests/test_math.py tests/test_model.py tests/test_options.py tests/test_functional.py tests/test_errors.py
+WATCHED = tests/test_ops.py tests/test_ops_rows.py tests/test_kernels.py tests/test_kernels_rows.py tests/test_math.py tests/test_model.py tests/test_options.py tests/test_functional.py tests/test_errors.py
 
 C_FILES = $(shell find csrc cvit tests -name '*.c' -o -name '*.h' -o -name '*.inc')
 

@@ -14,6 +14,7 @@ import pytest
 
 import cvit
 from cvit.engine import memory, plan, team, vectors
+from cvit.ops import _heads
 from cvit.ops import _kernels as _ops
 
 pytest.register_assert_rewrite("checks")
@@ -37,7 +38,7 @@ def _exact(count, dtype):
 plan.THREAD_FLOPS = 1e-3  # the tests' models are small; share their passes out all the same
 
 if "CVIT_EXACT_MEMORY" in os.environ:  # `make asan`
-    memory.allocate = plan.allocate = vectors.allocate = _ops.allocate = _exact
+    memory.allocate = plan.allocate = vectors.allocate = _ops.allocate = _heads.allocate = _exact
 
 
 @pytest.fixture(autouse=True)

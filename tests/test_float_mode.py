@@ -54,6 +54,7 @@ def calls(rng, dtype):
     q, k, v, do = normal(rng, 4, 2, 3, 90, 8, dtype=dtype)
     o, lse = ops.attention(q, k, v)
     _, mean, rstd = ops.layernorm(x)
+    angles = normal(rng, 90, 4, dtype=dtype)
     labels, runs = np.arange(70) % 40, np.array([[5, 900]])
 
     def step(kernel, *state):
@@ -67,10 +68,17 @@ def calls(rng, dtype):
         "linear_backward": lambda: ops.linear_backward(dy, x, w),
         "layernorm": lambda: ops.layernorm(x, w[:, 0], w[:, 1]),
         "layernorm_backward": lambda: ops.layernorm_backward(x, x, mean, rstd, w[:, 0]),
+        "rmsnorm": lambda: ops.rmsnorm(x, w[:, 0]),
+        "rmsnorm_backward": lambda: ops.rmsnorm_backward(x, x, rstd, w[:, 0]),
         "activation": lambda: [ops.activation(x, kind, x[::-1]) for kind in ops.ACTIVATIONS],
         "activation_backward": lambda: [ops.activation_backward(x, x, kind, x[::-1]) for kind in ops.ACTIVATIONS],
         "attention": lambda: ops.attention(q, k, v),
         "attention_backward": lambda: ops.attention_backward(do, q, k, v, o, lse),
+        "attend": lambda: ops.attend(q[:, :, 0], k, v),
+        "attend_backward": lambda: ops.attend_backward(do[:, :, 0], q[:, :, 0], k, v),
+        "rotate": lambda: ops.rotate(q, angles),
+        "rotate_backward": lambda: ops.rotate_backward(do, angles),
+        "rotate_frequencies": lambda: ops.rotate_frequencies(do, q, angles[:, :2]),
         "cross_entropy": lambda: ops._cross_entropy(x, labels, 0.1, True),
         "exp": lambda: ops.exp(x),
         "sgd": lambda: step(update.sgd, zeros(), 0.1, 0.9, True, 0.01, runs, 0.3),

@@ -1,4 +1,4 @@
-"""Each kernel alone, with its backward: patches, linear, layer norm, activations, attention, cross-entropy.
+"""Each kernel alone, with its backward: patches, linear, norms, activations, attention, rotary positions, loss.
 
 Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on all
 threads; no graph and no state: a backward takes what its forward took or gave. A gradient is named d + its array. What
@@ -8,18 +8,22 @@ each formula means is derived in docs/backward.md. A model does not call these: 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..base.arrays import as_array, as_float, as_labels, common_dtype
 from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
+from . import _heads
 from . import _kernels as _ops
 
 __all__ = [
     "activation",
     "activation_backward",
+    "attend",
+    "attend_backward",
     "attention",
     "attention_backward",
     "cross_entropy",
@@ -34,6 +38,11 @@ __all__ = [
     "linear_backward",
     "patches",
     "patches_backward",
+    "rmsnorm",
+    "rmsnorm_backward",
+    "rotate",
+    "rotate_backward",
+    "rotate_frequencies",
     "tanh",
 ]  # fmt: skip
 
@@ -114,6 +123,10 @@ def linear_backward(dy, x, w) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return dx, dw, db
 
 
+def _eps(eps: float, dtype) -> float:
+    return representable("eps", eps, dtype, positive=eps != 0)  # 0 is the caller's word, not what a small number became
+
+
 def layernorm(x, scale=None, shift=None, eps: float = 1e-6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Layer norm over the last axis (Ba et al. 2016): y = (x - mean) / sqrt(var + eps) * scale + shift, var biased.
 
@@ -125,10 +138,7 @@ def layernorm(x, scale=None, shift=None, eps: float = 1e-6) -> tuple[np.ndarray,
     if scale is not None:
         scale, shift = as_float("scale", scale, (D,), x.dtype), as_float("shift", shift, (D,), x.dtype)
     y, mean, rstd = np.empty_like(x), np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
-    eps = representable(
-        "eps", eps, x.dtype, positive=eps != 0
-    )  # 0 is the caller's word, not what a small number became
-    _ops.layernorm(_rows(x), scale, shift, eps, _rows(y), mean.reshape(-1), rstd.reshape(-1))
+    _ops.layernorm(_rows(x), scale, shift, _eps(eps, x.dtype), _rows(y), mean.reshape(-1), rstd.reshape(-1))
     return y, mean, rstd
 
 
@@ -150,6 +160,33 @@ def layernorm_backward(dy, x, mean, rstd, scale=None) -> tuple[np.ndarray, np.nd
     dx = np.empty_like(x)
     _ops.layernorm_backward(_rows(dy), _rows(x), mean.reshape(-1), rstd.reshape(-1), scale, _rows(dx), dscale, dshift)
     return dx, dscale, dshift
+
+
+def rmsnorm(x, scale=None, eps: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
+    """RMSNorm over the last axis (Zhang & Sennrich 2019): y = x / sqrt(mean(x²) + eps) * scale.
+
+    x (…, D), scale (D,) or None. Returns y (…, D), and rstd (…,), the reciprocal root, which the backward takes.
+    """
+    x = _any_rows("x", x, None)
+    if scale is not None:
+        scale = as_float("scale", scale, (x.shape[-1],), x.dtype)
+    y, mean, rstd = np.empty_like(x), np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
+    _ops.layernorm(_rows(x), scale, None, _eps(eps, x.dtype), _rows(y), mean.reshape(-1), rstd.reshape(-1), True)
+    return y, rstd
+
+
+def rmsnorm_backward(dy, x, rstd, scale=None) -> tuple[np.ndarray, np.ndarray | None]:
+    """dx (…, D) and dscale (D,) from dy and x (…, D), and rstd (…,). dscale is None without `scale`."""
+    dtype = common_dtype(dy=dy, x=x)
+    x = _any_rows("x", x, dtype)
+    dy = as_float("dy", dy, x.shape, dtype)
+    rstd = as_float("rstd", rstd, x.shape[:-1], dtype).reshape(-1)
+    dscale = None
+    if scale is not None:
+        scale, dscale = as_float("scale", scale, x.shape[-1:], dtype), np.empty(x.shape[-1], dtype)
+    dx, mean = np.empty_like(x), np.zeros_like(rstd)
+    _ops.layernorm_backward(_rows(dy), _rows(x), mean, rstd, scale, _rows(dx), dscale, None, True)
+    return dx, dscale
 
 
 def _kind(kind) -> int:
@@ -174,7 +211,13 @@ def activation(x, kind: str = "gelu_tanh", value=None) -> np.ndarray:
     return y
 
 
-def activation_backward(dy, x, kind: str = "gelu_tanh", value=None) -> Any:
+@overload
+def activation_backward(dy, x, kind: str = ..., value: None = ...) -> np.ndarray: ...
+@overload
+def activation_backward(dy, x, kind: str, value: ArrayLike) -> tuple[np.ndarray, np.ndarray]: ...
+@overload
+def activation_backward(dy, x, kind: str = ..., *, value: ArrayLike) -> tuple[np.ndarray, np.ndarray]: ...
+def activation_backward(dy, x, kind: str = "gelu_tanh", value=None):
     """dx = dy * f'(x), all of one shape; with `value`, dx = dy * value * f'(x) and dvalue = dy * f(x)."""
     number = _kind(kind)
     dtype = common_dtype(dy=dy, x=x) if value is None else common_dtype(dy=dy, x=x, value=value)
@@ -201,7 +244,7 @@ def gelu_backward(dy, x, form: str = "tanh") -> np.ndarray:
     return activation_backward(dy, x, _form(form))
 
 
-def _heads(name: str, value, dtype, shape=("N", "H", "T", "dh")) -> np.ndarray:
+def _some_heads(name: str, value, dtype, shape=("N", "H", "T", "dh")) -> np.ndarray:
     array = as_float(name, value, shape, dtype)
     _not_empty(**{name: array})
     return array
@@ -218,8 +261,8 @@ def attention(q, k, v) -> tuple[np.ndarray, np.ndarray]:
     Returns o, and lse (N, H, T), each row's log-sum-exp of the scores, which the backward takes.
     """
     dtype = common_dtype(q=q, k=k, v=v)
-    q = _heads("q", q, dtype)
-    k, v = _heads("k", k, dtype, q.shape), _heads("v", v, dtype, q.shape)
+    q = _some_heads("q", q, dtype)
+    k, v = _some_heads("k", k, dtype, q.shape), _some_heads("v", v, dtype, q.shape)
     o, lse = np.empty_like(q), np.empty(q.shape[:-1], dtype)
     _ops.attention(*map(_flat_heads, (q, k, v, o, lse)))
     return o, lse
@@ -228,12 +271,83 @@ def attention(q, k, v) -> tuple[np.ndarray, np.ndarray]:
 def attention_backward(do, q, k, v, o, lse) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dq, dk, dv (N, H, T, dh) from do (N, H, T, dh), attention's arguments and its results."""
     dtype = common_dtype(do=do, q=q, k=k, v=v)
-    q = _heads("q", q, dtype)
-    do, k, v, o = (_heads(name, a, dtype, q.shape) for name, a in (("do", do), ("k", k), ("v", v), ("o", o)))
+    q = _some_heads("q", q, dtype)
+    do, k, v, o = (_some_heads(name, a, dtype, q.shape) for name, a in (("do", do), ("k", k), ("v", v), ("o", o)))
     lse = as_float("lse", lse, q.shape[:-1], dtype)
     gradients = np.empty_like(q), np.empty_like(q), np.empty_like(q)
     _ops.attention_backward(*map(_flat_heads, (do, q, k, v, o, lse, *gradients)))
     return gradients
+
+
+def attend(q, k, v) -> np.ndarray:
+    """o = softmax(q kᵀ / sqrt(dh)) v for one query in every head, as attention pooling takes it (Lee et al. 2019).
+
+    q and o (N, H, dh), k and v (N, H, T, dh).
+    """
+    dtype = common_dtype(q=q, k=k, v=v)
+    k = _some_heads("k", k, dtype)
+    v, q = _some_heads("v", v, dtype, k.shape), _some_heads("q", q, dtype, (*k.shape[:2], k.shape[3]))
+    o = np.empty_like(q)
+    _heads.attend(*map(_flat_heads, (q, k, v, o)))
+    return o
+
+
+def attend_backward(do, q, k, v) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dq (N, H, dh), dk and dv (N, H, T, dh) from do (N, H, dh) and attend's arguments."""
+    dtype = common_dtype(do=do, q=q, k=k, v=v)
+    k = _some_heads("k", k, dtype)
+    v, q = _some_heads("v", v, dtype, k.shape), _some_heads("q", q, dtype, (*k.shape[:2], k.shape[3]))
+    do = _some_heads("do", do, dtype, q.shape)
+    gradients = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    _heads.attend_backward(*map(_flat_heads, (do, q, k, v, *gradients)))
+    return gradients
+
+
+def _pairs(name: str, value, dtype) -> np.ndarray:
+    array = _some_heads(name, value, dtype)
+    check(array.shape[-1] % 2 == 0, f"{name}'s last axis must be even: pairs of channels turn; got shape {array.shape}")
+    return array
+
+
+def _turned(name: str, value, angles, back: bool) -> np.ndarray:
+    dtype = common_dtype(**{name: value, "angles": angles})
+    turned = _pairs(name, value, dtype).copy()
+    _, H, T, dh = turned.shape
+    each_head = as_array("angles", angles).ndim == 3
+    angles = as_float("angles", angles, (H, T, dh // 2) if each_head else (T, dh // 2), dtype)
+    tables = _heads.cosines_sines(angles.reshape(-1, T, dh // 2).astype(np.float64), dtype)
+    _heads.rotate(_flat_heads(turned), *tables, back)
+    return turned
+
+
+def rotate(x, angles) -> np.ndarray:
+    """Rotary positions (Su et al. 2021): channels j and j + dh/2 of x (N, H, T, dh) turned by an angle in radians.
+
+    y[j] = x[j] cos - x[j + dh/2] sin and y[j + dh/2] = x[j + dh/2] cos + x[j] sin, with angles (T, dh/2) for all heads
+    or (H, T, dh/2).
+    """
+    return _turned("x", x, angles, False)
+
+
+def rotate_backward(dy, angles) -> np.ndarray:
+    """dx (N, H, T, dh) from dy (N, H, T, dh): turned back by rotate's angles."""
+    return _turned("dy", dy, angles, True)
+
+
+def rotate_frequencies(dy, y, coordinates) -> np.ndarray:
+    """The gradient (2, H, dh/2) of learned frequencies f, angles[h, t] = coordinates[t] @ f[:, h] (Heo et al. 2024).
+
+    From dy and rotate's result y (N, H, T, dh), and coordinates (T, 2). An angle's gradient is, summed over images,
+    dy[j + dh/2] y[j] - dy[j] y[j + dh/2].
+    """
+    dtype = common_dtype(dy=dy, y=y, coordinates=coordinates)
+    y = _pairs("y", y, dtype)
+    dy = _some_heads("dy", dy, dtype, y.shape)
+    _, H, T, dh = y.shape
+    coordinates = as_float("coordinates", coordinates, (T, 2), dtype)
+    sums = np.empty((H, 2, dh // 2), dtype)
+    _heads.rotate_frequencies(dy, y, coordinates, sums)
+    return np.ascontiguousarray(sums.swapaxes(0, 1))
 
 
 def _cross_entropy(logits, labels, label_smoothing, wanted: bool):

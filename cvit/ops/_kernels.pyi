@@ -14,6 +14,7 @@ def layernorm(
     y: np.ndarray,
     mean: np.ndarray,
     rstd: np.ndarray,
+    rms: bool = False,
 ) -> None: ...
 def layernorm_backward(
     dy: np.ndarray,
@@ -24,6 +25,7 @@ def layernorm_backward(
     dx: np.ndarray,
     dscale: np.ndarray | None,
     dshift: np.ndarray | None,
+    rms: bool = False,
 ) -> None: ...
 def activation(kind: int, x: np.ndarray, value: np.ndarray | None, y: np.ndarray) -> None: ...
 def activation_backward(

@@ -18,21 +18,14 @@ from ..engine.kernels cimport (
     panels, product, summing,
 )
 from ..engine.patches cimport cut_patches, join_patches
-from ..engine.team cimport F32, F64, FloatMode, float_enter, float_fence, float_leave, selected, team_size
+from ..engine.team cimport FloatMode, float_enter, float_fence, float_leave, team_size
+from ._table cimport real, table_of
 from ..engine.memory import allocate
-
-ctypedef fused real:
-    float
-    double
 
 cdef enum:
     ROWS = 56      # rows of a task; a layer norm's partial sums are divided by it, too
     STRIP = 128    # columns of a task
     RUN = 1 << 14  # values of a task, where there are no rows
-
-
-cdef inline const Kernels* table_of(real* x) noexcept nogil:
-    return selected(F32 if real is float else F64)
 
 
 cdef real[::1] room(real* x, Py_ssize_t count):
@@ -153,12 +146,13 @@ cdef void gradient_tile(const Kernels* K, Py_ssize_t M, Py_ssize_t m, Py_ssize_t
 # norm
 def layernorm(const real[:, ::1] x, const real[::1] scale, const real[::1] shift, double eps, real[:, ::1] y,
               real[::1] mean,
-              real[::1] rstd):
+              real[::1] rstd, bint rms=False):
+    """With `rms` RMSNorm, which has no shift and whose means are 0."""
     cdef const Kernels* K = table_of(&mean[0])
     cdef Py_ssize_t M = x.shape[0], d = x.shape[1], tasks = ceil_div(M, ROWS), i
     cdef Norm whole = normalisation(M, d, matrix(<void*> &x[0, 0], d), eps)
     whole.y = matrix(&y[0, 0], d)
-    whole.mean, whole.rstd = &mean[0], &rstd[0]
+    whole.mean, whole.rstd, whole.rms = &mean[0], &rstd[0], rms
     whole.scale = &scale[0] if scale is not None else NULL
     whole.shift = &shift[0] if shift is not None else NULL
     for i in prange(tasks, nogil=True, num_threads=team_size(tasks), schedule="dynamic"):
@@ -177,17 +171,20 @@ cdef void norm_rows(const Kernels* K, Norm call, Py_ssize_t first) noexcept nogi
 
 
 def layernorm_backward(const real[:, ::1] dy, const real[:, ::1] x, const real[::1] mean, const real[::1] rstd,
-                       const real[::1] scale, real[:, ::1] dx, real[::1] dscale, real[::1] dshift):
+                       const real[::1] scale, real[:, ::1] dx, real[::1] dscale, real[::1] dshift, bint rms=False):
+    """dscale and dshift may be None each."""
     cdef const Kernels* K = table_of(&dx[0, 0])
     cdef Py_ssize_t M = x.shape[0], d = x.shape[1], tasks = ceil_div(M, ROWS), i
     cdef real[:, :, ::1] partial = np.zeros((tasks, 2, d), np.float32 if real is float else np.float64)
     cdef NormBackward whole = normalisation_backward(
         M, d, matrix(<void*> &dy[0, 0], d), matrix(<void*> &x[0, 0], d), matrix(&dx[0, 0], d))
     whole.mean, whole.rstd, whole.scale = &mean[0], &rstd[0], &scale[0] if scale is not None else NULL
+    whole.rms = rms
     for i in prange(tasks, nogil=True, num_threads=team_size(tasks), schedule="dynamic"):
         norm_rows_backward(K, whole, i * ROWS, &partial[i, 0, 0], &partial[i, 1, 0])
     if dscale is not None:
         add_up(K, tasks, d, &partial[0, 0, 0], &dscale[0])
+    if dshift is not None:
         add_up(K, tasks, d, &partial[0, 1, 0], &dshift[0])
 
 
@@ -264,12 +261,12 @@ def attention(const real[:, :, ::1] q, const real[:, :, ::1] k, const real[:, :,
     cdef int size = team_size(heads)
     cdef real[::1] scratch = room(&lse[0, 0], size * stride)
     for i in prange(heads, nogil=True, num_threads=size, schedule="dynamic"):
-        attend(K, T, dh, <real*> &q[i, 0, 0], <real*> &k[i, 0, 0], <real*> &v[i, 0, 0], &o[i, 0, 0], &lse[i, 0],
-               &scratch[threadid() * stride])
+        head_attention(K, T, dh, <real*> &q[i, 0, 0], <real*> &k[i, 0, 0], <real*> &v[i, 0, 0], &o[i, 0, 0], &lse[i, 0],
+                       &scratch[threadid() * stride])
 
 
-cdef void attend(const Kernels* K, Py_ssize_t T, Py_ssize_t dh, real* q, real* k, real* v, real* o, real* lse,
-                 real* scratch) noexcept nogil:
+cdef void head_attention(const Kernels* K, Py_ssize_t T, Py_ssize_t dh, real* q, real* k, real* v, real* o, real* lse,
+                         real* scratch) noexcept nogil:
     cdef FloatMode before = float_enter()
     cdef Attention call
     call.tokens, call.dh, call.first, call.count = T, dh, 0, T
@@ -295,10 +292,11 @@ def attention_backward(const real[:, :, ::1] d_o, const real[:, :, ::1] q, const
     whole.o, whole.d_o, whole.lse = matrix(<void*> &o[0, 0, 0], dh), matrix(<void*> &d_o[0, 0, 0], dh), &lse[0, 0]
     whole.dq, whole.dk, whole.dv = matrix(&dq[0, 0, 0], dh), matrix(&dk[0, 0, 0], dh), matrix(&dv[0, 0, 0], dh)
     for i in prange(heads, nogil=True, num_threads=size, schedule="dynamic"):
-        attend_backward(K, whole, i, &scratch[threadid() * stride])
+        head_attention_backward(K, whole, i, &scratch[threadid() * stride])
 
 
-cdef void attend_backward(const Kernels* K, AttentionBackward call, Py_ssize_t head, void* scratch) noexcept nogil:
+cdef void head_attention_backward(const Kernels* K, AttentionBackward call, Py_ssize_t head,
+                                  void* scratch) noexcept nogil:
     """One head, of a call that stands at the first."""
     cdef FloatMode before = float_enter()
     cdef Py_ssize_t skip = head * call.tokens * call.dh * K.size
