@@ -14,7 +14,7 @@ import pytest
 from checks import normal, on_all_threads, same_bits
 
 import cvit
-from cvit import ops
+from cvit import Layout, Rope, ViT, ViTConfig, ops
 from cvit.engine import update
 
 WORD = {"x86_64": 7, "aarch64": 0}.get(platform.machine())
@@ -62,6 +62,21 @@ def calls(rng, dtype):
         kernel(weights, gradient, *state)
         return weights, *(array for array in state if isinstance(array, np.ndarray))
 
+    def model(rope):
+        """The logits, loss and gradient of a new model: the tables of its rotary positions are made in the call."""
+        config = ViTConfig(
+            image_size=16, patch_size=4, channels=1, width=16, depth=2, heads=2, classes=3, rope=rope, norm="rms",
+            pool="map",
+        )  # fmt: skip
+        weights = normal(np.random.default_rng(5), Layout.of(config).size, dtype=dtype)
+        images = normal(np.random.default_rng(6), 2, 1, 16, 16, dtype=dtype)
+
+        def call():
+            made = ViT(config, weights)
+            return made.forward(images), *made.loss_and_grad(images, [0, 2])
+
+        return call
+
     zeros = lambda: np.zeros(x.size, dtype)
     return {
         "linear": lambda: ops.linear(x, w, bias),
@@ -84,6 +99,8 @@ def calls(rng, dtype):
         "sgd": lambda: step(update.sgd, zeros(), 0.1, 0.9, True, 0.01, runs, 0.3),
         "adamw": lambda: step(update.adamw, zeros(), zeros(), 1e-3, 0.9, 0.999, 1e-8, 0.01, 3, runs, 0.3),
         "sum_of_squares": lambda: update.sum_of_squares(x),
+        "model, fixed angles": model(Rope()),
+        "model, learned angles": model(Rope("mixed", theta=10.0)),
     }
 
 

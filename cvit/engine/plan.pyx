@@ -14,7 +14,7 @@ from .kernels cimport Kernels, ceil_div
 from .places cimport lines
 from .stages cimport Job, Schedule, work
 from .task cimport Pass
-from .team cimport F32, F64, run_team, selected, team_size
+from .team cimport F32, F64, FloatMode, float_enter, float_leave, run_team, selected, team_size
 from .memory import allocate
 from .cutting import LEAST_ROWS, MOST_HEAD_TASKS
 from .program import Rotate, fuse
@@ -121,8 +121,7 @@ cdef class Plan(Building):
         if rotation is None:
             return
         if rotation.angles is not None:
-            self.tables = np.concatenate([np.cos(rotation.angles).ravel(), np.sin(rotation.angles).ravel()])
-            self.tables = self.tables.astype(self.dtype)
+            in_own_mode(self._fill_fixed_tables, rotation.angles)
             return
         self.learned = [
             (part.frequencies, part.heads * part.width // 2)
@@ -140,6 +139,10 @@ cdef class Plan(Building):
             return 0, self.tables.nbytes // 2
         first = sum(2 * self.p.patches * pairs for _, pairs in self.learned[:layer])
         return first * size, (first + self.p.patches * self.learned[layer][1]) * size
+
+    def _fill_fixed_tables(self, angles):
+        """The cosines of all angles, then their sines."""
+        self.tables = np.concatenate([np.cos(angles).ravel(), np.sin(angles).ravel()]).astype(self.dtype)
 
     def _fill_learned_tables(self, weights):
         """The angles of learned frequencies: a patch's coordinates times those of both axes."""
@@ -228,7 +231,7 @@ cdef class Plan(Building):
         self.p.scratch = <char*> address(self.scratch)
         self.p.tables = <char*> address(self.tables)
         if self.p.tables_of_weights and not (self.p.frozen and self.tables_done):
-            self._fill_learned_tables(weights)
+            in_own_mode(self._fill_learned_tables, weights)
         schedule = self._schedule(kind)
         job.p, job.stages, job.count = &self.p, schedule.stages, schedule.count
         with nogil:
@@ -341,3 +344,12 @@ cdef class Plan(Building):
         tasks)."""
         self._cut_for(self.threads())
         return self._schedule(kind or ("training" if self.p.training else "forward")).listing()
+
+
+cdef in_own_mode(function, argument):
+    """Call a function of NumPy's arithmetic in cvit's floating-point mode, not the caller's."""
+    cdef FloatMode before = float_enter()
+    try:
+        return function(argument)
+    finally:
+        float_leave(before)
