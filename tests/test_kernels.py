@@ -5,8 +5,10 @@ import pytest
 from checks import assert_close, assert_rounded, normal, same_bits, wide
 from kernel_calls import STRUCTS, Table, aligned, at, matrix, panels, rows
 
+from cvit import ops
+
 SHAPES = [(1, 1), (3, 7), (5, 16), (4, 33), (9, 40), (2, 131)]
-KINDS = range(5)
+KINDS = range(len(ops.ACTIVATIONS))
 
 
 def padded(rng, m, n, dtype, gap=3):

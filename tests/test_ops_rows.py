@@ -274,3 +274,24 @@ def test_arguments_are_only_read(rng, op, arguments):
 )  # fmt: skip
 def test_wrong_arguments(op, arguments, error, message):
     refuses(op, arguments, error, message)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("n", [1, 3, 16, 33, 4001])
+def test_tanh(isa, rng, dtype, n, gated):
+    """The one activation that is no x · gate(x): with its slope it is off by a few last places of 1."""
+    x, dy, value = (normal(rng, 2, n, dtype=dtype) for _ in range(3))
+    x *= dtype(3)
+    few = 16 * np.finfo(dtype).eps
+    exact, factor = np.tanh(x.astype(np.float64)), value.astype(np.float64) if gated else 1.0
+    y = ops.activation(x, "tanh", value if gated else None)
+    np.testing.assert_allclose(y, exact * factor, rtol=few, atol=0)
+    found = ops.activation_backward(dy, x, "tanh", value if gated else None)
+    dx, dvalue = found if gated else (found, dy * exact)
+    size = np.abs(dy * factor).max()
+    np.testing.assert_allclose(dx, dy * factor * (1 - exact**2), rtol=0, atol=few * size)
+    np.testing.assert_allclose(dvalue, dy * exact, rtol=few)
+    ends = np.array([np.inf, -np.inf, np.nan, 1e30, 0], dtype)
+    assert np.array_equal(ops.activation(ends, "tanh"), np.array([1, -1, np.nan, 1, 0], dtype), equal_nan=True)
+    slopes = ops.activation_backward(np.ones_like(ends), ends, "tanh")
+    assert np.array_equal(slopes, np.array([0, 0, np.nan, 0, 1], dtype), equal_nan=True)
