@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 import cvit
-from cvit import ViTConfig, ops
+from cvit import Rope, ViTConfig, ops
 
 THREADS = (1, 2, 5)
 DTYPES = ("float32", "float64")
@@ -85,7 +85,37 @@ def model_cases():
         "long-197-single": Case(ViTConfig(224, 16, 3, 96, 1, 2, 0, 1000), 1),
         "parts-401": Case(ViTConfig(40, width=24, depth=2, heads=1, **tiny), 1),
         "parts-577": Case(ViTConfig((32, 72), width=34, depth=1, heads=2, hidden=41, **tiny), 2),
-    }
+        # Options, as published families have them together.
+        "clip": Case(ViTConfig(12, width=40, depth=2, heads=2, pre_norm=True, activation="quick_gelu", **small), 5),
+        "dinov2": Case(ViTConfig(12, width=40, depth=2, heads=2, layer_scale=0.3, registers=3, **small), 5),
+        "dinov3": Case(
+            ViTConfig(
+                (12, 20), width=40, depth=2, heads=2, registers=2, layer_scale=0.3, pos_tokens="none", gated=True,
+                activation="silu", rope=Rope("centred", theta=100.0), qkv_bias=(True, False, True), **small,
+            ),
+            4,
+        ),
+        "eva02": Case(
+            ViTConfig(
+                12, width=32, depth=2, heads=4, hidden=43, gated=True, activation="silu", attn_norm=True, mlp_norm=True,
+                rope=Rope(reference=(4, 4)), pool="mean", class_token=True, fc_norm=True, final_norm=False, **small,
+            ),
+            4,
+        ),
+        "learned-rotary": Case(ViTConfig(14, width=24, depth=2, heads=3, rope=Rope("mixed", theta=10.0), **small), 4),
+        "siglip": Case(ViTConfig(12, width=36, depth=2, heads=3, pool="map", pool_heads=2, **small), 5),
+        "aimv2": Case(
+            ViTConfig(
+                20, width=36, depth=2, heads=3, norm="rms", bias=False, patch_norm=True, gated=True, activation="silu",
+                pool="mean", **small,
+            ),
+            3,
+        ),
+        "parallel": Case(ViTConfig(12, width=36, depth=2, heads=3, block="parallel", qk_norm=True, **small), 5),
+        "post": Case(ViTConfig((18, 12), width=36, depth=2, heads=3, block="post", **small), 5),
+        "pairs": Case(ViTConfig(18, width=24, depth=2, heads=3, block="pairs", layer_scale=0.3, **small), 3),
+        "distilled": Case(ViTConfig(12, width=36, depth=2, heads=3, dist_token=True, dist_head=True, **small), 5),
+    }  # fmt: skip
 
 
 def digest(*arrays):
