@@ -81,10 +81,10 @@ class Model:
         """Layer norm or RMSNorm, whichever all norms of the configuration are."""
         weight, bias = part(self.weights, name)
         if self.config.norm == "rms":
-            y, *kept = rmsnorm_forward(x, weight, self.config.eps)
+            y, *kept = rmsnorm_forward(x, weight, self.config.eps_of(name))
             norm_backward = rmsnorm_backward
         else:
-            y, *kept = layernorm_forward(x, weight, bias, self.config.eps)
+            y, *kept = layernorm_forward(x, weight, bias, self.config.eps_of(name))
             norm_backward = layernorm_backward
 
         def back(dy):

@@ -154,7 +154,8 @@ def test_format_3():
         '"depth": 2, "heads": 2, "hidden": 10, "classes": 0, "pool": "map", "bias": false, "norm_affine": false, '
         '"final_norm": false, "activation": "tanh", "eps": 0.01, "layer_scale": [0.1, null], "class_token": 3, '
         '"dist_token": true, "registers": 4, "pos_tokens": "class", "gated": true, "patch_bias": true, '
-        '"patch_norm": true, "pre_norm": true, "norm": "rms", "block": "parallel", "rope": {"kind": "centred", '
+        '"patch_norm": true, "pre_norm": true, "norm": "rms", '
+        '"norm_eps": [["norm1", 0.1]], "block": "parallel", "rope": {"kind": "centred", '
         '"theta": 100.0, "offset": 0.5, "reference": [3, 4], "columns_first": true}, "qkv_bias": [true, false, true], '
         '"qk_norm": true, "attn_norm": true, "proj_bias": true, "mlp_bias": true, "mlp_norm": true, "fc_norm": true, '
         '"pool_heads": 4, "pool_hidden": -1, "pool_prefix": false, "pool_query": false, "pool_bias": true, '
@@ -164,8 +165,9 @@ def test_format_3():
         image_size=(6, 9), patch_size=(2, 3), channels=2, width=8, depth=2, heads=2, hidden=10, classes=0, pool="map",
         bias=False, norm_affine=False, final_norm=False, activation="tanh", eps=0.01, layer_scale=(0.1, None),
         class_token=3, dist_token=True, registers=4, pos_tokens="class", gated=True, patch_bias=True, patch_norm=True,
-        pre_norm=True, norm="rms", block="parallel", rope=Rope("centred", 100.0, 0.5, (3, 4), True),
-        qkv_bias=(True, False, True), qk_norm=True, attn_norm=True, proj_bias=True, mlp_bias=True, mlp_norm=True,
+        pre_norm=True, norm="rms", norm_eps={"norm1": 0.1}, block="parallel",
+        rope=Rope("centred", 100.0, 0.5, (3, 4), True), qkv_bias=(True, False, True), qk_norm=True, attn_norm=True,
+        proj_bias=True, mlp_bias=True, mlp_norm=True,
         fc_norm=True, pool_heads=4, pool_hidden=-1, pool_prefix=False, pool_query=False, pool_bias=True, pre_logits=7,
         pre_logits_activation="relu", head_bias=True, dist_head=False,
     )  # fmt: skip

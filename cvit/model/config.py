@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +35,9 @@ CHOICES = {
     "pre_logits_activation": ACTIVATIONS,
 }  # fmt: skip
 SHAPE = ("image_size", "patch_size", "width", "depth", "heads", "hidden", "classes")  # what every repr shows
+NORM_NAMES = (
+    "patch_norm", "norm_pre", "norm1", "attn.qk_norm", "attn.norm", "norm2", "mlp.norm", "norm", "pool.norm", "fc_norm",
+)  # fmt: skip
 GELUS = {"tanh": "gelu_tanh", "erf": "gelu_erf"}  # values of the alias `gelu`
 
 # Other names of a field, most of them timm's and transformers', accepted by the constructor and by `variant`.
@@ -95,7 +99,7 @@ def _accepts_aliases(cls: type[T]) -> type[T]:
 @_accepts_aliases
 @dataclasses.dataclass(frozen=True, repr=False)
 class ViTConfig:
-    """The shape of a Vision Transformer with pre-norm blocks (Dosovitskiy et al. 2021, arXiv:2010.11929).
+    """The shape of a Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
     Parameters
     ----------
@@ -155,6 +159,9 @@ class ViTConfig:
     norm : "layer" or "rms"
         Every norm of the model: layer norm (Ba et al. 2016, arXiv:1607.06450) or RMSNorm, without mean and shift (Zhang
         & Sennrich 2019, arXiv:1910.07467).
+    norm_eps : mapping of str to float
+        Norms that have another eps, by name: "patch_norm", "norm_pre", "norm1", "attn.qk_norm", "attn.norm", "norm2",
+        "mlp.norm", "norm" (the final one), "pool.norm" or "fc_norm". Kept as sorted pairs.
     block : "pre", "post", "parallel" or "pairs"
         What a block does with the residual stream x. "pre": x += attention(norm(x)), x += MLP(norm(x)). "post":
         x += norm(attention(x)), x += norm(MLP(x)) (Liu et al. 2022, arXiv:2111.09883). "parallel":
@@ -230,6 +237,7 @@ class ViTConfig:
     patch_norm: bool = False
     pre_norm: bool = False
     norm: str = "layer"
+    norm_eps: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
     block: str = "pre"
     rope: Rope | None = None
     qkv_bias: bool | tuple[bool, bool, bool] | None = None
@@ -319,12 +327,15 @@ class ViTConfig:
             self.pool != "none" or not (self.fc_norm or self.pre_logits or self.dist_head),
             "pool 'none' goes with no fc_norm, pre_logits or dist_head",
         )
-        fix("eps", finite("eps", self.eps))
-        check(0 < self.eps < 1, f"eps must lie between 0 and 1, got {self.eps}")
-        tiny = float(np.finfo(np.float32).tiny)  # what is smaller may count as zero, and a constant row has no variance
-        check(self.eps >= tiny, f"eps must be at least {tiny:.2g}, the smallest normal float32, got {self.eps}")
+        fix("eps", _eps("eps", self.eps))
+        fix("norm_eps", _norm_eps(self.norm_eps))
         fix("layer_scale", _layer_scale(self.layer_scale))
         check(self.layer_scale is None or self.block != "post", "block 'post' has no layer_scale")
+
+    def eps_of(self, name: str) -> float:
+        """The eps of a norm, by the name of its tensors or of its part, of any block and branch."""
+        name = re.sub(r"^blocks\.\d+\.", "", name).replace("_2", "")
+        return dict(self.norm_eps).get(re.sub(r"\b[qk]_norm", "qk_norm", name), self.eps)
 
     def has_bias(self, name: str) -> bool:
         """Whether the linear layers `name`, such as "patch" or "mlp", have biases."""
@@ -462,6 +473,25 @@ class ViTConfig:
             return cls(**fields)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"config: {short(error, 200)}") from None
+
+
+def _eps(name: str, value) -> float:
+    """An epsilon that float32 can hold: what is smaller may count as zero, and a constant row has no variance."""
+    eps, tiny = finite(name, value), float(np.finfo(np.float32).tiny)
+    check(0 < eps < 1, f"{name} must lie between 0 and 1, got {eps}")
+    check(eps >= tiny, f"{name} must be at least {tiny:.2g}, the smallest normal float32, got {eps}")
+    return eps
+
+
+def _norm_eps(value) -> tuple[tuple[str, float], ...]:
+    """`norm_eps` as sorted pairs."""
+    try:
+        pairs = sorted(dict(value).items())
+    except (TypeError, ValueError):
+        raise TypeError(f"norm_eps must be a mapping of norms to numbers, got {short(repr(value))}") from None
+    for name, _ in pairs:
+        check(name in NORM_NAMES, f"norm_eps: norms must be of {NORM_NAMES}, got {short(repr(name))}")
+    return tuple((name, _eps(f"norm_eps[{name!r}]", eps)) for name, eps in pairs)
 
 
 def _three_biases(value) -> tuple[bool, bool, bool] | None:

@@ -32,7 +32,7 @@ _SINCE_2: Fields = dict(
 )  # fmt: skip
 _FORMAT_2: Fields = {name: value for name, value in _FORMAT_1.items() if name != "gelu"} | _SINCE_2
 _SINCE_3: Fields = dict(
-    patch_bias=None, patch_norm=False, pre_norm=False, norm="layer", block="pre", rope=None, qkv_bias=None,
+    patch_bias=None, patch_norm=False, pre_norm=False, norm="layer", norm_eps=(), block="pre", rope=None, qkv_bias=None,
     qk_norm=False, attn_norm=False, proj_bias=None, mlp_bias=None, mlp_norm=False, fc_norm=False, pool_heads=0,
     pool_hidden=0, pool_prefix=True, pool_query=True, pool_bias=None, pre_logits=0, pre_logits_activation="tanh",
     head_bias=None, dist_head=False,

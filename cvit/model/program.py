@@ -142,7 +142,7 @@ class _Steps:
 
     def norm(self, part: Part) -> Norm:
         scale, shift = self.offset(part, Role.SCALE), self.offset(part, Role.SHIFT)
-        eps, rms = self.config.eps, self.config.norm == "rms"
+        eps, rms = self.config.eps_of(part.name), self.config.norm == "rms"
         return Norm(_short(part), part.width, scale, shift, eps, part.source, part.target, rms, part.add)
 
     def head_norm(self, part: Part) -> HeadNorm:
@@ -150,9 +150,10 @@ class _Steps:
             found = tuple(self.layout.offset(row.name) for row in part.tensors if row.role is role)
             return found or (-1, -1)
 
+        eps, rms = self.config.eps_of(part.name), self.config.norm == "rms"
         return HeadNorm(
-            _short(part), part.heads, self.config.head_width, both(Role.SCALE), both(Role.SHIFT), self.config.eps,
-            part.source, part.target, self.config.norm == "rms",
+            _short(part), part.heads, self.config.head_width, both(Role.SCALE), both(Role.SHIFT), eps, part.source,
+            part.target, rms,
         )  # fmt: skip
 
     def linear(self, part: Part) -> Linear:

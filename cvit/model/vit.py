@@ -160,7 +160,8 @@ class ViT:
         self._layout.check_flat(flat)
         flat = self._kept(flat)
         self._dtype = flat.dtype
-        representable("the configuration's eps", config.eps, self._dtype, positive=True)
+        for eps in (config.eps, *dict(config.norm_eps).values()):
+            representable("the configuration's eps", eps, self._dtype, positive=True)
         self._state = _State(flat, None, None, {})
         self._gradients = Vectors(self._size, self._dtype)
         self._most_in_piece = 0  # images of an inference, 0 before it is known
