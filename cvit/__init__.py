@@ -3,10 +3,12 @@
 The map of the code, an image's way to its logits and back to the weights:
 
     base/      errors, numbers, arrays, files
-    engine/    program.py (the words), plan.pyx (memory, tasks), stages.pyx (a pass), steps/ (each part, forward
-               and backward), team.pyx (threads, the door to csrc), update.pyx (optimizers' passes)
+    engine/    program.py (the words), cutting.pyx (tasks), places.pyx (memory), building.pyx (steps), plan.pyx (calls),
+               stages.pyx (a pass), steps/ (each part, forward and backward), team.pyx (threads, the door to csrc),
+               update.pyx (optimizers' passes)
     ops/       each kernel alone
-    model/     config.py, parts.py (what a ViT is made of), layout.py, initialize.py, program.py, vit.py, functional.py
+    model/     config.py, blocks.py (what a ViT is made of: parts.py), rope.py, layout.py, initialize.py, program.py,
+               vit.py, functional.py
     families/  other libraries' names, options and positions, as tables: timm, transformers, torchvision, vit_jax
     formats/   load.py (whatever a model comes from), checkpoint.py (cvit's own file), source.py, hub.py, Flax
     data/      images in, batches out     pictures/  files to images
