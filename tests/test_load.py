@@ -284,3 +284,22 @@ def test_weights_that_are_not_finite(folder):
     with pytest.raises(ValueError, match=f"model.safetensors.*{name}"):
         cvit.load(folder)
     assert np.isnan(cvit.load(folder, strict=False).weights).sum() == 1
+
+
+def test_dinov2_is_loaded_at_the_size_of_its_pictures(tmp_path):
+    """Its own library resamples positions for whatever pictures its processor makes, 224 pixels of a model for 518."""
+    config = ViTConfig(32, 8, width=16, depth=1, heads=2, classes=0, layer_scale=0.1, activation="gelu_erf")
+    model = ViT(
+        config, preprocessing=Preprocessing.from_hf({"image_processor_type": "BitImageProcessor"}).with_size(32, 32)
+    )
+    model.save(tmp_path / "dinov2", names="hf")
+    assert json.loads((tmp_path / "dinov2" / "config.json").read_text())["model_type"].startswith("dinov2")
+    edit(
+        tmp_path / "dinov2" / "preprocessor_config.json",
+        size={"shortest_edge": 28},
+        crop_size={"height": 24, "width": 24},
+    )
+    loaded = cvit.load(tmp_path / "dinov2")
+    assert loaded.config.image_size == loaded.preprocessing.size == (24, 24)
+    kept = cvit.load(tmp_path / "dinov2", image_size=32)
+    assert np.array_equal(kept.weights, model.weights) and kept.preprocessing.size == (32, 32)
