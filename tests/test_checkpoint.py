@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from cvit import checkpoint
 from cvit.model.config import ViTConfig
 from cvit.model.vit import ViT
-
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 SMALL = dict(image_size=(8, 4), patch_size=4, channels=1, width=6, depth=2, heads=2, hidden=10, classes=3)
 CONFIGS = [

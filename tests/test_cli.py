@@ -14,7 +14,7 @@ from cvit import checkpoint, cli
 from cvit.model.config import ViTConfig
 from cvit.model.vit import ViT
 
-for module in ("sklearn", "matplotlib", "tqdm", "safetensors"):
+for module in ("sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(module)
 
 COMMAND = [sys.executable, "-m", "cvit"]

@@ -15,7 +15,6 @@ from cvit import Preprocessing, ViT, ViTConfig, checkpoint, cli
 from cvit.cli.progress import Pictures
 
 Image = pytest.importorskip("PIL.Image")
-pytest.importorskip("safetensors")
 
 CONFIG = ViTConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2, classes=4)
 NAMES = ["tabby cat", "dog", "\N{OWL}", "line\nbreak"]

@@ -128,7 +128,6 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
 
 
 def checkpoint_model(path):
-    pytest.importorskip("safetensors")
     checkpoint.save(path, ViT(ViTConfig(image_size=8, patch_size=4, width=32, depth=1, heads=2, classes=3), seed=0))
 
 

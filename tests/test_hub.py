@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_server import Hub, serving
+from safetensors import numpy as safetensors_numpy
 
 from cvit.formats import hub as hub_module
 from cvit.formats.safetensors_file import INDEX
 
 pytest.importorskip("huggingface_hub")
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 PROGRAM = """
 import json, os, sys

@@ -202,7 +202,6 @@ def test_other_channels():
 
 
 def test_a_model_keeps_preprocessing_and_names(tmp_path):
-    pytest.importorskip("safetensors")
     model = ViT(CONFIG, preprocessing=HOW, class_names=list(NAMES))
     checkpoint.save(tmp_path / "m.safetensors", model, metadata={"note": "1"})
     loaded = checkpoint.load(tmp_path / "m.safetensors")
@@ -214,7 +213,6 @@ def test_a_model_keeps_preprocessing_and_names(tmp_path):
 
 
 def test_a_model_without_either(tmp_path):
-    pytest.importorskip("safetensors")
     model = ViT(CONFIG)
     checkpoint.save(tmp_path / "m.safetensors", model)
     loaded = checkpoint.load(tmp_path / "m.safetensors")
@@ -253,7 +251,8 @@ def test_wrong_preprocessing_and_names():
     ],
 )
 def test_hostile_metadata_name_the_file(tmp_path, key, text):
-    safetensors = pytest.importorskip("safetensors.numpy")
+    from safetensors import numpy as safetensors
+
     model, path = ViT(CONFIG), tmp_path / "hostile.safetensors"
     safetensors.save_file(model.layout.views(model.weights), path, {"cvit.config": CONFIG.to_json(), key: text})
     with pytest.raises(ValueError, match=r"hostile\.safetensors: "):

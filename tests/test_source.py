@@ -6,11 +6,10 @@ import os
 import numpy as np
 import pytest
 from checks import peer
+from safetensors import numpy as safetensors_numpy
 
 from cvit.formats.safetensors_file import INDEX
 from cvit.formats.source import open_source
-
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 
 @pytest.fixture

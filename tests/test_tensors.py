@@ -9,12 +9,12 @@ import tracemalloc
 import numpy as np
 import pytest
 from checks import peer
+from safetensors import numpy as safetensors_numpy
 
 from cvit.formats.reading import json_object, read_json
 from cvit.formats.safetensors_file import INDEX, read_safetensors, read_sharded
 from cvit.formats.tensors import tensors_of
 
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
 RNG = np.random.default_rng(0)
 
 

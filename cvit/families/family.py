@@ -13,6 +13,7 @@ only in our name is there once for each block: a tensor that theirs stacks over 
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import difflib
 import functools
@@ -104,7 +105,7 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f" (closest: {short(near[0])})" if near else ""
 
 
-class Family:
+class Family(abc.ABC):
     """A family of models of one library. Every method has a default but `config` and `rows`.
 
     Attributes
@@ -136,13 +137,13 @@ class Family:
     follows_pictures: bool = False
 
     # ------------------------------------------------------------------------------------------------ what to define
+    @abc.abstractmethod
     def config(self, given: Given) -> ViTConfig:
         """The configuration of a file, at the image size that its tensors have: read off names, shapes, config.json."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def rows(self, config: ViTConfig, style: frozenset[str] = frozenset()) -> list[Row]:
         """The table of names for a configuration. `style` is what the configuration does not say, such as "packed"."""
-        raise NotImplementedError
 
     def claims(self, json: Mapping[str, Any]) -> bool:
         """Whether config.json says that the file is of this family."""
@@ -210,6 +211,11 @@ class Family:
     @functools.cached_property
     def _ignored(self) -> list[re.Pattern[str]]:
         return [re.compile(pattern) for pattern in self.ignored]
+
+
+def whole_patches(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the pixels that whole patches fill: a convolution leaves out the rest, right and below."""
+    return size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]
 
 
 def unknown_part(names: Iterable[str]) -> str | None:

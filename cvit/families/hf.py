@@ -7,6 +7,7 @@ memory are aliases.
 
 from __future__ import annotations
 
+import abc
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -111,13 +112,13 @@ class HfFamily(Family):
     block = "encoder.layer.{i}."
 
     # ------------------------------------------------------------------------------------------------ what to define
+    @abc.abstractmethod
     def table(self, config: ViTConfig, style: frozenset[str]) -> Iterable[Row]:
         """Rows of all models of the family; those of tensors that `config` lacks are left out."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def described(self, config: ViTConfig) -> dict[str, Any]:
         """The content of config.json for a configuration."""
-        raise NotImplementedError
 
     # -------------------------------------------------------------------------------------------------------- reading
     def claims(self, json: Mapping[str, Any]) -> bool:
@@ -230,6 +231,13 @@ def class_tokens(config: ViTConfig) -> Transformation:
 def unused(name: str, *shape: int) -> Row:
     """A tensor that has no effect: zeros are written, and anything is read."""
     return Row(name, "", Zero(lambda config: shape, checked=False))
+
+
+def register_rows(name: str, config: ViTConfig, style: frozenset[str]) -> list[Row]:
+    """The row of the registers; an empty tensor where there are none but the file has it (style "registers")."""
+    if config.registers:
+        return [Row(name, "reg_token", TOKENS)]
+    return [unused(name, 1, 0, config.width)] if "registers" in style else []
 
 
 # --------------------------------------------------------------------------------------------------------- class names

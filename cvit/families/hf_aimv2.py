@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base.errors import check
 from ..model.config import ViTConfig
-from .family import Given, Row
+from .family import Given, Row, whole_patches
 from .hf import HfFamily, linear, norm, sincos_positions
 from .transform import CONVOLUTION, SAME, TOKEN
 
@@ -54,7 +54,7 @@ class HfAimv2(HfFamily):
         if "native" in self.style(given):
             size = keys.pair("image_size") if "image_size" in keys else (224, 224)
             check(fields["width"] % 4 == 0, f"fixed positions need a width that 4 divides, got {fields['width']}")
-            size = size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]
+            size = whole_patches(size, patch)
         else:
             patches = given.shape("embeddings.position_embedding.weight", 2)[0]
             size = keys.image_size(patches, patch, square=True)

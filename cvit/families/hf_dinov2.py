@@ -21,6 +21,7 @@ from .hf import (
     mlp_ratio,
     norm,
     packed,
+    register_rows,
     swiglu_ratio,
     unused,
 )
@@ -106,7 +107,7 @@ class HfDinov2(HfFamily):
             Row("embeddings.patch_embeddings.projection.weight", "patch_embed.weight", CONVOLUTION),
             Row("embeddings.patch_embeddings.projection.bias", "patch_embed.bias", SAME),
             Row("embeddings.position_embeddings", "pos_embed", TOKENS),
-            *self.register_rows(config, style),
+            *register_rows("embeddings.register_tokens", config, style),
             *linear(f"{block}attention.attention.query", f"{mine}attn.q"),
             *linear(f"{block}attention.attention.key", f"{mine}attn.k"),
             *linear(f"{block}attention.attention.value", f"{mine}attn.v"),
@@ -119,12 +120,6 @@ class HfDinov2(HfFamily):
             *norm("layernorm", "norm"),
             *linear("classifier", "head"),
         ]
-
-    def register_rows(self, config: ViTConfig, style: frozenset[str]) -> list[Row]:
-        """The row of the registers, an empty tensor where there are none but the file has it."""
-        if config.registers:
-            return [Row("embeddings.register_tokens", "reg_token", TOKENS)]
-        return [unused("embeddings.register_tokens", 1, 0, config.width)] if "registers" in style else []
 
     def described(self, config: ViTConfig) -> dict[str, Any]:
         return {

@@ -12,9 +12,9 @@ from typing import Any
 from ..base.errors import check
 from ..model.config import ViTConfig
 from ..model.rope import Rope
-from .family import Given, Row
-from .hf import HfFamily, layer_scale_value, linear, norm, unused
-from .transform import CONVOLUTION, SAME, TOKEN, TOKENS
+from .family import Given, Row, whole_patches
+from .hf import HfFamily, layer_scale_value, linear, norm, register_rows, unused
+from .transform import CONVOLUTION, SAME, TOKEN
 
 DEFAULTS = {
     "num_attention_heads": 6, "hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "rope_theta": 100.0,
@@ -48,7 +48,7 @@ class HfDinov3(HfFamily):
         q, k, v = (given.has(f"layer.0.attention.{one}_proj.bias") for one in "qkv")
         return ViTConfig(
             **fields,
-            image_size=(size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]),
+            image_size=whole_patches(size, patch),
             hidden=given.shape("layer.0.mlp.up_proj.weight", 2)[0],
             gated=gated,
             classes=0,
@@ -64,13 +64,10 @@ class HfDinov3(HfFamily):
 
     def table(self, config: ViTConfig, style: frozenset[str]) -> Iterable[Row]:
         block, mine = "layer.{i}.", "blocks.{i}."
-        registers = [unused("embeddings.register_tokens", 1, 0, config.width)] if "registers" in style else []
-        if config.registers:
-            registers = [Row("embeddings.register_tokens", "reg_token", TOKENS)]
         return [
             Row("embeddings.cls_token", "cls_token", TOKEN),
             *([unused("embeddings.mask_token", 1, 1, config.width)] if "mask" in style else []),
-            *registers,
+            *register_rows("embeddings.register_tokens", config, style),
             Row("embeddings.patch_embeddings.weight", "patch_embed.weight", CONVOLUTION),
             Row("embeddings.patch_embeddings.bias", "patch_embed.bias", SAME),
             *linear(f"{block}attention.q_proj", f"{mine}attn.q"),

@@ -53,6 +53,9 @@ class HfRefused(Family):
         kind = given.json["model_type"]
         return f"{PARTS[kind]} (model_type {kind!r})"
 
+    def config(self, given: Given) -> ViTConfig:
+        raise ValueError(self.refuse(given))
+
     def rows(self, config: ViTConfig, style: frozenset[str] = frozenset()) -> list[Row]:
         raise ValueError("cvit writes no model of this kind: choose another family")
 

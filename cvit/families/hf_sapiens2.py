@@ -10,9 +10,9 @@ from typing import Any
 from ..base.errors import check
 from ..model.config import ViTConfig
 from ..model.rope import Rope
-from .family import Given, Row
-from .hf import HfFamily, layer_scale_value, linear, norm, packed, unused
-from .transform import CONVOLUTION, SAME, TOKEN, TOKENS
+from .family import Given, Row, whole_patches
+from .hf import HfFamily, layer_scale_value, linear, norm, packed, register_rows
+from .transform import CONVOLUTION, SAME, TOKEN
 
 DEFAULTS = {
     "num_attention_heads": 16, "hidden_act": "silu", "rms_norm_eps": 1e-6, "image_size": 224, "rope_theta": 100.0,
@@ -68,7 +68,7 @@ class HfSapiens2(HfFamily):
         q, k, v = (given.has(f"blocks.0.attn.w{one}.bias") for one in "qkv")
         return ViTConfig(
             **fields,
-            image_size=(size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]),
+            image_size=whole_patches(size, patch),
             hidden=hidden,
             gated=gated,
             norm="rms",
@@ -86,7 +86,6 @@ class HfSapiens2(HfFamily):
 
     def table(self, config: ViTConfig, style: frozenset[str]) -> Iterable[Row]:
         block, mine = "blocks.{i}.", "blocks.{i}."
-        registers = [unused("storage_tokens", 1, 0, config.width)] if "registers" in style else []
         first = linear(f"{block}{'mlp.up_proj' if 'split' in style else 'ffn.w12'}", f"{mine}mlp.fc1")
         if config.gated and "split" in style:
             first += linear(f"{block}mlp.gate_proj", f"{mine}mlp.fc1_gate")
@@ -94,7 +93,7 @@ class HfSapiens2(HfFamily):
             first = packed(f"{block}ffn.w12.", [f"{mine}mlp.fc1_gate", f"{mine}mlp.fc1"])
         return [
             Row("cls_token", "cls_token", TOKEN),
-            *([Row("storage_tokens", "reg_token", TOKENS)] if config.registers else registers),
+            *register_rows("storage_tokens", config, style),
             Row("patch_embed.projection.weight", "patch_embed.weight", CONVOLUTION),
             Row("patch_embed.projection.bias", "patch_embed.bias", SAME),
             *linear(f"{block}attn.wq", f"{mine}attn.q"),

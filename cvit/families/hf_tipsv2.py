@@ -12,7 +12,18 @@ from typing import Any
 from ..base.errors import check
 from ..model.config import ViTConfig
 from .family import Given, Row
-from .hf import HfFamily, class_tokens, layer_scale_value, linear, mlp_ratio, norm, packed, swiglu_ratio, unused
+from .hf import (
+    HfFamily,
+    class_tokens,
+    layer_scale_value,
+    linear,
+    mlp_ratio,
+    norm,
+    packed,
+    register_rows,
+    swiglu_ratio,
+    unused,
+)
 from .transform import CONVOLUTION, SAME, TOKENS
 
 DEFAULTS = {
@@ -79,7 +90,6 @@ class HfTips2(HfFamily):
 
     def table(self, config: ViTConfig, style: frozenset[str]) -> Iterable[Row]:
         block, mine = "blocks.{i}.", "blocks.{i}."
-        registers = [unused("register_tokens", 1, 0, config.width)] if "registers" in style else []
         qkv = packed(f"{block}attn.qkv.", [f"{mine}attn.{one}" for one in "qkv"])
         first = packed(f"{block}mlp.w12.", [f"{mine}mlp.fc1_gate", f"{mine}mlp.fc1"])
         if "split" in style:
@@ -93,7 +103,7 @@ class HfTips2(HfFamily):
         return [
             Row("cls_token", "cls_token", class_tokens(config)),
             *([unused("mask_token", 1, config.width)] if "mask" in style else []),
-            *([Row("register_tokens", "reg_token", TOKENS)] if config.registers else registers),
+            *register_rows("register_tokens", config, style),
             Row("patch_embed.proj.weight", "patch_embed.weight", CONVOLUTION),
             Row("patch_embed.proj.bias", "patch_embed.bias", SAME),
             Row("pos_embed", "pos_embed", TOKENS),

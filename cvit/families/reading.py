@@ -23,7 +23,7 @@ from ..model.config import BIASES, ViTConfig
 from ..model.layout import Layout
 from ..model.parts import Law
 from .compare import differences
-from .family import Family, Given, Row, closest, expanded, unknown_part
+from .family import Family, Given, Row, closest, expanded, unknown_part, whole_patches
 from .positions import resample
 
 SMALL = 1 << 20  # weights that one thread reads
@@ -211,7 +211,7 @@ def adapted(
     changes: dict[str, Any] = {}
     if image_size is not None:
         size, patch = _pair(image_size), config.patch
-        whole = size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]
+        whole = whole_patches(size, patch)
         check(min(whole) > 0, f"image_size must be at least a patch of {patch}, got {size}")
         if whole != config.image_size:
             changes["image_size"] = whole

@@ -14,7 +14,7 @@ from typing import Any
 from ..base.errors import check, short
 from ..model.config import ViTConfig
 from ..model.rope import Rope
-from .family import Family, Given, Row
+from .family import Family, Given, Row, whole_patches
 from .timm_json import rope_fields, split_or_packed, vit_json
 from .timm_table import architecture
 from .transform import CONVOLUTION, LINEAR, SAME, TOKEN, TOKENS, Axes, Transformation
@@ -179,11 +179,6 @@ def positions(given: Given, patch: tuple[int, int], prefixes: Mapping[str, int],
         if side and side * side == rows - prefix:
             return dict(image_size=(side * patch[0], side * patch[1]), pos_tokens=tokens)
     raise ValueError(f"pos_embed has {rows} rows, which fit no square grid of patches: give image_size=")
-
-
-def whole_patches(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
-    """An image size without the pixels below and to the right that fill no patch, which timm leaves out."""
-    return size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]
 
 
 def section(given: Given, name: str) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from .. import families
 from ..base.arrays import float_dtype
 from ..base.errors import check, short
 from ..base.numbers import as_int
+from ..families.family import whole_patches
 from ..families.hf import HfFamily, class_names
 from ..families.hf_module import module_json
 from ..families.timm_vit import TimmViT
@@ -301,7 +302,7 @@ def fitted(
         return None
     how = how.with_channels(config.channels)
     for size in filter(None, (asked, how.size, said, config.image_size)):
-        if tuple(edge // p * p for edge, p in zip(size, config.patch)) == config.image_size:
+        if whole_patches(size, config.patch) == config.image_size:
             break
     if size != how.size:
         how = how.with_size(*size)

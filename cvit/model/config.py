@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ..base.errors import check, short
-from ..base.numbers import as_int, finite
+from ..base.numbers import as_int
+from . import config_values
 from .blocks import forward_macs
 from .config_format import read, write
 from .rope import Rope
@@ -35,9 +34,6 @@ CHOICES = {
     "pre_logits_activation": ACTIVATIONS,
 }  # fmt: skip
 SHAPE = ("image_size", "patch_size", "width", "depth", "heads", "hidden", "classes")  # what every repr shows
-NORM_NAMES = (
-    "patch_norm", "norm_pre", "norm1", "attn.qk_norm", "attn.norm", "norm2", "mlp.norm", "norm", "pool.norm", "fc_norm",
-)  # fmt: skip
 GELUS = {"tanh": "gelu_tanh", "erf": "gelu_erf"}  # values of the alias `gelu`
 
 # Other names of a field, most of them timm's and transformers', accepted by the constructor and by `variant`.
@@ -286,7 +282,7 @@ class ViTConfig:
         for name in BIASES:
             if not (getattr(self, name) is None or isinstance(getattr(self, name), bool)):
                 raise TypeError(f"{name} must be True, False or None, got {short(repr(getattr(self, name)))}")
-        fix("qkv_bias", _three_biases(self.qkv_bias))
+        fix("qkv_bias", config_values.three_biases(self.qkv_bias))
         if not (self.class_token is None or isinstance(self.class_token, bool)):
             fix("class_token", as_int("class_token", self.class_token, minimum=0))
         if self.rope is not None and not isinstance(self.rope, Rope):
@@ -327,9 +323,9 @@ class ViTConfig:
             self.pool != "none" or not (self.fc_norm or self.pre_logits or self.dist_head),
             "pool 'none' goes with no fc_norm, pre_logits or dist_head",
         )
-        fix("eps", _eps("eps", self.eps))
-        fix("norm_eps", _norm_eps(self.norm_eps))
-        fix("layer_scale", _layer_scale(self.layer_scale))
+        fix("eps", config_values.eps("eps", self.eps))
+        fix("norm_eps", config_values.norm_eps(self.norm_eps))
+        fix("layer_scale", config_values.layer_scale(self.layer_scale))
         check(self.layer_scale is None or self.block != "post", "block 'post' has no layer_scale")
 
     def eps_of(self, name: str) -> float:
@@ -473,44 +469,3 @@ class ViTConfig:
             return cls(**fields)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"config: {short(error, 200)}") from None
-
-
-def _eps(name: str, value) -> float:
-    """An epsilon that float32 can hold: what is smaller may count as zero, and a constant row has no variance."""
-    eps, tiny = finite(name, value), float(np.finfo(np.float32).tiny)
-    check(0 < eps < 1, f"{name} must lie between 0 and 1, got {eps}")
-    check(eps >= tiny, f"{name} must be at least {tiny:.2g}, the smallest normal float32, got {eps}")
-    return eps
-
-
-def _norm_eps(value) -> tuple[tuple[str, float], ...]:
-    """`norm_eps` as sorted pairs."""
-    try:
-        pairs = sorted(dict(value).items())
-    except (TypeError, ValueError):
-        raise TypeError(f"norm_eps must be a mapping of norms to numbers, got {short(repr(value))}") from None
-    for name, _ in pairs:
-        check(name in NORM_NAMES, f"norm_eps: norms must be of {NORM_NAMES}, got {short(repr(name))}")
-    return tuple((name, _eps(f"norm_eps[{name!r}]", eps)) for name, eps in pairs)
-
-
-def _three_biases(value) -> tuple[bool, bool, bool] | None:
-    """`qkv_bias` for q, k and v, or None."""
-    three = value if isinstance(value, (tuple, list)) else (value, value, value)
-    if value is not None and (len(three) != 3 or not all(isinstance(one, bool) for one in three)):
-        raise TypeError(f"qkv_bias must be None, True, False or three of these, got {short(repr(value))}")
-    return None if value is None else tuple(three)
-
-
-def _layer_scale(value) -> tuple[float | None, float | None] | None:
-    """`layer_scale` as a pair, or None where neither branch has one."""
-    pair = value if isinstance(value, (tuple, list)) else (value, value)
-    check(len(pair) == 2, f"layer_scale must be None, one number or a pair, got {short(repr(value))}")
-    largest = float(np.finfo(np.float32).max)
-    scales = []
-    for one in pair:
-        if one is not None:
-            one = finite("layer_scale", one, minimum=-largest)
-            check(one <= largest, f"layer_scale must be at most {largest:g}, got {one}")
-        scales.append(one)
-    return None if scales == [None, None] else (scales[0], scales[1])

@@ -7,6 +7,7 @@ features and the logits are within `BOUND` of the largest, each gradient of a cr
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import warnings
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ class Verdict(NamedTuple):
 
 
 @dataclasses.dataclass
-class Candidate:
+class Candidate(abc.ABC):
     """An original: its library's module, and how it is read, run and written.
 
     Attributes
@@ -56,13 +57,13 @@ class Candidate:
     name: str
     module: Any = dataclasses.field(default=None, init=False, repr=False)
 
+    @abc.abstractmethod
     def load(self) -> Model:
         """Build the original and read it; a `ValueError` names the part that cvit does not compute."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def outputs(self, config: ViTConfig, x: torch.Tensor) -> Arrays:
         """What it computes of images, by "tokens", "features", "logits" and "block 0", …; whatever it gives."""
-        raise NotImplementedError
 
     def logits(self, config: ViTConfig, x: torch.Tensor) -> torch.Tensor:
         """The logits of images (N, C, H, W), with their graph."""
@@ -72,9 +73,9 @@ class Candidate:
         """Whether its "tokens" are those behind the last norm."""
         return True
 
+    @abc.abstractmethod
     def returned(self, model: Model) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """(what, wanted, got) of what is written and read again."""
-        raise NotImplementedError
 
 
 def judge(candidate: Candidate) -> Verdict:
