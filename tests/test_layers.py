@@ -20,7 +20,7 @@ BELOW = {  # what each package may import, besides itself
     "model": ["pictures", "engine", "base"],
     "families": ["model", "engine", "base"],
     "formats": ["families", "pictures", "model", "engine", "base"],
-    "data": ["model", "engine", "base"],
+    "data": ["pictures", "model", "engine", "base"],
     "train": ["formats", "families", "data", "model", "pictures", "engine", "base"],
     "bench": ["train", "formats", "families", "data", "model", "ops", "pictures", "engine", "base"],
     "estimator": ["train", "formats", "families", "data", "model", "ops", "pictures", "engine", "base"],
