@@ -1,12 +1,25 @@
-"""Images in, batches out: data sets, seeded shuffling, and augmentation."""
+"""Images in, batches out: data sets found and checked, seeded order, augmentation, and batches made ahead.
 
-from .arrays import Dataset, batches
+found.py      `find`, `from_arrays`: a path or arrays to a data set, by the readers folder, table, archive, builtin
+inspecting.py what is checked, held out and remarked on         parts.py    what a reader hands over
+pictures.py   `Pictures`: labels and a source of pictures       sources.py  files, bytes, floats
+feed.py       `Feed`: batches made ahead (ahead.py), out of a `Cache` (cache.py)
+arrays.py     a model's own inputs in memory: `Dataset`, `batches`, `ArrayFeed`
+augmentation.py, mixing.py   what a `Feed` does to pictures and to batches, out of draws.py
+"""
+
+from .arrays import ArrayFeed, Dataset, batches
 from .augment import Affine, random_affine
 from .augmentation import Augmentation
 from .builtin import digits, stratified_mask
+from .cache import Cache
 from .draws import uniforms
+from .feed import Batch, Feed
+from .found import Found, find, from_arrays
 from .mixing import Mixing
+from .pictures import Pictures
 
 __all__ = [
-    "Affine", "Augmentation", "Dataset", "Mixing", "batches", "digits", "random_affine", "stratified_mask", "uniforms",
+    "Affine", "ArrayFeed", "Augmentation", "Batch", "Cache", "Dataset", "Feed", "Found", "Mixing", "Pictures",
+    "batches", "digits", "find", "from_arrays", "random_affine", "stratified_mask", "uniforms",
 ]  # fmt: skip

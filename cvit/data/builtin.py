@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from .archive import of_arrays
 from .arrays import Dataset
+from .parts import Reading, Remarks
 
 
 def digits() -> tuple[Dataset, Dataset]:
@@ -17,15 +21,31 @@ def digits() -> tuple[Dataset, Dataset]:
 
     Raises `ModuleNotFoundError` without scikit-learn, which `pip install "cvit-cpu[demo]"` brings.
     """
+    images, labels, test = _digits()
+    images = (images[:, None] / 8 - 1).astype(np.float32)
+    return Dataset(images[~test], labels[~test]), Dataset(images[test], labels[test])
+
+
+def read(path: Path, remarks: Remarks) -> Reading:
+    """The digits as pictures: uint8 (8, 8), the pixels 0 ... 16 as 0 ... 255. Their test part is the validation part.
+
+    `path` is their name. Raises as `digits`.
+    """
+    images, labels, test = _digits()
+    pictures = np.rint(images * 255 / 16).astype(np.uint8)
+    parts = {"train": (pictures[~test], labels[~test]), "validation": (pictures[test], labels[test])}
+    return of_arrays("digits", str(path), parts, None, remarks)
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels (N, 8, 8) from 0 to 16, labels (N,), and which are the test part (N,)."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
         raise ModuleNotFoundError('the digits come with scikit-learn: pip install "cvit-cpu[demo]"') from None
     bunch = load_digits()
-    images = (bunch.images[:, None] / 8 - 1).astype(np.float32)
     labels = bunch.target.astype(np.int64)
-    test = stratified_mask(labels, fraction=0.2, seed=0)
-    return Dataset(images[~test], labels[~test]), Dataset(images[test], labels[test])
+    return bunch.images, labels, stratified_mask(labels, fraction=0.2, seed=0)
 
 
 def stratified_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

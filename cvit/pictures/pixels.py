@@ -55,24 +55,47 @@ def crop_origin(size: Size, crop: Size, rounding: str) -> Size:
 
 def values(image: Image.Image, how: Preprocessing, out: np.ndarray) -> None:
     """Write a picture's values to `out` (C, H, W), float32. `image` is of mode RGB or L, as `how.channels` says."""
-    _, height, width = how.shape
-    mean, std = (np.array(x, np.float64)[:, None] for x in (how.mean, how.std))
     if how.rescale_first:
-        planes = np.asarray(image, np.float32).reshape(image.height, image.width, how.channels) * np.float32(
-            how.rescale
-        )
-        for channel, plane in enumerate(out):
-            floats = pillow().fromarray(np.ascontiguousarray(planes[:, :, channel]))  # of mode F
-            plane[...] = np.asarray(_resized_and_cropped(floats, how, (0.0,)))[:height, :width]
-        out -= mean[:, :, None].astype(np.float32)
-        out /= std[:, :, None].astype(np.float32)
-        return
+        float_values(np.asarray(image, np.float32).reshape(image.height, image.width, how.channels), how, out)
+    else:
+        byte_values(pixels(image, how), how, out)
+
+
+def pixels(image: Image.Image, how: Preprocessing) -> np.ndarray:
+    """A picture resized and cropped: bytes (H, W, C). Not where `how.rescale_first` has floats resized."""
+    _, height, width = how.shape
     border = tuple(min(max(round(255 * m), 0), 255) if how.resize == "long_edge" else 0 for m in how.mean)
-    pixels = np.asarray(_resized_and_cropped(image, how, border)).reshape(*how.size, how.channels)
-    pixels = pixels[:height, :width]
+    return np.asarray(_resized_and_cropped(image, how, border)).reshape(*how.size, how.channels)[:height, :width]
+
+
+def byte_values(pixels: np.ndarray, how: Preprocessing, out: np.ndarray) -> None:
+    """Write the values of bytes (..., H, W, C), of one picture or of many, to `out` (..., C, H, W), float32."""
+    mean, std = (np.array(x, np.float64)[:, None] for x in (how.mean, how.std))
     table = ((np.arange(256) * how.rescale - mean) / std).astype(np.float32)  # (C, 256): each byte's value
+    for channel in range(how.channels):
+        np.take(table[channel], pixels[..., channel], out=out[..., channel, :, :], mode="clip")  # clip: no buffer
+
+
+def float_values(planes: np.ndarray, how: Preprocessing, out: np.ndarray) -> None:
+    """Write the values of float32 (h, w, C), from 0 to 255, to `out` (C, H, W): resizing, too, is done in floats."""
+    _, height, width = how.shape
+    planes = planes * np.float32(how.rescale)
     for channel, plane in enumerate(out):
-        np.take(table[channel], pixels[:, :, channel], out=plane, mode="clip")  # clip: without a buffer
+        floats = pillow().fromarray(np.ascontiguousarray(planes[:, :, channel]))  # of mode F
+        plane[...] = np.asarray(_resized_and_cropped(floats, how, (0.0,)))[:height, :width]
+    normalize(how, out)
+
+
+def normalize(how: Preprocessing, out: np.ndarray) -> None:
+    """Subtract the mean from `out` (..., C, H, W), float32, and divide by the standard deviation, in place."""
+    mean, std = (np.array(x, np.float64)[:, None, None].astype(np.float32) for x in (how.mean, how.std))
+    out -= mean
+    out /= std
+
+
+def keeps_size(size: Size, how: Preprocessing) -> bool:
+    """Whether a picture of `size` is neither resized nor cropped nor gets a border."""
+    return size == how.size and resized_size(size, how) == size
 
 
 def _resized_and_cropped(image: Image.Image, how: Preprocessing, border: tuple) -> Image.Image:

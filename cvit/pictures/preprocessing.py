@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from ..base.numbers import as_int, finite, shown
 from . import published
 from .open import ALPHA, open_picture
 from .pixels import INTERPOLATIONS, Size, values
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMAT = 2  # of `to_json`; format 1 has no `keep`
 MOST_EDGE = 1 << 15  # pixels of an edge
@@ -145,12 +148,16 @@ class Preprocessing:
         check(len(images) > 0, "images must hold at least one picture, got none")
         out = np.empty((len(images), *self.shape), np.float32)
         for picture, row in zip(images, out):
-            image = open_picture(picture, channels=self.channels, alpha=self.alpha)
-            if self.resize is None and not self.crop and (image.height, image.width) != self.size:
-                name = picture if isinstance(picture, (str, os.PathLike)) else "the picture"
-                raise ValueError(f"{name} must have {_x(self.size)} pixels, got {image.height}x{image.width}")
-            values(image, self, row)
+            values(self.opened(picture), self, row)
         return out
+
+    def opened(self, picture) -> Image.Image:
+        """One picture as the Pillow image that is to be resized: of mode RGB or L, and of a size that can be used."""
+        image = open_picture(picture, channels=self.channels, alpha=self.alpha)
+        if self.resize is None and not self.crop and (image.height, image.width) != self.size:
+            name = picture if isinstance(picture, (str, os.PathLike)) else "the picture"
+            raise ValueError(f"{name} must have {_x(self.size)} pixels, got {image.height}x{image.width}")
+        return image
 
     def with_size(self, height: int, width: int) -> Preprocessing:
         """The same for a model that takes pictures of another size, with the same crop fraction and all of it kept."""

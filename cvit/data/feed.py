@@ -1,0 +1,210 @@
+"""Batches for training and evaluation, made ahead on threads: decoded, augmented, mixed.
+
+A batch is a function of the data, the settings, the seed, the epoch and the batch's number. No random stream is shared
+by batches or pictures, so that neither the number of threads nor the cache changes a bit, and any batch can be made
+without those before it: that is how a run is resumed within an epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ..base.errors import check
+from ..base.numbers import as_int, shown
+from ..pictures.pixels import byte_values
+from ..pictures.preprocessing import Preprocessing
+from .ahead import Stopped, ahead
+from .cache import Cache
+from .pictures import Pictures
+
+
+class Batch(NamedTuple):
+    """A batch of n images.
+
+    images : (n, C, H, W)
+    targets : (n,) integers, or (n, classes) distributions where images are mixed
+    indices : int64 (n,), the pictures' numbers in the data set
+    weights : float64 (n,) or None, how much each counts in the loss; of a mixed image, its first picture's
+    """
+
+    images: np.ndarray
+    targets: np.ndarray
+    indices: np.ndarray
+    weights: np.ndarray | None = None
+
+
+class PictureAugmentation(Protocol):
+    """What a `Feed` asks of an augmentation; `cvit.data.augmentation.Augmentation` is one.
+
+    draws : how many uniform numbers a picture needs
+    vectorised : whether it works on values alone, by `batch`, and needs no Pillow
+
+    pixels(image, size, draws) : a Pillow image of `size` (height, width) out of one of any size
+    erase(values, draws) : changes values (C, H, W) in place
+    batch(values, draws) : the values (n, C, H, W) of a whole batch, changed; draws (n, count)
+    """
+
+    @property
+    def draws(self) -> int: ...
+    @property
+    def vectorised(self) -> bool: ...
+    def pixels(self, image, size, draws): ...
+    def erase(self, values, draws): ...
+    def batch(self, values, draws): ...
+
+
+class BatchMixing(Protocol):
+    """What a feed asks of mixup and cutmix; `cvit.data.mixing.Mixing` does it."""
+
+    def __call__(self, images, labels, classes, rng) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Feed:
+    """Batches of pictures, made ahead on threads.
+
+    Parameters
+    ----------
+    pictures : Pictures
+        At least one.
+    how : Preprocessing
+        What the model's pictures are made by.
+    batch_size : int
+        The last batch of an epoch holds what is left.
+    augmentation : Augmentation, optional
+        For `epoch`. Without one pictures are as in an evaluation.
+    mixing : Mixing, optional
+        For `epoch`: mixes the images of a batch, and their labels to distributions.
+    seed : int
+        Of the order, the augmentation and the mixing.
+    decoders : int
+        Threads that make batches. One is enough for most models, see `bench/pipeline.py`.
+    cache : Cache, optional
+        Where decoded pictures are kept; several feeds may share one.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        how: Preprocessing,
+        batch_size: int,
+        *,
+        augmentation: PictureAugmentation | None = None,
+        mixing: BatchMixing | None = None,
+        seed: int = 0,
+        decoders: int = 1,
+        cache: Cache | None = None,
+    ):
+        for name, value, kind in (("pictures", pictures, Pictures), ("how", how, Preprocessing)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {shown(value)}")
+        if cache is not None and not isinstance(cache, Cache):
+            raise TypeError(f"cache must be a Cache, got {shown(cache)}")
+        check(len(pictures) > 0, "pictures must be at least one, got none")
+        self.pictures, self.how, self.batch_size = pictures, how, as_int("batch_size", batch_size)
+        self.augmentation, self.mixing = augmentation, mixing
+        self.seed, self.decoders = as_int("seed", seed, minimum=0), as_int("decoders", decoders)
+        self.cache = cache
+
+    @property
+    def images(self) -> int:
+        """How many images an epoch has."""
+        return len(self.pictures)
+
+    @property
+    def steps(self) -> int:
+        """How many batches an epoch has."""
+        return math.ceil(self.images / self.batch_size)
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.pictures.class_names)
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch `number`, from 0, in its own order, from batch `skip` on.
+
+        Close the generator, or come to its end, and its threads end.
+
+        Raises
+        ------
+        OSError, ValueError
+            A picture, which is named, has become unreadable; where its batch would have come.
+        """
+        number = as_int("number", number, minimum=0)
+        skip = as_int("skip", skip, minimum=0, maximum=self.steps)
+        order = epoch_order(self.images, self.seed, number)
+        make = functools.partial(self._training_batch, number, order)
+        return ahead(make, range(skip, self.steps), self.decoders)
+
+    def plain(self, batch_size: int | None = None) -> Iterator[Batch]:
+        """Yield all pictures in order, as `how` makes them, with their labels: for an evaluation."""
+        size = self.batch_size if batch_size is None else as_int("batch_size", batch_size)
+        make = functools.partial(self._plain_batch, size)
+        return ahead(make, range(math.ceil(self.images / size)), self.decoders)
+
+    def _training_batch(self, epoch: int, order: np.ndarray, number: int, stop: threading.Event) -> Batch:
+        indices = order[number * self.batch_size : (number + 1) * self.batch_size]
+        images, targets = self._augmented(epoch, indices, stop), self.pictures.labels[indices]
+        if self.mixing is not None:
+            rng = batch_rng(self.seed, epoch, number)
+            images, targets = self.mixing(images, targets, self.classes, rng)
+        return Batch(images, targets, indices, self._weights(indices))
+
+    def _plain_batch(self, size: int, number: int, stop: threading.Event) -> Batch:
+        indices = np.arange(number * size, min((number + 1) * size, self.images))
+        return Batch(self._values(indices, stop), self.pictures.labels[indices], indices, self._weights(indices))
+
+    def _weights(self, indices: np.ndarray) -> np.ndarray | None:
+        return None if self.pictures.weights is None else self.pictures.weights[indices]
+
+    def _augmented(self, epoch: int, indices: np.ndarray, stop: threading.Event) -> np.ndarray:
+        """The images (n, C, H, W), augmented."""
+        if self.augmentation is None:
+            return self._values(indices, stop)
+        from .draws import uniforms
+
+        draws = uniforms(self.seed, epoch, indices, self.augmentation.draws)
+        if self.augmentation.vectorised:
+            return self.augmentation.batch(self._values(indices, stop), draws)
+        out = np.empty((len(indices), *self.how.shape), np.float32)
+        _, height, width = self.how.shape
+        for index, numbers, row in zip(indices.tolist(), draws, out):
+            _check_running(stop)
+            image = self.pictures.reduced(index, self.how, self.cache)
+            image = self.augmentation.pixels(image, self.how.size, numbers)
+            pixels = np.asarray(image).reshape(*self.how.size, self.how.channels)
+            byte_values(pixels[:height, :width], self.how, row)
+            self.augmentation.erase(row, numbers)
+        return out
+
+    def _values(self, indices: np.ndarray, stop: threading.Event) -> np.ndarray:
+        """The images (n, C, H, W), as in an evaluation."""
+        whole = self.pictures.source.batch(indices, self.how)
+        if whole is not None:
+            return whole
+        out = np.empty((len(indices), *self.how.shape), np.float32)
+        for index, row in zip(indices.tolist(), out):
+            _check_running(stop)
+            self.pictures.write_plain(index, self.how, row, self.cache)
+        return out
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch takes `count` pictures."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def batch_rng(seed: int, epoch: int, number: int) -> np.random.Generator:
+    """What a batch draws from where it draws as a whole."""
+    return np.random.default_rng([seed, epoch, number])
+
+
+def _check_running(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Stopped
