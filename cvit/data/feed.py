@@ -45,18 +45,18 @@ class PictureAugmentation(Protocol):
     draws : how many uniform numbers a picture needs
     vectorised : whether it works on values alone, by `batch`, and needs no Pillow
 
-    pixels(image, size, draws) : a Pillow image of `size` (height, width) out of one of any size
+    pixels(image, size, draws, fill) : a Pillow image of `size` (height, width) out of one of any size
     erase(values, draws) : changes values (C, H, W) in place
-    batch(values, draws) : the values (n, C, H, W) of a whole batch, changed; draws (n, count)
+    batch(values, draws, fill) : the values (n, C, H, W) of a whole batch, changed; draws (n, count)
     """
 
     @property
     def draws(self) -> int: ...
     @property
     def vectorised(self) -> bool: ...
-    def pixels(self, image, size, draws): ...
+    def pixels(self, image, size, draws, fill): ...
     def erase(self, values, draws): ...
-    def batch(self, values, draws): ...
+    def batch(self, values, draws, fill): ...
 
 
 class BatchMixing(Protocol):
@@ -117,6 +117,21 @@ class Feed:
         return len(self.pictures)
 
     @property
+    def labels(self) -> np.ndarray:
+        """The labels (N,) of all images."""
+        return self.pictures.labels
+
+    @property
+    def fixed(self) -> bool:
+        """Whether an image is the same in every epoch."""
+        return self.augmentation is None and self.mixing is None
+
+    @functools.cached_property
+    def background(self) -> tuple[int, ...]:
+        """What an augmentation fills with where it moves a picture, a byte for each channel."""
+        return self.pictures.background(self.how.channels)
+
+    @property
     def steps(self) -> int:
         """How many batches an epoch has."""
         return math.ceil(self.images / self.batch_size)
@@ -171,17 +186,23 @@ class Feed:
 
         draws = uniforms(self.seed, epoch, indices, self.augmentation.draws)
         if self.augmentation.vectorised:
-            return self.augmentation.batch(self._values(indices, stop), draws)
+            return self.augmentation.batch(self._values(indices, stop), draws, self._background_values)
         out = np.empty((len(indices), *self.how.shape), np.float32)
         _, height, width = self.how.shape
         for index, numbers, row in zip(indices.tolist(), draws, out):
             _check_running(stop)
             image = self.pictures.reduced(index, self.how, self.cache)
-            image = self.augmentation.pixels(image, self.how.size, numbers)
+            image = self.augmentation.pixels(image, self.how.size, numbers, self.background)
             pixels = np.asarray(image).reshape(*self.how.size, self.how.channels)
             byte_values(pixels[:height, :width], self.how, row)
             self.augmentation.erase(row, numbers)
         return out
+
+    @property
+    def _background_values(self) -> tuple[float, ...]:
+        """The background as values of the model's input."""
+        how = self.how
+        return tuple((byte * how.rescale - m) / s for byte, m, s in zip(self.background, how.mean, how.std))
 
     def _values(self, indices: np.ndarray, stop: threading.Event) -> np.ndarray:
         """The images (n, C, H, W), as in an evaluation."""

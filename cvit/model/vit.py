@@ -24,12 +24,14 @@ from ..engine import runtime
 from ..engine.plan import Plan as Engine
 from ..engine.vectors import Vectors
 from ..pictures.preprocessing import Preprocessing
+from . import recognition
 from .config import ViTConfig
 from .initialize import init_weights
 from .layout import Layout
 from .memory import Plan
 from .origin import Origin
 from .program import program_of
+from .recognition import Guess
 
 Mode = Literal["train", "infer", "tokens"]
 
@@ -326,6 +328,18 @@ class ViT:
         """
         how = self.preprocessing or Preprocessing.default(self._config.image_size, self._config.channels)
         return how(images)
+
+    def predict(self, images, top: int = 5) -> list[Guess] | list[list[Guess]]:
+        """The `top` most probable classes of pictures, with their probabilities: [("cat", 0.98), …].
+
+        images is what `preprocess` takes, or a folder. One picture gives one list, anything else a list of lists.
+        A class is called by its number where the model has no names.
+        """
+        return recognition.predict(self, images, top)
+
+    def embed(self, images) -> np.ndarray:
+        """The features (N, D) of pictures: what `preprocess` takes, or a folder, in the order of its sorted names."""
+        return recognition.embed(self, images)
 
     def loss_and_grad(
         self, x, y, *, label_smoothing: float = 0.0, out=None, accumulate: bool = False

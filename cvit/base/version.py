@@ -1,0 +1,3 @@
+"""The version of cvit, also in pyproject.toml."""
+
+VERSION = "0.1.0"
