@@ -147,6 +147,7 @@ class Pictures:
         enough. The same pixels come with a cache and without.
         """
         make = lambda: np.asarray(self._reduced(index, how))
+        cache = None if self.source.vectorised else cache
         key = (self.source, "reduced", max(how.size), how.channels, how.alpha, index)
         return pillow().fromarray(make() if cache is None else cache.get(key, make))
 
