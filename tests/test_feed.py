@@ -50,7 +50,8 @@ def gathered(batches):
 # ------------------------------------------------------------------------------------------------ pictures
 @pytest.mark.parametrize("how", [
     HOW, Preprocessing(size=16), GREY, Preprocessing(size=(12, 20), resize="long_edge", alpha="white"),
-    Preprocessing(size=16, rescale_first=True, resize="squash"), Preprocessing(size=16, keep=14, rounding="transformers"),
+    Preprocessing(size=16, rescale_first=True, resize="squash"),
+    Preprocessing(size=16, keep=14, rounding="transformers"),
 ])  # fmt: skip
 def test_evaluation_equals_the_preprocessing(photos, arrays, how):
     for pictures, given in ((photos, photos.source.paths), (arrays, list(arrays.source.images))):
@@ -82,14 +83,12 @@ def test_many_pictures_at_once_equal_one_by_one(channels, taken, alpha):
 
 
 def test_reduced_pictures(photos):
-    """What an augmentation gets is upright, bounded, never smaller than the model's input, and no other with a cache."""
+    """What an augmentation gets is upright, bounded, not smaller than the model's input, and the same with a cache."""
     cache = Cache(1 << 20)
     for index, name in enumerate(photos.names):
         whole, small = photos.decoded(index), photos.reduced(index, HOW)
-        assert min(small.size) == (
-            min(whole.size) if min(whole.size) <= 32 else small.size[whole.size[0] > whole.size[1]]
-        )
-        assert min(small.size) <= 32 and min(small.size) >= min(min(whole.size), 24) and small.mode == "RGB"
+        assert min(min(whole.size), 24) <= min(small.size) <= 32 and small.mode == "RGB"
+        assert min(whole.size) > 32 or same_bits(np.asarray(small), np.asarray(whole))
         assert abs(small.width / small.height - whole.width / whole.height) < 0.05, name
         for _ in range(2):
             assert same_bits(np.asarray(photos.reduced(index, HOW, cache)), np.asarray(small))
