@@ -8,7 +8,7 @@ import pytest
 
 from cvit import Preprocessing
 from cvit.pictures.listing import pictures_in
-from cvit.pictures.open import ORIENTATION, open_picture
+from cvit.pictures.open import ORIENTATION, inspect, open_picture
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -84,6 +84,33 @@ def test_exif_orientation(tmp_path, orientation):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_jpeg_is_decoded_at_a_part_of_its_size_where_that_is_enough(tmp_path):
+    coarse = Image.fromarray(PIXELS[:4, :4]).resize((320, 241), Image.Resampling.BICUBIC)
+    for name in ("a.jpg", "a.png", "upright.jpg"):
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6 if name.startswith("upright") else 1
+        coarse.save(tmp_path / name, exif=exif)
+    sizes = {edge: open_picture(tmp_path / "a.jpg", short_edge=edge).size for edge in (1, 30, 31, 60, 121, 500)}
+    assert sizes == {1: (40, 31), 30: (40, 31), 31: (80, 61), 60: (80, 61), 121: (320, 241), 500: (320, 241)}
+    assert open_picture(tmp_path / "upright.jpg", short_edge=60).size == (61, 80)
+    assert values_of(tmp_path / "a.png", short_edge=1).shape == (241, 320, 3)
+    half = values_of(tmp_path / "a.jpg", short_edge=120).astype(float)
+    assert np.abs(half - coarse.resize((160, 121), Image.Resampling.BOX)).mean() < 2
+    assert open_picture(tmp_path / "a.jpg", short_edge=60, channels=1).mode == "L"
+
+
+@pytest.mark.parametrize("mode, grey", [("1", True), ("L", True), ("I;16", True), ("RGB", False), ("P", False)])
+def test_inspecting_a_file(mode, grey):
+    file, turned = io.BytesIO(), Image.Exif()
+    turned[ORIENTATION] = 8
+    Image.new(mode, (5, 3)).save(file, "PNG", exif=turned)
+    assert inspect(file.getvalue(), "a.png") == (5, 3, grey)
+    Image.new("L", (50, 30)).save(file := io.BytesIO(), "JPEG")
+    assert inspect(file.getvalue(), "a.jpg") == (30, 50, True)
+    with pytest.raises(ValueError, match="a.jpg cannot be decoded"):
+        inspect(file.getvalue()[:-200], "a.jpg")
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\xff", b"Exif\0\0"])
 def test_exif_data_that_cannot_be_read_say_nothing(tmp_path, exif):
     PICTURE.save(tmp_path / "p.jpg", exif=exif)

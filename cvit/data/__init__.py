@@ -4,11 +4,12 @@ found.py      `find`, `from_arrays`: a path or arrays to a data set, by the read
 inspecting.py what is checked, held out and remarked on         parts.py    what a reader hands over
 pictures.py   `Pictures`: labels and a source of pictures       sources.py  files, bytes, floats
 feed.py       `Feed`: batches made ahead (ahead.py), out of a `Cache` (cache.py)
-arrays.py     a model's own inputs in memory: `Dataset`, `batches`, `ArrayFeed`
+arrays.py     a model's own inputs in memory: `Dataset`, `batches`, and `ArrayFeed` (array_feed.py)
 augmentation.py, mixing.py   what a `Feed` does to pictures and to batches, out of draws.py
 """
 
-from .arrays import ArrayFeed, Dataset, batches
+from .array_feed import ArrayFeed
+from .arrays import Dataset, batches
 from .augment import Affine, random_affine
 from .augmentation import Augmentation
 from .builtin import digits, stratified_mask

@@ -78,7 +78,8 @@ def of_arrays(
     ----------
     parts : part -> (pictures, labels)
         Pictures (n, h, w), (n, h, w, c) or (n, c, h, w) with 1, 3 or 4 channels: uint8, or other integers from 0 to
-        255; or floats from 0 to 1, or from 0 to 255, which become bytes if they are bytes in that scale. Labels (n,): integers or strings.
+        255; or floats from 0 to 1, or from 0 to 255, which become bytes if they are
+        bytes in that scale. Labels (n,): integers or strings.
     classes : names, optional
         Of the labels 0, 1, 2, ...; without them the labels themselves are the names.
     weights : (n,), optional

@@ -21,6 +21,8 @@ from ..pictures.pixels import byte_values
 from ..pictures.preprocessing import Preprocessing
 from .ahead import Stopped, ahead
 from .cache import Cache
+from .draws import uniforms
+from .geometry import fill_of
 from .pictures import Pictures
 
 
@@ -40,14 +42,16 @@ class Batch(NamedTuple):
 
 
 class PictureAugmentation(Protocol):
-    """What a `Feed` asks of an augmentation; `cvit.data.augmentation.Augmentation` is one.
+    """What a `Feed` asks of an augmentation; `cvit.data.Augmentation` is one.
 
     draws : how many uniform numbers a picture needs
-    vectorised : whether it works on values alone, by `batch`, and needs no Pillow
+    vectorised : whether `batch` does all there is to do, on values alone
 
     pixels(image, size, draws, fill) : a Pillow image of `size` (height, width) out of one of any size
     erase(values, draws) : changes values (C, H, W) in place
     batch(values, draws, fill) : the values (n, C, H, W) of a whole batch, changed; draws (n, count)
+
+    `fill` is what comes from outside a picture, bytes or values, one a channel.
     """
 
     @property
@@ -60,7 +64,7 @@ class PictureAugmentation(Protocol):
 
 
 class BatchMixing(Protocol):
-    """What a feed asks of mixup and cutmix; `cvit.data.mixing.Mixing` does it."""
+    """What a feed asks of mixup and cutmix; `cvit.data.Mixing` is one."""
 
     def __call__(self, images, labels, classes, rng) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -86,6 +90,9 @@ class Feed:
         Threads that make batches. One is enough for most models, see `bench/pipeline.py`.
     cache : Cache, optional
         Where decoded pictures are kept; several feeds may share one.
+    fill : tuple of int, optional
+        The colour that an augmentation takes for what lies outside a picture, 0 .. 255 a channel. By default the mean
+        that `how` subtracts, as timm does; `Pictures.border` tells what surrounds the pictures themselves.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Feed:
         seed: int = 0,
         decoders: int = 1,
         cache: Cache | None = None,
+        fill: tuple[int, ...] | None = None,
     ):
         for name, value, kind in (("pictures", pictures, Pictures), ("how", how, Preprocessing)):
             if not isinstance(value, kind):
@@ -110,6 +118,10 @@ class Feed:
         self.augmentation, self.mixing = augmentation, mixing
         self.seed, self.decoders = as_int("seed", seed, minimum=0), as_int("decoders", decoders)
         self.cache = cache
+        self.fill = (
+            fill_of(how.mean) if fill is None else tuple(as_int("fill", x, minimum=0, maximum=255) for x in fill)
+        )
+        check(len(self.fill) == how.channels, f"fill must be {how.channels} numbers, one a channel, got {shown(fill)}")
 
     @property
     def images(self) -> int:
@@ -125,11 +137,6 @@ class Feed:
     def fixed(self) -> bool:
         """Whether an image is the same in every epoch."""
         return self.augmentation is None and self.mixing is None
-
-    @functools.cached_property
-    def background(self) -> tuple[int, ...]:
-        """What an augmentation fills with where it moves a picture, a byte for each channel."""
-        return self.pictures.background(self.how.channels)
 
     @property
     def steps(self) -> int:
@@ -182,27 +189,20 @@ class Feed:
         """The images (n, C, H, W), augmented."""
         if self.augmentation is None:
             return self._values(indices, stop)
-        from .draws import uniforms
-
         draws = uniforms(self.seed, epoch, indices, self.augmentation.draws)
         if self.augmentation.vectorised:
-            return self.augmentation.batch(self._values(indices, stop), draws, self._background_values)
+            fill = [(x * self.how.rescale - mean) / std for x, mean, std in zip(self.fill, self.how.mean, self.how.std)]
+            return self.augmentation.batch(self._values(indices, stop), draws, fill)
         out = np.empty((len(indices), *self.how.shape), np.float32)
         _, height, width = self.how.shape
         for index, numbers, row in zip(indices.tolist(), draws, out):
             _check_running(stop)
             image = self.pictures.reduced(index, self.how, self.cache)
-            image = self.augmentation.pixels(image, self.how.size, numbers, self.background)
+            image = self.augmentation.pixels(image, self.how.size, numbers, self.fill)
             pixels = np.asarray(image).reshape(*self.how.size, self.how.channels)
             byte_values(pixels[:height, :width], self.how, row)
             self.augmentation.erase(row, numbers)
         return out
-
-    @property
-    def _background_values(self) -> tuple[float, ...]:
-        """The background as values of the model's input."""
-        how = self.how
-        return tuple((byte * how.rescale - m) / s for byte, m, s in zip(self.background, how.mean, how.std))
 
     def _values(self, indices: np.ndarray, stop: threading.Event) -> np.ndarray:
         """The images (n, C, H, W), as in an evaluation."""

@@ -25,38 +25,55 @@ def read(path: Path, remarks: Remarks) -> Reading:
     """The pictures of a folder, found by their names' endings and not opened yet.
 
     With a folder train (or training) that has folders in it, the parts are train, val (valid, validation) and test
-    (testing), each with a folder a class; without one, the folders are the classes themselves. Pictures in folders
-    below a class's folder belong to it. Names that begin with a dot are left out, links to folders are followed only
-    where they stand for a class or a part.
+    (testing), each with a folder a class; without one, the folders are the classes themselves. A folder train beside
+    others with pictures, none of which is val or test, is a class as well. Pictures in folders below a class's folder
+    belong to it. Names that begin with a dot are left out, links to folders are followed only where they stand for a
+    class or a part.
 
     Raises
     ------
     OSError
         A folder cannot be read.
     ValueError
-        There are no class folders, or two folders for one part.
+        There are no class folders, no training part beside others, or two folders for one part.
     """
     folders, loose = _entries(path)
+    parts = _parts(path, folders)
+    if not parts:
+        check(bool(folders), _without_folders(path, loose))
+        _say_loose(path, loose, remarks)
+        return Reading("folder", _name(path), {"train": _part(path, folders, path, remarks)})
+    check("train" in parts, f"{path} has no folder train beside {', '.join(folder.name for folder in parts.values())}")
+    others = [folder.name for folder in folders if folder not in parts.values()]
+    if others:
+        remarks.fault(f"{path} has folders beside {parts['train'].name} that are left out: {some(others)}")
+    _say_loose(path, loose, remarks)
+    found = {}
+    for part, folder in parts.items():
+        classes, loose = _entries(folder)
+        check(bool(classes) or part != "train", _without_folders(folder, loose))
+        if not classes:
+            remarks.fault(f"{_without_folders(folder, loose)}; it is left out")
+            continue
+        _say_loose(folder, loose, remarks)
+        found[part] = _part(folder, classes, path, remarks)
+    return Reading("folder", _name(path), found)
+
+
+def _parts(path: Path, folders: list[Path]) -> dict[str, Path]:
+    """The folders of the parts; none where the folders are classes, one of which may be called train or test."""
     parts: dict[str, Path] = {}
     for folder in folders:
         part = SPELLINGS.get(folder.name.lower())
         if part is not None:
             check(part not in parts, f"{path} has two folders for one part: {parts.get(part)} and {folder}")
             parts[part] = folder
-    if "train" not in parts or not _entries(parts["train"])[0]:
-        check(bool(folders), _without_folders(path, loose))
-        _say_loose(path, loose, remarks)
-        return Reading("folder", _name(path), {"train": _part(path, folders, path, remarks)})
-    others = [folder.name for folder in folders if folder not in parts.values()]
-    if others:
-        remarks.fault(f"{path} has folders beside {parts['train'].name}, which are left out: {some(others)}")
-    _say_loose(path, loose, remarks)
-    found = {}
-    for part, folder in sorted(parts.items()):
-        classes, loose = _entries(folder)
-        _say_loose(folder, loose, remarks)
-        found[part] = _part(folder, classes, path, remarks)
-    return Reading("folder", _name(path), found)
+    others = [folder for folder in folders if folder not in parts.values()]
+    if not others:
+        return parts
+    divided = "train" in parts and bool(_entries(parts["train"])[0])
+    alone = len(parts) == 1 and any(_files(folder)[0] for folder in others)  # train beside other classes
+    return parts if divided and not alone else {}
 
 
 def _part(folder: Path, classes: list[Path], root: Path, remarks: Remarks) -> Part:
@@ -80,7 +97,8 @@ def _part(folder: Path, classes: list[Path], root: Path, remarks: Remarks) -> Pa
         what = counted(len(unreadable), "picture")
         remarks.fault(f"{folder} has {what} of a format that cannot be read, left out: {some(unreadable)}")
     if others:
-        remarks.note(f"{folder} has {counted(others, 'file')} that are no pictures, ignored")
+        what = counted(others, "file that is no picture", "files that are no pictures")
+        remarks.note(f"{folder} has {what}, ignored")
     return Part(Files(paths, [path.relative_to(root).as_posix() for path in paths]), labels)
 
 

@@ -188,6 +188,8 @@ def _checked(reading, remarks, fraction, seed, threads, on_check) -> Found:
         not fraction or "validation" not in reading.parts,
         f"{reading.name} has a validation part: validation must be None, got {fraction}",
     )
+    if reading.classes is None and "train" in reading.parts:
+        reading.classes = tuple(sorted(set(reading.parts["train"].labels)))
     without_broken(reading, remarks, threads, on_check)
     classes = without_strangers(reading, remarks)
     say_duplicates(reading, remarks)

@@ -21,7 +21,7 @@ def without_broken(
             continue
         usable, broken = part.source.checked(threads, on_check)
         if broken:
-            what = f"{counted(len(broken), 'picture')} of {counted(len(part), 'picture')}"
+            what = f"{len(broken):,} of {counted(len(part), 'picture')}"
             reasons = some([f"{file} ({reason})" for file, reason in broken])
             remarks.fault(f"{name}: {what} cannot be read and {_are(broken)} left out: {reasons}")
         reading.parts[name] = part.take(usable)
@@ -35,11 +35,11 @@ def without_strangers(reading: Reading, remarks: Remarks) -> tuple[str, ...]:
     ValueError
         There is nothing to train on: no picture, or one class only.
     """
-    train = reading.parts.get("train")
-    check(train is not None and len(train) > 0, f"{reading.name} has no pictures to train on")
-    assert train is not None
-    counts = collections.Counter(train.labels)
-    classes = tuple(sorted(counts)) if reading.classes is None else reading.classes
+    check("train" in reading.parts, f"{reading.name} has no part to train on")
+    counts = collections.Counter(reading.parts["train"].labels)
+    check(
+        bool(counts), ": ".join([f"{reading.name} has no pictures to train on", "; ".join(remarks.texts)]).strip(": ")
+    )
     for name, part in reading.parts.items():
         strange = sorted(set(part.labels) - counts.keys())
         if strange:
@@ -48,11 +48,11 @@ def without_strangers(reading: Reading, remarks: Remarks) -> tuple[str, ...]:
             many = f"{counted(len(strange), 'class', 'classes')} that the training part lacks"
             remarks.fault(f"{name}: {what} of {many} {_are(range(sum(wrong)))} left out: {some(strange)}")
             reading.parts[name] = part.take(np.flatnonzero(~np.array(wrong)))
-    absent = [label for label in classes if label not in counts]
+    absent = [label for label in reading.classes or () if label not in counts]
     if absent:
         what = counted(len(absent), "class", "classes")
         remarks.fault(f"{what} without a picture to train on {_are(absent)} left out: {some(absent)}")
-    classes = tuple(label for label in classes if label in counts)
+    classes = tuple(label for label in reading.classes or () if label in counts)
     check(len(classes) > 1, f"{reading.name} has one class only, {classes[0]}: at least two are needed")
     single = [label for label in classes if counts[label] == 1]
     if single:

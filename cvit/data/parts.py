@@ -40,7 +40,7 @@ class Part:
 class Reading:
     """What a reader has found: its kind, a name for the data, the parts, and the classes in their order.
 
-    `classes` None: those of the training part, sorted by name.
+    `classes` None: those of the training part, broken pictures included, sorted by name.
     """
 
     kind: str

@@ -132,7 +132,7 @@ def _looked_at(path: Path) -> tuple[tuple | None, str]:
     except OSError as error:
         return None, os.strerror(error.errno) if error.errno is not None else str(error)
     except ValueError as error:
-        return None, str(error)
+        return None, str(error).removeprefix(f"{path.name} ")
 
 
 class Arrays(Source):
@@ -187,7 +187,10 @@ class Arrays(Source):
 
 
 class Floats(Arrays):
-    """Pictures of one size in a float32 array (n, h, w, c) from 0 to 255, c = 1 grey or 3 RGB, not rounded to bytes."""
+    """Pictures of one size in a float32 array (n, h, w, c) from 0 to 255, c = 1 grey or 3 RGB, not rounded to bytes.
+
+    Only an augmentation that is Pillow's has them rounded.
+    """
 
     def decoded(self, index, channels=3, alpha="drop", short_edge=None):
         """The picture rounded to bytes, to be looked at."""

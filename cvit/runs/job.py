@@ -110,10 +110,14 @@ def _assembled(arguments, found, preset, model, recipe, decoders, cache_mb) -> J
         model.layout, recipe.freeze, last_blocks=recipe.train_blocks, head_only=recipe.head_only
     )
     everything = trained == frozenset(model.layout.entries)
-    still = recipe.augmentation == Augmentation.none()
+    augmentation = recipe.augmentation
+    still = augmentation == Augmentation.none()
+    # What small pictures are moved over is their own background; timm's recipes fill with the mean.
+    moved = augmentation.affine is not None or augmentation.pad_crop > 0
     feed = Feed(
-        found.train, how, recipe.batch_size, augmentation=None if still else recipe.augmentation,
+        found.train, how, recipe.batch_size, augmentation=None if still else augmentation,
         mixing=recipe.mixing, seed=recipe.seed, decoders=decoders, cache=cache,
+        fill=found.train.background(how.channels) if moved else None,
     )  # fmt: skip
     plain = lambda pictures: None if pictures is None else Feed(pictures, how, 256, decoders=decoders, cache=cache)
     config = model.config

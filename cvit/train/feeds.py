@@ -16,7 +16,7 @@ import numpy as np
 from ..base.arrays import any_float, as_array, as_labels
 from ..base.errors import check
 from ..base.numbers import shown
-from ..data.arrays import ArrayFeed
+from ..data.array_feed import ArrayFeed
 from .evaluation import checked_pair, is_pair, not_finite
 
 
