@@ -1,8 +1,9 @@
 """From a program to the nodes of an ONNX graph: a function for each kind of step, in the table `STEPS`.
 
-The graph is made of the words that the engine runs (cvit/engine/program.py), unfused and with the same weights: matrices
-stand (in, out) as initializers of the layout's names. A slot becomes a value, or several side by side, which are joined
-only where a step reads them as one. Token rows are (N, T, D) with a symbolic N, rows behind the pooling (N, D).
+The graph is made of the words that the engine runs (cvit/engine/program.py), unfused and with the same weights:
+matrices stand (in, out) as initializers of the layout's names. A slot becomes a value, or several side by side, which
+are joined only where a step reads them as one. Token rows are (N, T, D) with a symbolic N, rows behind the pooling
+(N, D).
 
 Operators are those of opset 17, in the forms that onnxruntime's optimizer knows and fuses (the GELUs, RMSNorm). Patches
 are cut by Reshape and Transpose and multiplied, since onnxruntime has no convolution in float64.
