@@ -35,7 +35,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from . import ops
-from .base.version import VERSION
+from .base.version import VERSION as __version__
 from .formats import checkpoint, flax
 from .formats.checkpoint import save
 from .formats.flax import from_flax, to_flax
@@ -62,8 +62,6 @@ from .train.optim import SGD, AdamW, warmup_cosine
 
 if TYPE_CHECKING:
     from .formats.load import from_hf, from_state_dict, from_timm, from_torchvision, load
-
-__version__ = VERSION
 
 __all__ = [
     "SGD", "AdamW", "Layout", "Plan", "Preprocessing", "Rope", "ViT", "ViTConfig", "available_isas", "evaluate", "fit",

@@ -131,7 +131,9 @@ class ViT:
     (2, 10)
     """
 
-    _write: ClassVar[Callable[[str | os.PathLike, ViT, str], None]]  # cvit.formats.save, which lies above this package
+    _write: ClassVar[
+        Callable[[str | os.PathLike, ViT, str | None], None]
+    ]  # cvit.formats.save, which lies above this package
 
     def __init__(
         self,
@@ -425,21 +427,25 @@ class ViT:
         engine = self._make_engine(piece, mode, dry=True)
         return Plan(mode, batch, engine.threads(), self._buffers(engine), engine.lent, piece)
 
-    def save(self, path: str | os.PathLike, names: str = "cvit") -> None:
+    def save(self, path: str | os.PathLike, names: str | None = None) -> None:
         """Write the model, preprocessing and class names included, for `cvit.load` or for another library.
 
         Parameters
         ----------
         path : str or path
-            A folder, made if it is missing; for "npz" a file that ends in .npz, for "cvit" also one in .safetensors.
-        names : "cvit", "timm", "hf" or "npz"
+            A folder, made if it is missing; for "npz" and "onnx" a file that ends so, for "cvit" also one in
+            .safetensors.
+        names : "cvit", "timm", "hf", "npz" or "onnx", optional
             Whose names and options: cvit's, timm's (`timm.create_model("local-dir:…")` loads it), transformers'
-            (`from_pretrained`), or those of vit_jax and big_vision.
+            (`from_pretrained`), or those of vit_jax and big_vision; or an ONNX graph, for onnxruntime. By default what
+            the ending .npz or .onnx says, else cvit's.
 
         Raises
         ------
         ValueError
             The library could not say an option of this model; the message says why, and nothing is written.
+        ModuleNotFoundError
+            An ONNX graph needs the package onnx, the extra "onnx".
         OSError
             What the system reports. No file is ever half-written.
         """
