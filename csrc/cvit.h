@@ -272,6 +272,7 @@ typedef struct {
     K(void, attend_backward, (const cvit_attend_backward *))                        \
     K(void, sgd, (const cvit_update *))                                             \
     K(void, adamw, (const cvit_update *))                                           \
+    K(void, average, (ptrdiff_t n, double rate, const void *x, void *average))      \
     K(double, sum_of_squares, (ptrdiff_t n, const void *x))                         \
     K(void, apply, (int function, ptrdiff_t n, const void *x, void *y))             \
     K(double, probe_flops, (ptrdiff_t rounds))                                      \

@@ -218,6 +218,7 @@ cdef extern from "cvit.h" nogil:
         void (*attend_backward)(const AttendBackward*) noexcept nogil
         void (*sgd)(const Update*) noexcept nogil
         void (*adamw)(const Update*) noexcept nogil
+        void (*average)(Py_ssize_t n, double rate, const void* x, void* average) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t n, const void* x) noexcept nogil
         void (*apply)(int function, Py_ssize_t n, const void* x, void* y) noexcept nogil
         double (*probe_flops)(Py_ssize_t rounds) noexcept nogil
