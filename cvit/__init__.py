@@ -41,6 +41,7 @@ from .formats.checkpoint import save
 from .formats.flax import from_flax, to_flax
 from .model import config, functional, initialize, layout
 from .model.config import ViTConfig
+from .model.drop import Drop
 from .model.functional import (
     pack_weights,
     patch_embed_with_cls,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from .formats.load import from_hf, from_state_dict, from_timm, from_torchvision, load
 
 __all__ = [
-    "SGD", "AdamW", "Layout", "Plan", "Preprocessing", "Rope", "ViT", "ViTConfig", "available_isas", "evaluate", "fit",
+    "SGD", "AdamW", "Drop", "Layout", "Plan", "Preprocessing", "Rope", "ViT", "ViTConfig", "available_isas", "evaluate", "fit",
     "from_flax", "from_hf", "from_state_dict", "from_timm", "from_torchvision", "get_isa", "get_num_threads",
     "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls", "save", "set_isa", "set_num_threads",
     "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward", "vit_train_step", "warmup_cosine",
