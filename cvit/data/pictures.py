@@ -146,14 +146,15 @@ class Pictures:
         reduced to `REDUCED` times that, of which a JPEG is decoded at a half, a quarter or an eighth where that is
         enough. The same pixels come with a cache and without.
         """
-        make = lambda: np.asarray(self._reduced(index, how))
-        cache = None if self.source.vectorised else cache
+        if cache is None or self.source.vectorised:
+            return self._reduced(index, how)
         key = (self.source, "reduced", max(how.size), how.channels, how.alpha, index)
-        return pillow().fromarray(make() if cache is None else cache.get(key, make))
+        return pillow().fromarray(cache.get(key, lambda: np.asarray(self._reduced(index, how))))
 
     def _reduced(self, index: int, how: Preprocessing) -> Image.Image:
         edge = max(how.size)
         image = self.source.decoded(index, how.channels, how.alpha, short_edge=int(REDUCED * edge))
+        image.info.clear()  # a file's transparent colour, say, would change what Pillow does later; the cache has none
         short = min(image.size)
         if short <= LARGEST * edge:
             return image
