@@ -14,6 +14,7 @@
 #define CVIT_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* ------------------------------------------------------------------------------------------------------- operands */
 /* rows of real elements; `at` NULL stands for none */
@@ -214,6 +215,19 @@ typedef struct {
     void *sums;
 } cvit_rotate_frequencies;
 
+/* y = x * factor + add: elements are dropped with probability `rate`, all rows together with `path`; see drop.inc. The
+ * random bits are those of a seed, a place in the computation, a sample of the batch and a row and column of it. */
+typedef struct {
+    ptrdiff_t rows, n;
+    cvit_matrix x;
+    cvit_matrix add; /* or none */
+    cvit_matrix y;   /* may be x or add */
+    uint64_t seed, sample;
+    ptrdiff_t row;     /* of the sample: the first of these */
+    int place, branch; /* whose bits decide on the elements, and on all rows together */
+    double path, rate; /* in [0, 1) */
+} cvit_drop;
+
 /* attention of one query over all keys: o (dh) */
 typedef struct {
     ptrdiff_t tokens, dh;
@@ -267,11 +281,13 @@ typedef struct {
     K(void, attention_backward, (const cvit_attention_backward *))                  \
     K(void, rotate, (const cvit_rotate *))                                          \
     K(void, rotate_frequencies, (const cvit_rotate_frequencies *))                  \
+    K(void, drop, (const cvit_drop *))                                              \
     K(ptrdiff_t, attend_scratch, (ptrdiff_t tokens))                                \
     K(void, attend, (const cvit_attend *))                                          \
     K(void, attend_backward, (const cvit_attend_backward *))                        \
     K(void, sgd, (const cvit_update *))                                             \
     K(void, adamw, (const cvit_update *))                                           \
+    K(void, average, (ptrdiff_t n, double rate, const void *x, void *average))      \
     K(double, sum_of_squares, (ptrdiff_t n, const void *x))                         \
     K(void, apply, (int function, ptrdiff_t n, const void *x, void *y))             \
     K(double, probe_flops, (ptrdiff_t rounds))                                      \

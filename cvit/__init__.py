@@ -12,7 +12,9 @@ The map of the code, an image's way to its logits and back to the weights:
     families/  other libraries' names, options and positions, as tables: timm, transformers, torchvision, vit_jax
     formats/   load.py (whatever a model comes from), checkpoint.py (cvit's own file), source.py, hub.py, Flax
     data/      images in, batches out     pictures/  files to images
-    train/     loop, optimizers           cli/    the commands            bench/  `cvit bench`
+    train/     loop, optimizers           runs/   from a path to a folder with a trained model
+    plots/     curves, attention, the report       estimator/  for scikit-learn
+    cli/       the commands                        bench/      `cvit bench`
     ../csrc    the kernels: one source for every instruction set and element type
 """
 
@@ -29,14 +31,17 @@ except ImportError:
         f"{folder} holds cvit's sources without its compiled modules for this Python: "
         "start Python elsewhere, or install with pip install -e ."
     ) from None
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from . import ops
+from .base.version import VERSION as __version__
 from .formats import checkpoint, flax
 from .formats.checkpoint import save
 from .formats.flax import from_flax, to_flax
 from .model import config, functional, initialize, layout
 from .model.config import ViTConfig
+from .model.drop import Drop
 from .model.functional import (
     pack_weights,
     patch_embed_with_cls,
@@ -53,20 +58,31 @@ from .model.vit import Plan, ViT
 from .pictures.preprocessing import Preprocessing
 from .train import optim
 from .train.evaluation import evaluate
-from .train.loop import fit
+from .train.loop import fit as _fit
 from .train.optim import SGD, AdamW, warmup_cosine
 
 if TYPE_CHECKING:
     from .formats.load import from_hf, from_state_dict, from_timm, from_torchvision, load
 
-__version__ = "0.1.0"
-
 __all__ = [
-    "SGD", "AdamW", "Layout", "Plan", "Preprocessing", "Rope", "ViT", "ViTConfig", "available_isas", "evaluate", "fit",
+    "SGD", "AdamW", "Drop", "Layout", "Plan", "Preprocessing", "Rope", "ViT", "ViTConfig", "available_isas", "evaluate", "fit",
     "from_flax", "from_hf", "from_state_dict", "from_timm", "from_torchvision", "get_isa", "get_num_threads",
     "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls", "save", "set_isa", "set_num_threads",
     "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward", "vit_train_step", "warmup_cosine",
 ]  # fmt: skip
+
+
+def fit(model, *arguments, **options):
+    """Train: a `ViT` in place, or, given a path to pictures, from there to a run's folder.
+
+    `fit(model, train, test, epochs=20, …)` is `cvit.train.fit` and returns a History; `fit("photos/", init=…, epochs=…)`
+    is `cvit.runs.train` and returns a Run with model, folder, history and results.
+    """
+    if isinstance(model, (str, PathLike)):
+        from .runs import train
+
+        return train(model, *arguments, **options)
+    return _fit(model, *arguments, **options)
 
 
 # The readers and writers of other libraries' models are imported when they are asked for: they would double the time

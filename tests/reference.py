@@ -54,10 +54,11 @@ def part(tensors, name):
 
 class Model:
     """The layers of a configuration. Each returns its result and a function, which takes the result's gradient to the
-    input's; on the way it adds those of the weights to `grads`."""
+    input's; on the way it adds those of the weights to `grads`. `masks(name, shape)` gives the factors of what is
+    dropped at random, as those in drop_masks.py."""
 
-    def __init__(self, config, weights):
-        self.config = config
+    def __init__(self, config, weights, masks=None):
+        self.config, self.masks = config, masks or (lambda name, shape: 1.0)
         self.weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
         self.grads = {}
 
@@ -111,6 +112,11 @@ class Model:
 
         return x * gamma, back
 
+    def drop(self, name, x):
+        """Elements or branches dropped at random."""
+        mask = self.masks(name, x.shape)
+        return x * mask, lambda dy: dy * mask
+
     def rotate(self, name, x):
         """Rotary positions of heads (N, H, T, dh), if the configuration has them; `name` is the learned frequencies."""
         config = self.config
@@ -149,10 +155,12 @@ class Model:
         o, lse = attention_forward(*heads)
         y, back_inner = self.optional_norm(config.attn_norm, f"{at}.norm", merge_heads(o))
         y, back_proj = self.linear(f"{at}.proj", y)
+        y, back_drop = self.drop(f"{at}.proj", y)
         y, back_scale = self.scale(f"blocks.{i}.ls1{branch}", y)
+        y, back_branch = self.drop(at, y) if config.block != "post" else (y, lambda dy: dy)
 
         def back(dy):
-            do = split_heads(back_inner(back_proj(back_scale(dy))), config.heads)
+            do = split_heads(back_inner(back_proj(back_drop(back_scale(back_branch(dy))))), config.heads)
             dheads = attention_backward(do, *heads, o, lse)
             return sum(
                 back_linear(merge_heads(back_norm(back_rotate(dhead))))
@@ -167,12 +175,15 @@ class Model:
         u, back_u = self.linear(f"{name}.{'fc1_gate' if config.gated else 'fc1'}", x)
         value, back_value = self.linear(f"{name}.fc1", x) if config.gated else (1.0, None)
         f = activation_forward(u, config.activation)
-        y, back_inner = self.optional_norm(config.mlp_norm, f"{name}.norm", f * value)
+        y, back_act = self.drop(f"{name}.act", f * value)
+        y, back_inner = self.optional_norm(config.mlp_norm, f"{name}.norm", y)
         y, back_fc2 = self.linear(f"{name}.fc2", y)
+        y, back_drop = self.drop(f"{name}.fc2", y)
         y, back_scale = self.scale(scale, y)
+        y, back_branch = self.drop(name, y) if config.block != "post" else (y, lambda dy: dy)
 
         def back(dy):
-            dg = back_inner(back_fc2(back_scale(dy)))
+            dg = back_act(back_inner(back_fc2(back_drop(back_scale(back_branch(dy))))))
             dx = back_u(activation_backward(dg * value, u, config.activation))
             return dx + back_value(dg * f) if config.gated else dx
 
@@ -190,11 +201,11 @@ class Model:
         patches, back_linear = self.linear("patch_embed", patches_forward(x, config.patch))
         patches, back_norm = self.optional_norm(config.patch_norm, "patch_norm", patches)
         prefix = np.concatenate([np.empty((0, config.width)), *self.prefix(self.weights)])
-        tokens = embed_forward(patches, prefix, pos_embed)
+        tokens, back_drop = self.drop("tokens", embed_forward(patches, prefix, pos_embed))
         tokens, back_pre = self.optional_norm(config.pre_norm, "norm_pre", tokens)
 
         def back(dtokens):
-            dpatches, dprefix, dpos_embed = embed_backward(back_pre(dtokens), len(prefix), len(pos_embed))
+            dpatches, dprefix, dpos_embed = embed_backward(back_drop(back_pre(dtokens)), len(prefix), len(pos_embed))
             self.add("pos_embed", dpos_embed)
             for dtoken in self.prefix(self.grads):
                 dtoken += dprefix[: len(dtoken)]
@@ -226,12 +237,14 @@ class Model:
         at = f"blocks.{i}"
         a, back_attention = self.attention(i, "", x)
         a, back_norm1 = self.norm(f"{at}.norm1", a)
+        a, back_drop1 = self.drop(f"{at}.attn", a)
         m, back_mlp = self.mlp(f"{at}.mlp", x + a, f"{at}.ls2")
         m, back_norm2 = self.norm(f"{at}.norm2", m)
+        m, back_drop2 = self.drop(f"{at}.mlp", m)
 
         def back(dy):
-            dmid = dy + back_mlp(back_norm2(dy))
-            return dmid + back_attention(back_norm1(dmid))
+            dmid = dy + back_mlp(back_norm2(back_drop2(dy)))
+            return dmid + back_attention(back_norm1(back_drop1(dmid)))
 
         return x + a + m, back
 
@@ -342,12 +355,12 @@ class Model:
         return tokens, outputs, backs
 
 
-def forward(config, weights, x):
+def forward(config, weights, x, masks=None):
     """Images x (N, C, height, width) -> logits (N, classes), features, cache; `weights` by Layout's names.
 
     Without classes the logits are None. With `dist_head` the features are [class, distillation], 2 D wide.
     """
-    model = Model(config, weights)
+    model = Model(config, weights, masks)
     tokens, _, backs = model.tokens(x)
     features, back = model.pool(tokens)
     backs.append(back)
@@ -380,9 +393,9 @@ def tokens_of(config, weights, x, layers=None):
     return tokens if layers is None else (tokens, [outputs[i] for i in layers])
 
 
-def loss_and_grad(config, flat_weights, x, y, label_smoothing=0.0):
+def loss_and_grad(config, flat_weights, x, y, label_smoothing=0.0, masks=None):
     """Mean softmax cross-entropy of labels y (N,) as a float, and its flat gradient (size,)."""
-    logits, _, cache = forward(config, Layout.of(config).views(np.asarray(flat_weights, np.float64)), x)
+    logits, _, cache = forward(config, Layout.of(config).views(np.asarray(flat_weights, np.float64)), x, masks)
     loss, logp = cross_entropy_forward(logits, y, label_smoothing)
     return loss, backward(config, cache, cross_entropy_backward(logp, y, label_smoothing))
 

@@ -124,7 +124,7 @@ def test_a_colour_surrounds_pictures(tmp_path):
     images = np.full((4, 8, 8, 3), (250, 0, 9), np.uint8)
     images[:, 2:6, 2:6] = 77
     pictures = from_arrays(images + np.arange(4, dtype=np.uint8)[:, None, None, None], [0, 1, 0, 1], validation=0).train
-    assert pictures.border() == (252, 2, 10) and pictures.border(most=1) == (250, 0, 9)
+    assert pictures.background(3) == (251, 1, 10)
 
 
 # ------------------------------------------------------------------------------------------------ epochs

@@ -55,7 +55,7 @@ def calls(rng, dtype):
     o, lse = ops.attention(q, k, v)
     _, mean, rstd = ops.layernorm(x)
     angles = normal(rng, 90, 4, dtype=dtype)
-    labels, runs = np.arange(70) % 40, np.array([[5, 900]])
+    labels, runs = np.arange(70) % 40, update.run_of(5, 900, decay=True)
 
     def step(kernel, *state):
         weights, gradient = x.flatten(), dy.flatten()[: x.size].repeat(2)[: x.size]
@@ -98,7 +98,8 @@ def calls(rng, dtype):
         "exp": lambda: ops.exp(x),
         "sgd": lambda: step(update.sgd, zeros(), 0.1, 0.9, True, 0.01, runs, 0.3),
         "adamw": lambda: step(update.adamw, zeros(), zeros(), 1e-3, 0.9, 0.999, 1e-8, 0.01, 3, runs, 0.3),
-        "sum_of_squares": lambda: update.sum_of_squares(x),
+        "average": lambda: step(update.average, 0.3, runs),
+        "sum_of_squares": lambda: update.sum_of_squares(x, update.run_of(3, x.size)),
         "model, fixed angles": model(Rope()),
         "model, learned angles": model(Rope("mixed", theta=10.0)),
     }
@@ -137,15 +138,15 @@ def test_subnormal_numbers_count_as_zero(isa, dtype):
     assert not on_all_threads(lambda: ops.linear(subnormal, weights)).any()
     assert not on_all_threads(lambda: ops.activation(small, "silu")).any()  # half of the smallest normal number
     assert not on_all_threads(lambda: ops.activation(subnormal, "relu")).any()
-    assert on_all_threads(lambda: update.sum_of_squares(subnormal)) == 0
+    assert on_all_threads(lambda: update.sum_of_squares(subnormal, update.run_of(0, subnormal.size))) == 0
 
 
 def test_moments_do_not_stick_where_arithmetic_is_slow(isa, dtype):
     """AdamW's moments and SGD's velocity decay to zero without gradients: subnormal ones would slow all later steps."""
     tiny = np.finfo(dtype).tiny
-    none = np.empty((0, 2), np.int64)
+    whole = update.run_of(0, 100)
     weights, gradient = np.ones(100, dtype), np.zeros(100, dtype)
     m, v, velocity = (np.full(100, 1.05 * tiny, dtype) for _ in range(3))
-    update.adamw(weights, gradient, m, v, 1e-3, 0.9, 0.9, 1e-8, 0.0, 5, none, 1.0)
-    update.sgd(weights, gradient, velocity, 1e-3, 0.9, False, 0.0, none, 1.0)
+    update.adamw(weights, gradient, m, v, 1e-3, 0.9, 0.9, 1e-8, 0.0, 5, whole, 1.0)
+    update.sgd(weights, gradient, velocity, 1e-3, 0.9, False, 0.0, whole, 1.0)
     assert not m.any() and not v.any() and not velocity.any()

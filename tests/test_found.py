@@ -196,7 +196,7 @@ def test_the_digits():
     for pictures, part in ((found.train, train), (found.validation, test)):
         assert np.array_equal(pictures.labels, part.labels)
         assert np.array_equal(pictures.source.images[..., 0], np.rint((part.images[:, 0] + 1) * 8 * 255 / 16))
-    assert found.train.channels == 1 and found.train.border(1) == (0,) and found.train.names[17] == "train[17]"
+    assert found.train.channels == 1 and found.train.background(1) == (0,) and found.train.names[17] == "train[17]"
 
 
 def test_paths_that_are_no_data_sets(tmp_path):

@@ -378,6 +378,7 @@ def test_sgd_without_momentum_keeps_no_state():
         (lambda: warmup_cosine(-1, 10, 1, 0.1), ValueError, "step must be at least 0"),
         (lambda: warmup_cosine(0, 10, 1, math.nan), ValueError, "base_lr"),
         (lambda: warmup_cosine(0, 10, 1, 0.1, -1), ValueError, "final_lr"),
+        (lambda: warmup_cosine(0, 10, 1, 0.1, warmup_lr=-1), ValueError, "warmup_lr must be finite and at least 0"),
         (lambda: clip(np.zeros(3), 0), ValueError, "clip_norm must be greater than 0"),
         (lambda: clip(np.array([1, math.inf]), 1), ValueError, "grad must be finite, but its norm is inf"),
         (lambda: clip([1.0], 1), TypeError, "grad must be a NumPy array"),
@@ -444,3 +445,6 @@ def test_warmup_cosine():
     assert rates == sorted(rates, reverse=True)
     assert warmup_cosine(0, 5, 0, 1.0) == 1.0
     assert warmup_cosine(4, 5, 5, 1.0) == 1.0 and warmup_cosine(5, 5, 5, 1.0) == 0.0
+    started = functools.partial(schedule, warmup_lr=1e-6)  # as DeiT's
+    assert started(0) == 1e-6 and started(5) == pytest.approx((2.0 + 1e-6) / 2) and started(10) == 2.0
+    assert started(60) == schedule(60) and warmup_cosine(0, 5, 0, 1.0, warmup_lr=0.5) == 1.0

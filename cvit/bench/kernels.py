@@ -161,14 +161,14 @@ def _cross_entropy_kernels(draw, m, classes):
 
 def _optimizer_kernels(draw, n):
     w, grad, first, second = draw(n), draw(n), _empty(n), _empty(n)
-    none = np.empty((0, 2), np.int64)
+    whole = _update.run_of(0, n)
     lr, betas, eps = 1e-3, (0.9, 0.999), 1e-8
     yield Kernel(
-        "sgd", f"{n}", lambda: _update.sgd(w, grad, None, lr, 0.0, False, 0.0, none, 1.0), (w,),
+        "sgd", f"{n}", lambda: _update.sgd(w, grad, None, lr, 0.0, False, 0.0, whole, 1.0), (w,),
         lambda: (w - np.float32(lr) * grad,), SGD * n, 3 * n,
     )  # fmt: skip
     yield Kernel(
-        "adamw", f"{n}", lambda: _update.adamw(w, grad, first, second, lr, *betas, eps, 0.0, 1, none, 1.0),
+        "adamw", f"{n}", lambda: _update.adamw(w, grad, first, second, lr, *betas, eps, 0.0, 1, whole, 1.0),
         (w, first, second), lambda: _adamw(w, grad, lr, *betas, eps), ADAMW * n, 7 * n,
     )  # fmt: skip
 

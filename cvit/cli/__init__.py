@@ -28,7 +28,7 @@ COMMANDS = {
     "train": "train a ViT on a data set and save it",
     "eval": "accuracy and confusion matrix of a saved model",
     "info": "configuration, tensors, FLOPs and memory of a model or a variant",
-    "convert": "write a model in the names of timm, transformers or vit_jax",
+    "convert": "write a model in the names of timm, transformers or vit_jax, or as ONNX",
     "predict": "the most probable classes of pictures",
     "embed": "the features of pictures, in a file",
     "bench": "measure training and inference on this machine",

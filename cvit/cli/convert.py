@@ -1,4 +1,4 @@
-"""`cvit convert MODEL OUT`: a model written in the names of another library."""
+"""`cvit convert MODEL OUT`: a model written in the names of another library, or as an ONNX graph."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from .options import MOST_EDGE, whole
 from .output import one_line
 
-NAMES = ("cvit", "timm", "hf", "npz")
+NAMES = ("cvit", "timm", "hf", "npz", "onnx")
 DESCRIPTION = (
     'Write a model as another library\'s files: a folder that timm.create_model("local-dir:OUT") (--names timm) or\n'
     "transformers' from_pretrained(OUT) (--names hf) loads, an .npz file as vit_jax and big_vision write it (--names\n"
-    "npz), or cvit's own file or folder (--names cvit). Where the library could not compute the model, the error says\n"
-    "why."
+    "npz), an ONNX graph for onnxruntime (--names onnx), or cvit's own file or folder (--names cvit). Where the\n"
+    "library could not compute the model, the error says why."
 )
 EXAMPLE = "cvit convert google/vit-base-patch16-224 vit.safetensors && cvit convert vit.safetensors vit/ --names hf"
 
@@ -20,8 +20,10 @@ EXAMPLE = "cvit convert google/vit-base-patch16-224 vit.safetensors && cvit conv
 def add_arguments(parser) -> None:
     """Add the command's arguments to `parser`."""
     parser.add_argument("model", metavar="MODEL", help="what cvit.load takes: a file, a folder, a name on the Hub")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a folder, or a file that ends in .safetensors or .npz")
-    parser.add_argument("--names", choices=NAMES, help="whose names (default npz for OUT.npz, else cvit)")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="a folder, or a file that ends in .safetensors, .npz or .onnx"
+    )
+    parser.add_argument("--names", choices=NAMES, help="whose names (default what OUT.npz or OUT.onnx says, else cvit)")
     parser.add_argument(
         "--image-size", type=whole(1, MOST_EDGE), metavar="INT", help="resample positions for another image size"
     )
@@ -30,8 +32,12 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """Load and write."""
     from ..formats.load import load
+    from ..formats.onnx_file import onnx_package
+    from ..formats.save import names_for
 
-    names = args.names or ("npz" if args.out.suffix == ".npz" else "cvit")
+    names = args.names or names_for(args.out)
+    if names == "onnx":
+        onnx_package()  # else its absence would show after the model was loaded, or downloaded
     model = load(args.model, image_size=args.image_size)
     model.save(args.out, names)
     print(f"{one_line(str(args.out))}: {model.layout.size:,} weights, {model.dtype}, with names of {names}")

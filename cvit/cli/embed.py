@@ -12,7 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .options import MOST_IMAGES, MOST_THREADS, option, quiet_decoders, threads_option, use_threads, whole
+from .options import (
+    MOST_IMAGES, MOST_THREADS, listed_pictures, option, quiet_decoders, threads_option, use_threads, whole,
+)  # fmt: skip
 from .output import expendable, one_line
 
 DESCRIPTION = (
@@ -49,7 +51,7 @@ def run(args) -> None:
     from .features import writer_for
 
     writer = writer_for(args.out)
-    names, files = _listed(args.paths)
+    names, files, _ = listed_pictures(args.paths)
     model = load(args.model).freeze()
     with quiet_decoders(), expendable() as output:
         skipped = _embed(model, names, files, writer, args)
@@ -80,23 +82,6 @@ def _embed(model, names, files, writer, args) -> int:
         if skipped == len(files):
             raise ValueError(f"none of the {len(files)} pictures could be decoded")
     return skipped
-
-
-def _listed(paths: list[str]) -> tuple[list[str], list[Path]]:
-    """Names, sorted, and files. Of a single folder the names are relative to it, else they are paths as given."""
-    from ..pictures.listing import pictures_in
-
-    found: dict[str, Path] = {}
-    for path in map(Path, paths):
-        if path.is_dir():
-            for name in pictures_in(path):
-                found[str(name if len(paths) == 1 else path / name)] = path / name
-        else:
-            with open(path, "rb"):  # a missing file is an error now, and not one picture less
-                pass
-            found[str(path)] = path
-    names = sorted(found)
-    return names, [found[name] for name in names]
 
 
 def _decoded(model, files: list[Path], threads: int, batch: int) -> Iterator[tuple[int, Any]]:

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 from .output import one_line
 
@@ -70,6 +71,11 @@ def option(parser: argparse.ArgumentParser, flag: str, default, kind, text: str)
     )
 
 
+def flag_of(flag: str) -> str:
+    """The name under which argparse keeps an option: "--batch-size" is `batch_size`."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
 def threads_option(parser: argparse.ArgumentParser) -> None:
     """Add --threads; `use_threads(args.threads)` sets them."""
     help = "threads to use (default every CPU this process may use)"
@@ -82,6 +88,28 @@ def use_threads(threads: int | None) -> None:
         from ..engine.runtime import set_num_threads
 
         set_num_threads(threads)
+
+
+def listed_pictures(paths: list[str]) -> tuple[list[str], list[Path], set[str]]:
+    """Pictures and folders of pictures as names, sorted, and files; and which names were given one by one.
+
+    Of a single folder the names are relative to it, else they are paths as given.
+    """
+    from ..pictures.listing import pictures_in
+
+    found: dict[str, Path] = {}
+    named = set()
+    for path in map(Path, paths):
+        if path.is_dir():
+            for name in pictures_in(path):
+                found[str(name if len(paths) == 1 else path / name)] = path / name
+        else:
+            with open(path, "rb"):  # a missing file is an error now, and not one picture less
+                pass
+            found[str(path)] = path
+            named.add(str(path))
+    names = sorted(found)
+    return names, [found[name] for name in names], named
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import sys
 import time
@@ -19,7 +20,8 @@ class Lines:
 
     def __init__(self, epochs, images):
         self.epochs = epochs
-        self.start = time.perf_counter()
+        self.start, self.first = time.perf_counter(), None
+        self.best = Best()
 
     def __enter__(self):
         return self
@@ -27,14 +29,18 @@ class Lines:
     def __exit__(self, *error):
         pass
 
+    def close(self):
+        """Training is over; what follows is printed by others."""
+
     def on_step(self, step):
-        pass
+        self.first = self.first or step.epoch  # of a run that was resumed not 1
 
     def on_epoch(self, epoch):
-        eta = (time.perf_counter() - self.start) / epoch.epoch * (self.epochs - epoch.epoch)
+        done = epoch.epoch - (self.first or epoch.epoch) + 1
+        eta = (time.perf_counter() - self.start) / done * (self.epochs - epoch.epoch)
         print(
-            f"epoch {epoch.epoch}/{self.epochs}  loss {epoch.train_loss:.3f}  accuracy {epoch.train_accuracy:.1%}  "
-            f"test {epoch.test_accuracy:.1%}  {epoch.images_per_second:,.0f} images/s  ETA {eta:.0f} s",
+            f"epoch {epoch.epoch}/{self.epochs}  loss {epoch.train_loss:.3f}  accuracy {epoch.train_accuracy:.1%}"
+            f"{self.best.text(epoch)}  {epoch.images_per_second:,.0f} images/s  ETA {eta:.0f} s",
             flush=True,
         )
 
@@ -46,7 +52,7 @@ class Bar:
         from tqdm import tqdm
 
         self.epochs, self.images = epochs, images
-        self.test = ""
+        self.test, self.best = "", Best()
         self.bar = tqdm(
             total=epochs * images, unit=" images", unit_scale=True, file=sys.stdout,
             ncols=shutil.get_terminal_size().columns, nrows=2,  # else tqdm shows nothing where a terminal says 0 x 0
@@ -57,6 +63,10 @@ class Bar:
         return self
 
     def __exit__(self, *error):
+        self.close()
+
+    def close(self):
+        """Leave the bar as it is: what follows is printed below it."""
         self.bar.close()
 
     def on_step(self, step):
@@ -65,7 +75,22 @@ class Bar:
         self.bar.update((step.epoch - 1) * self.images + step.images - self.bar.n)
 
     def on_epoch(self, epoch):
-        self.test = f"  test {epoch.test_accuracy:.1%}"
+        self.test = self.best.text(epoch)
+
+
+class Best:
+    """The best validation accuracy so far, in words."""
+
+    def __init__(self):
+        self.accuracy, self.epoch = -1.0, 0
+
+    def text(self, epoch) -> str:
+        """The validation of an epoch and the best so far; nothing where there is no validation."""
+        if math.isnan(epoch.test_accuracy):
+            return ""
+        if epoch.test_accuracy > self.accuracy:
+            self.accuracy, self.epoch = epoch.test_accuracy, epoch.epoch
+        return f"  validation {epoch.test_accuracy:.1%} (best {self.accuracy:.1%}, epoch {self.epoch})"
 
 
 class Pictures:

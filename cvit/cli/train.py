@@ -1,137 +1,183 @@
-"""`cvit train DATASET`: train a ViT, then write the model, its history and its curves."""
+"""`cvit train PATH`: train a ViT on pictures, and leave everything in a folder."""
 
 from __future__ import annotations
 
-import functools
-import math
-import os
 from pathlib import Path
 
 from ..base.errors import check
-from .options import DEMO_MODULES, need_demo_extra, number, option, threads_option, use_threads, whole
-from .output import expendable
+from .options import MOST_THREADS, flag_of, number, quiet_decoders, threads_option, use_threads, whole
+from .output import expendable, one_line
 from .progress import progress
 from .signals import recorded
 
 DESCRIPTION = (
-    "Train a Vision Transformer with AdamW, warm-up + cosine schedule and small random affine maps.\n"
-    "Writes the model to --out, and history.csv and history.png beside it. Ctrl-C, SIGTERM and SIGHUP stop\n"
-    "early: what was learnt is saved, and the exit status is 128 + the signal's number, 130 for Ctrl-C."
+    "Train a Vision Transformer on pictures: a folder with one folder per class (with train/, val/ and test/ above, or\n"
+    "without), a CSV of path,label, an .npz of x and y, or scikit-learn's digits. Without --init a new model is made,\n"
+    "whose size fits the pictures; with it a trained one goes on, with a head for these classes.\n\n"
+    "The folder (--out, by default runs/NAME, then runs/NAME-2, …) then holds model.safetensors, the best model, and\n"
+    "last.safetensors, history.csv, predictions.csv, run.json, checkpoint/, the plots and report.html. Ctrl-C, SIGTERM\n"
+    "and SIGHUP stop early: what was learnt is saved, --resume goes on, and the exit status is 128 + the signal's number."
 )
-EXAMPLE = "cvit train digits --epochs 20 --out runs/small.safetensors"
-OPTIONS = (  # flag, default, kind, help
-    ("--epochs", 40, whole(1, 10**9), "passes over the training images"),
-    ("--batch-size", 32, whole(1, 2**31 - 1), "images in a step"),
-    ("--lr", 2e-3, number(0, 1e6), "highest learning rate"),
-    ("--weight-decay", 0.05, number(0, 1e6), "AdamW's weight decay"),
-    ("--label-smoothing", 0.1, number(0, 1, below=True), "share of the target spread over all classes"),
-    ("--clip-norm", 1.0, number(0, 1e30, above=True), "largest norm of the gradient"),
-    ("--width", 64, whole(1, 2**16), "token width"),
-    ("--depth", 4, whole(0, 2**12), "number of blocks"),
-    ("--heads", 4, whole(1, 2**16), "attention heads"),
-    ("--hidden", 128, whole(1, 2**18), "width of the MLP's hidden layer"),
-    ("--patch-size", 2, whole(1, 2**16), "side of a patch in pixels"),
-    ("--seed", 0, whole(0, 2**32 - 1), "of the first weights, the shuffling and the random maps"),
-    ("--out", Path("digits.safetensors"), Path, "file for weights and configuration"),
+EXAMPLE = "cvit train photos/ --init vit_small.safetensors --epochs 20"
+SETTINGS = (  # flag, kind, help: what is given replaces the preset's
+    ("--epochs", whole(1, 10**9), "passes over the training pictures"),
+    ("--batch-size", whole(1, 2**31 - 1), "pictures in a step"),
+    ("--accumulate", whole(1, 2**20), "parts in which a batch goes through the model: less memory"),
+    ("--lr", number(0, 1e6), "highest learning rate"),
+    ("--final-lr", number(0, 1e6), "learning rate of the last step"),
+    ("--warmup", number(0, 1, below=True), "share of the steps in which the learning rate rises"),
+    ("--weight-decay", number(0, 1e6), "weight decay"),
+    ("--layer-decay", number(0, 1, above=True), "a block's learning rate by that of the block behind it"),
+    ("--label-smoothing", number(0, 1, below=True), "share of the target spread over all classes"),
+    ("--clip-norm", number(0, 1e30, above=True), "largest norm of the gradient"),
+    ("--mixup", number(0, 1e6), "mixup's alpha, 0 for none"),
+    ("--cutmix", number(0, 1e6), "cutmix's alpha, 0 for none"),
+    ("--mix-prob", number(0, 1), "share of the batches that are mixed"),
+    ("--drop-path", number(0, 1, below=True), "stochastic depth of the last block"),
+    ("--dropout", number(0, 1, below=True), "dropout"),
+    ("--ema", number(0, 1, below=True), "decay of a moving average of the weights"),
+    ("--train-blocks", whole(0, 2**12), "train only so many last blocks, and what follows them"),
+    ("--patience", whole(1, 10**9), "stop after so many epochs without a better validation"),
+    ("--seed", whole(0, 2**32 - 1), "of first weights, order, augmentation and everything else that is drawn"),
+)
+PICTURES = (
+    ("--flip", number(0, 1), "share of the pictures that are mirrored; 0 for letters, digits and signs"),
+    ("--rand-augment", str, 'RandAugment as timm writes it, "rand-m9-mstd0.5-inc1"'),
+    ("--color-jitter", number(0, 10), "strength of random brightness, contrast and saturation"),
+    ("--erasing", number(0, 1), "share of the pictures of which a part is erased"),
+)
+SHAPE = (
+    ("--image-size", whole(1, 2**15), "edge in pixels at which the model sees pictures"),
+    ("--patch-size", whole(1, 2**16), "side of a patch in pixels"),
+    ("--width", whole(1, 2**16), "token width"),
+    ("--depth", whole(0, 2**12), "number of blocks"),
+    ("--heads", whole(1, 2**16), "attention heads"),
+    ("--hidden", whole(1, 2**18), "width of the MLP's hidden layer"),
 )
 
 
 def add_arguments(parser) -> None:
     """Add the command's arguments to `parser`."""
-    parser.add_argument("dataset", choices=["digits"], help="scikit-learn's 1,797 handwritten digits, 8x8 pixels")
-    for row in OPTIONS:
-        option(parser, *row)
+    parser.add_argument("data", metavar="PATH|digits", nargs="?", help="the pictures; --resume knows its own")
+    parser.add_argument("--init", metavar="MODEL", help="what cvit.load takes: a model to go on from")
+    parser.add_argument(
+        "--preset", choices=("scratch", "finetune", "probe"), help="settings (default finetune with --init, else scratch)"
+    )
+    parser.add_argument("--model", dest="variant", metavar="SIZE/PATCH", help="size of a new model: Ti/16, S/16, …")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a run")
+    parser.add_argument("--dry-run", action="store_true", help="print what would happen, and how long it would take")
+    parser.add_argument(
+        "--validation", type=number(0, 1, below=True), metavar="SHARE",
+        help="share of the training pictures held out where the data has no validation part",
+    )  # fmt: skip
+    parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be decoded")
+    for title, rows in (("settings", SETTINGS), ("augmentation", PICTURES), ("a new model's shape", SHAPE)):
+        group = parser.add_argument_group(title, "by default the preset's" if rows is not SHAPE else None)
+        for flag, kind, text in rows:
+            group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=text)
+        if rows is SETTINGS:
+            group.add_argument("--optimizer", choices=("adamw", "sgd"))
+            group.add_argument("--freeze", action="append", metavar="PATTERN", help="tensors that stay: patch_embed.*")
+            group.add_argument("--class-weight", choices=("balanced",), help="rare classes count as much as common ones")
+    group = parser.add_argument_group("the machine; no bit depends on these")
+    group.add_argument("--checkpoint", choices=("block",), help="less memory: blocks are computed again in the backward")
+    group.add_argument("--decoders", type=whole(1, MOST_THREADS), default=1, metavar="INT", help="threads that decode")
+    group.add_argument(
+        "--cache-mb", type=number(0, 1e9), default=1024, metavar="FLOAT", help="room for decoded pictures (default 1024)"
+    )
+    group.add_argument(
+        "--save-minutes", type=number(0, 1e6), default=10, metavar="FLOAT",
+        help="minutes between checkpoints within an epoch (default 10)",
+    )  # fmt: skip
+    group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's event files")
+    group.add_argument("--no-pictures", action="store_true", help="draw no plots and no report")
     threads_option(parser)
 
 
 def run(args) -> int:
     """Train and save; the exit status, 128 + a signal's number if one ended the training."""
-    need_demo_extra(DEMO_MODULES)
     use_threads(args.threads)
+    check(args.data is not None or args.resume, "the following arguments are required: PATH, or --resume with --out")
+    check(args.out is None or args.out.suffix != ".safetensors", f"--out names a folder, got {args.out}")
+    if args.data is None and args.out is None:
+        raise ValueError("--resume needs PATH, or --out with the run's folder")
+    check(not (args.resume and args.overwrite), "--resume goes on with a run, --overwrite begins anew: choose one")
 
-    from ..data import digits, random_affine
-    from ..formats import checkpoint
-    from ..model.config import ViTConfig
-    from ..model.vit import ViT
-    from ..train import plots
-    from ..train.evaluation import evaluate
-    from ..train.loop import fit
-    from ..train.optim import AdamW, warmup_cosine
+    from ..runs.training import opened, run_job
 
-    train, test = digits()
-    config = ViTConfig(
-        image_size=train.images.shape[2:], channels=train.images.shape[1], classes=int(train.labels.max()) + 1,
-        patch_size=args.patch_size, width=args.width, depth=args.depth, heads=args.heads, hidden=args.hidden,
-    )  # fmt: skip
-    model = ViT(config, seed=args.seed)
-    # The usual positions, 50 times smaller than the embedded patches, leave the model blind to where a patch lies for
-    # the first ten epochs; as large as the patches they are seen at once.
-    model.layout.views(model.weights)["pos_embed"][...] *= 50
-    optimizer = AdamW(model, args.lr, weight_decay=args.weight_decay)
-    steps_per_epoch = math.ceil(len(train.images) / args.batch_size)
-    schedule = functools.partial(
-        warmup_cosine,
-        total=args.epochs * steps_per_epoch,
-        warmup=min(2, args.epochs) * steps_per_epoch,
-        base_lr=args.lr,
-    )
-    csv_path, png_path = _check_files(args.out, model.weights.nbytes)
+    arguments = {name: getattr(args, name) for name in _names()}
+    with quiet_decoders(), expendable() as output, recorded() as stop:
+        say = lambda text: print(one_line(text), flush=True)
+        job, folder = opened(
+            args.data, out=args.out, resume=args.resume, overwrite=args.overwrite, say=say, decoders=args.decoders,
+            cache_mb=args.cache_mb, **arguments,
+        )  # fmt: skip
+        stop.check()
+        if args.dry_run:
+            from ..runs.forecast import forecast
 
-    with expendable() as output, recorded() as stop:
-        print(
-            f"{args.dataset}: {len(train.images)} training and {len(test.images)} test images; "
-            f"ViT with {model.layout.size:,} weights, {config.tokens} tokens",
-            flush=True,
-        )
-        with progress(args.epochs, len(train.images)) as shown:
+            for line in forecast(job, folder):
+                print(one_line(line), flush=True)
+            return 0
+        _print_start(job, folder)
+        with progress(job.recipe.epochs, job.feed.images) as shown:
 
             def on_step(step):
                 shown.on_step(step)
                 stop.check()
 
-            history = fit(
-                model, train, test, epochs=args.epochs, batch_size=args.batch_size, optimizer=optimizer,
-                schedule=schedule, clip_norm=args.clip_norm, label_smoothing=args.label_smoothing,
-                augment=random_affine, seed=args.seed, on_step=on_step, on_epoch=shown.on_epoch,
+            done = run_job(
+                job, folder, resume=args.resume, save_minutes=args.save_minutes, on_step=on_step,
+                on_epoch=shown.on_epoch, on_end=shown.close, say=say, pictures=not args.no_pictures,
+                tensorboard=args.tensorboard,
             )  # fmt: skip
-        # From here to the last file nothing is printed and no signal raises: what was learnt is saved first.
-        result = evaluate(model, *test)
-        checkpoint.save(args.out, model, metadata={"dataset": args.dataset, "test_accuracy": f"{result.accuracy:.4f}"})
-        history.write_csv(csv_path)
-        plots.curves(history, png_path)
-        if history.interrupted:
-            print(f"interrupted after {len(history.epochs)} of {args.epochs} epochs; what was learnt is saved")
-        print(f"test accuracy {result.accuracy:.2%}")
-        print(f"wrote {args.out} (weights and configuration), {csv_path}, {png_path} (curves)")
+        _print_end(job, folder, done)
     if stop.number:
         return 128 + stop.number
     output.raise_error()
     return 0
 
 
-def _check_files(out: Path, size: int) -> tuple[Path, Path]:
-    """The paths of history.csv and history.png, after all three files were found to be writable and not someone
-    else's."""
-    from ..base.files import check_writable
-    from ..train.history import is_history
-    from ..train.plots import is_curves
-
-    csv_path, png_path = out.parent / "history.csv", out.parent / "history.png"
-    others = {os.path.realpath(csv_path), os.path.realpath(png_path)}
-    check(os.path.realpath(out) not in others, f"--out must name a file for the model, got {out}")
-    for name, path, room in (("--out ", out, size), ("", csv_path, 0), ("", png_path, 0)):
-        try:
-            check_writable(path, room)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, f"{name}{path}") from None
-    own = _free(csv_path) or is_history(csv_path)
-    check(own, f"{csv_path} was not written by cvit and would be overwritten: move it, or give --out another folder")
-    # Curves of earlier versions have no mark of their own: a history of cvit's beside them tells whose they are.
-    own = _free(png_path) or is_curves(png_path) or (not _free(csv_path) and is_history(csv_path))
-    check(own, f"{png_path} was not written by cvit and would be overwritten: move it, or give --out another folder")
-    return csv_path, png_path
+def _names() -> list[str]:
+    """The arguments of `cvit.runs.prepare` that options give."""
+    rows = [flag_of(flag) for flag, _, _ in (*SETTINGS, *PICTURES, *SHAPE)]
+    return [
+        *rows, "optimizer", "freeze", "class_weight", "init", "preset", "variant", "validation", "strict", "checkpoint"
+    ]  # fmt: skip
 
 
-def _free(path: Path) -> bool:
-    """Whether there is nothing that a new file could destroy."""
-    return not path.exists() or path.stat().st_size == 0
+def _print_start(job, folder) -> None:
+    parts = (("training", job.found.train), ("validation", job.found.validation), ("test", job.found.test))
+    counts = ", ".join(f"{len(pictures):,} {name}" for name, pictures in parts if pictures is not None)
+    print(f"{one_line(job.found.name)}: {counts} pictures of {len(job.found.class_names)} classes")
+    for remark in job.found.remarks:
+        print(one_line(remark))
+    config = job.model.config
+    size = "x".join(map(str, config.image_size))
+    print(
+        f"ViT with {job.model.layout.size:,} weights, {config.tokens} tokens of {size} pixels; preset {job.preset}, "
+        f"{job.recipe.epochs} epochs; mirrored pictures {'on' if job.recipe.augmentation.flip else 'off'}"
+    )
+    print(f"folder {one_line(str(folder.path))}", flush=True)
+
+
+def _print_end(job, folder, done) -> None:
+    results, history = done.results, done.history
+    if history.interrupted:
+        print(
+            f"interrupted after {len(history.epochs)} of {job.recipe.epochs} epochs; what was learnt is saved, "
+            "--resume goes on"
+        )
+    elif history.stopped_early:
+        print(f"stopped after {len(history.epochs)} epochs: {job.recipe.patience} without a better validation")
+    if results.best_epoch:
+        print(
+            f"validation accuracy {results.validation_accuracy:.2%} (best, epoch {results.best_epoch}), "
+            f"{results.last_accuracy:.2%} (last)"
+        )
+    if results.test_accuracy == results.test_accuracy:  # not nan
+        print(f"test accuracy {results.test_accuracy:.2%} (of the best model)")
+    print(f"wrote {one_line(str(folder.path))}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}")
+

@@ -70,6 +70,11 @@ class ArrayFeed:
         return len(self._images)
 
     @property
+    def fixed(self) -> bool:
+        """Whether an image is the same in every epoch."""
+        return self.augment is None and self.mixing is None
+
+    @property
     def steps(self) -> int:
         """How many batches an epoch has."""
         return math.ceil(self.images / self.batch_size)

@@ -94,7 +94,7 @@ class Feed:
         Where decoded pictures are kept; several feeds may share one.
     fill : tuple of int, optional
         The colour that an augmentation takes for what lies outside a picture, 0 .. 255 a channel. By default the mean
-        that `how` subtracts, as timm does; `Pictures.border` tells what surrounds the pictures themselves.
+        that `how` subtracts, as timm does; `Pictures.background` tells what surrounds the pictures themselves.
     """
 
     def __init__(
@@ -129,6 +129,16 @@ class Feed:
     def images(self) -> int:
         """How many images an epoch has."""
         return len(self.pictures)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels (N,) of all images."""
+        return self.pictures.labels
+
+    @property
+    def fixed(self) -> bool:
+        """Whether an image is the same in every epoch."""
+        return self.augmentation is None and self.mixing is None
 
     @property
     def steps(self) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # larger one is reduced to REDUCED times. So what is cached has a bound, a crop of less than half of the picture's edge
 # still has as many pixels as the model takes, and pictures of about the right size are not resampled twice.
 LARGEST, REDUCED = 2.0, 1.5
+LOOKED_AT = 64  # pictures whose edges tell the usual background
 
 
 class Pictures:
@@ -84,6 +85,18 @@ class Pictures:
         weights = None if self.weights is None else self.weights[chosen]
         return Pictures(self.source.take(chosen), self.labels[chosen], self.class_names, weights)
 
+    def background(self, channels: int) -> tuple[int, ...]:
+        """The usual colour at the pictures' edges, a byte for each channel: the median over the border pixels of a few.
+
+        An augmentation that moves a picture fills with it what comes from outside.
+        """
+        rows = []
+        for index in range(0, len(self), max(1, len(self) // LOOKED_AT)):
+            pixels = np.asarray(self.decoded(index, channels)).reshape(-1, self.source.sizes[index][1], channels)
+            inside = pixels[1:-1]
+            rows += [pixels[0], pixels[-1], inside[:, 0], inside[:, -1]]
+        return tuple(int(number) for number in np.median(np.concatenate(rows), axis=0))
+
     def digest(self) -> str:
         """A hash of names, labels, weights and the contents that the pictures had when they were found.
 
@@ -104,20 +117,6 @@ class Pictures:
             As `open_picture`, with the file's name: it was removed or damaged since it was found.
         """
         return self.source.decoded(as_int("index", index, minimum=0, maximum=len(self) - 1), channels)
-
-    def border(self, channels: int = 3, most: int = 64) -> tuple[int, ...]:
-        """The colour that surrounds the pictures, one number a channel: the median of the outermost pixels of `most`.
-
-        Black or white for digits and drawings, and about grey for photographs.
-        """
-        chosen = np.linspace(0, len(self) - 1, min(most, len(self))).astype(int)
-        edges = []
-        for index in chosen.tolist():
-            image = self.decoded(index, channels)
-            pixels = np.asarray(image).reshape(image.height, image.width, channels)
-            rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-            edges.append(np.median(rim, axis=0))
-        return tuple(np.median(edges, axis=0).round().astype(int).tolist())
 
     def plain(self, indices: Sequence[int] | np.ndarray, how: Preprocessing, cache: Cache | None = None) -> np.ndarray:
         """What `how` makes of these pictures, to the same bits: float32 (n, C, H, W)."""

@@ -57,8 +57,9 @@ def rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
 
 
 def posterize(image: Image.Image, bits: int, canvas: Canvas) -> Image.Image:
-    """Only the upper bits of each byte kept."""
-    return image if bits >= 8 else _ops().posterize(image, bits)
+    """Only the upper bits of each byte kept; of none the picture is black, where timm fails with Pillow 13."""
+    kept = 256 - 2 ** (8 - max(bits, 0))
+    return image.point([byte & kept for byte in range(256)] * len(image.getbands()))
 
 
 def solarize(image: Image.Image, threshold: int, canvas: Canvas) -> Image.Image:

@@ -9,15 +9,16 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from .kernels cimport GELU_ERF, GELU_TANH, QUICK_GELU, RELU, SILU, TANH, ceil_div, panel_size
 from .places cimport Places, lines, slot_of
 from .steps.attention cimport add_query_parts
+from .steps.drop cimport drop as run_drop, drop_backward
 from .steps.linear cimport linear as run_linear, linear_backward
 from .steps.mlp cimport activation, activation_backward, hidden, hidden_again, hidden_backward
 from .steps.norm cimport norm as run_norm, norm_backward
 from .steps.rotary cimport head_norm, head_norm_backward, rotate, rotate_backward
 from .task cimport (
-    ACTIVATION, ARENA, HEAD_NORM, HIDDEN, LINEAR, NORM, QUERY_PARTS, ROTATE, Block, Linear as LinearStep, Pass,
+    ACTIVATION, ARENA, DROP, HEAD_NORM, HIDDEN, LINEAR, NORM, QUERY_PARTS, ROTATE, Block, Linear as LinearStep, Pass,
     Section, Step, UnitSums,
 )
-from .program import PACKED, Activation, HeadNorm, Heads, Linear, Norm, Rotate, added_by, source_of, target_of
+from .program import PACKED, Activation, Drop, HeadNorm, Heads, Linear, Norm, Rotate, added_by, source_of, target_of
 from .slots import accumulating, bytes_of, kept_source, linears_of, parts_of, sum_targets, sums_of
 
 ACTIVATIONS = {
@@ -63,8 +64,8 @@ cdef class Building(Places):
             block.heads.heads, block.heads.dh = heads.heads, heads.width // heads.heads
             block.heads.qkv = self._slot("blocks", layer, heads.source)
             block.heads.o = self._slot("blocks", layer, heads.target)
-            block.heads.d_qkv = self._gradient("blocks", heads.source)
-            block.heads.d_o = self._gradient("blocks", heads.target)
+            block.heads.d_qkv = self._gradient("blocks", heads.source, 0, layer)
+            block.heads.d_o = self._gradient("blocks", heads.target, 0, layer)
             if p.training:
                 block.heads.lse = slot_of(self.kept[layer]["lse"])
                 block.heads.dq_parts = shared["dq parts"]
@@ -88,6 +89,9 @@ cdef class Building(Places):
         cdef Pass* p = &self.p
         cdef Step* step
         products = linears_of(parts)
+        kept = self.kept[layer] if group == "blocks" else self.outside_slots[group]
+        # The block's output, which the next block has, also before its branch is dropped and added.
+        ends = {"y"} | {part.source for part in parts if isinstance(part, Drop) and part.target == "y"}
         section.cut = &p.image_rows if group == "end" else &p.one_row if group == "query" else &p.token_rows
         section.steps = <Step*> self._structs(len(parts), sizeof(Step))
         section.linears = <LinearStep*> self._structs(len(products), sizeof(LinearStep))
@@ -99,12 +103,12 @@ cdef class Building(Places):
             source, target = source_of(part), target_of(part)
             if isinstance(part, Heads):  # dq's parts, in the backward alone
                 step.role, step.backward, step.width = QUERY_PARTS, add_query_parts, part.width
-                step.d_source, step.partial = self._gradient(group, source), shared["dq parts"]
+                step.d_source, step.partial = self._gradient(group, source, 0, layer), shared["dq parts"]
                 continue
             column = part.source_column if isinstance(part, Linear) else 0
             step.source = self._slot(group, layer, source, column)
-            step.d_source = self._gradient(group, source, column)
-            step.target, step.d_target = self._slot(group, layer, target), self._gradient(group, target)
+            step.d_source = self._gradient(group, source, column, layer)
+            step.target, step.d_target = self._slot(group, layer, target), self._gradient(group, target, 0, layer)
             if added_by(part):
                 step.add = self._slot(group, layer, added_by(part))
             step.packed = slot_of(self.in_scratch[group][PACKED])
@@ -125,23 +129,30 @@ cdef class Building(Places):
                 self._build_rotate(step, layer, part)
             elif isinstance(part, Linear):
                 step.role, step.forward, step.backward = LINEAR, run_linear, linear_backward
-                if target != "y":  # the block's output: the next block has it
+                if target not in ends:
                     step.recompute = run_linear
                 step.linear = self._build_linear(section, group, layer, parts[:i], part, shared)
             elif isinstance(part, Activation):
                 step.role, step.forward, step.backward = ACTIVATION, activation, activation_backward
-                if target in (self.kept[layer] if group == "blocks" else self.outside_slots[group]):
+                if target in kept:
                     step.recompute = activation
                 step.kind, step.gated, step.width = ACTIVATIONS[part.kind], part.gated, part.n
+                if i + 1 < len(parts) and isinstance(parts[i + 1], Drop) and target not in kept:
+                    step.dropped = &section.steps[i + 1]
+            elif isinstance(part, Drop):
+                step.role, step.forward, step.backward = DROP, run_drop, drop_backward
+                if target in kept and target not in ends:
+                    step.recompute = run_drop
+                step.width, step.place, step.branch, step.share = part.width, part.place, part.branch, part.share
+                step.elements = part.elements
             else:
                 step.role, step.forward, step.backward = HIDDEN, hidden, hidden_backward
-                step.recompute = hidden_again if target == "y" else hidden
+                step.recompute = hidden_again if target in ends else hidden
                 step.kind, step.gated = ACTIVATIONS[part.activation.kind], part.activation.gated
                 step.linear = self._build_linear(section, group, layer, parts[:i], part.first, shared)
                 inside = (*parts[:i], part.activation)
                 step.second = self._build_linear(section, group, layer, inside, part.second, shared)
                 step.d_hidden = slot_of(self.in_scratch[group]["hidden"])
-                kept = self.kept[layer] if group == "blocks" else self.outside_slots[group]
                 step.hidden = slot_of(kept.get(part.first.target, self.in_scratch[group]["hidden"]))
 
     cdef _build_sums(self, Section* section, part, Py_ssize_t partial):

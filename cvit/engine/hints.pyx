@@ -9,7 +9,7 @@ and does not prefetch them. No result depends on a hint.
 
 from libc.string cimport memset
 from .task cimport (
-    ACTIVATION, HEAD_NORM, HIDDEN, HINTS, LINEAR, NORM, ROTATE, SCRATCH, STAGE, Block, Hint, Pass, Section, Slot, Step,
+    ACTIVATION, DROP, HEAD_NORM, HIDDEN, HINTS, LINEAR, NORM, ROTATE, SCRATCH, STAGE, Block, Hint, Pass, Section, Slot, Step,
 )
 
 cdef enum:
@@ -67,6 +67,8 @@ cdef void forward_events(Events* events, Step* step) noexcept:
     cdef int i
     if step.role == ROTATE:  # in place
         return
+    if step.role == DROP and step.add.ld:
+        event(events, READ, &step.add, NULL)
     if not step.source_is_packed or step.role == NORM:
         event(events, READ, &step.source, NULL)
     if step.role == LINEAR or step.role == HIDDEN:
@@ -89,6 +91,8 @@ cdef void backward_events(const Pass* p, Events* events, Step* step) noexcept:
             event(events, PRODUCT, NULL, &step.backward_hints[i])
     elif step.role == ACTIVATION:
         event(events, READ, &step.source, NULL)
+    elif step.role == DROP:
+        event(events, READ, &step.d_target, NULL)
     event(events, WRITE, &step.d_source, NULL)
 
 

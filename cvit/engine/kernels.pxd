@@ -4,6 +4,8 @@ Fields and kernels are explained in csrc/cvit.h. A struct is never made by keywo
 named uninitialised): the constructors below set every member, and a caller then sets what differs.
 """
 
+from libc.stdint cimport uint64_t
+
 cdef extern from "cvit.h" nogil:
     ctypedef struct Matrix "cvit_matrix":
         void* at
@@ -161,6 +163,15 @@ cdef extern from "cvit.h" nogil:
         Matrix dy
         const void* coordinates
         void* sums
+    ctypedef struct Drop "cvit_drop":
+        Py_ssize_t rows, n
+        Matrix x
+        Matrix add
+        Matrix y
+        uint64_t seed, sample
+        Py_ssize_t row
+        int place, branch
+        double path, rate
     ctypedef struct Attend "cvit_attend":
         Py_ssize_t tokens, dh
         const void* q
@@ -213,11 +224,13 @@ cdef extern from "cvit.h" nogil:
         void (*attention_backward)(const AttentionBackward*) noexcept nogil
         void (*rotate)(const Rotate*) noexcept nogil
         void (*rotate_frequencies)(const RotateFrequencies*) noexcept nogil
+        void (*drop)(const Drop*) noexcept nogil
         Py_ssize_t (*attend_scratch)(Py_ssize_t tokens) noexcept nogil
         void (*attend)(const Attend*) noexcept nogil
         void (*attend_backward)(const AttendBackward*) noexcept nogil
         void (*sgd)(const Update*) noexcept nogil
         void (*adamw)(const Update*) noexcept nogil
+        void (*average)(Py_ssize_t n, double rate, const void* x, void* average) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t n, const void* x) noexcept nogil
         void (*apply)(int function, Py_ssize_t n, const void* x, void* y) noexcept nogil
         double (*probe_flops)(Py_ssize_t rounds) noexcept nogil
@@ -344,6 +357,17 @@ cdef inline AddRows adding(Py_ssize_t rows, Py_ssize_t n, Matrix x, Matrix y) no
     call.rows, call.n, call.x, call.y, call.factor = rows, n, x, y, 1
     call.columns = NULL
     call.add = none()
+    return call
+
+
+cdef inline Drop dropping(Py_ssize_t n, uint64_t seed, int place) noexcept nogil:
+    """Without rows, which a caller sets."""
+    cdef Drop call
+    call.n, call.seed, call.place, call.branch = n, seed, place, place
+    call.rows = call.row = 0
+    call.sample = 0
+    call.path = call.rate = 0
+    call.x = call.add = call.y = none()
     return call
 
 

@@ -15,7 +15,7 @@ cdef class Places(Cutting):
 
     cdef void _place_panels(self, Section* section, Py_ssize_t layer) noexcept
     cdef Slot _slot(self, group, layer, name, Py_ssize_t column=*)
-    cdef Slot _gradient(self, group, name, Py_ssize_t column=*)
+    cdef Slot _gradient(self, group, name, Py_ssize_t column=*, Py_ssize_t layer=*)
 
 cdef lines(size)
 cdef Slot slot_of(tuple place, Py_ssize_t offset=*) noexcept

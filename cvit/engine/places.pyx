@@ -17,7 +17,7 @@ from .steps.loss cimport head_scratch
 from .steps.pool cimport pool_scratch
 from .steps.weights cimport gradient_scratch
 from .task cimport ARENA, GRADIENT, LENT, SCRATCH, STAGE, WEIGHTS, Linear as LinearStep, Pass, Section, Slot
-from .program import PACKED, Activation, HeadNorm, Heads, Hidden, Linear, Norm, added_by, source_of, target_of
+from .program import PACKED, Activation, Drop, HeadNorm, Heads, Hidden, Linear, Norm, added_by, source_of, target_of
 from .slots import classes_of, first_weight, linears_of, parts_of
 
 # What the buffers that a block keeps are called in a memory report.
@@ -75,7 +75,7 @@ cdef class Places(Cutting):
                 wide(part.target, 3 * part.heads * part.width)
             elif isinstance(part, Activation):
                 wide(part.target, part.n)
-            elif isinstance(part, (Norm, Heads)) and part.target != PACKED:
+            elif isinstance(part, (Norm, Heads, Drop)) and part.target != PACKED:
                 wide(part.target, part.width)
         return widths
 
@@ -84,15 +84,16 @@ cdef class Places(Cutting):
         parts = [part for section in sections for part in section]
         widths = self._widths(sections)
         normalised = {part.source for part in parts if isinstance(part, Norm)}
+        elsewhere = {"y"} | {part.source for part in parts if isinstance(part, Drop) and part.add}
         buffers, stats = {}, {}
         for part in parts:
             if isinstance(part, Hidden):
                 buffers[part.first.target] = (rows, widths[part.first.target])
-                if part.second.target != "y":
+                if part.second.target not in elsewhere:
                     buffers[part.second.target] = (rows, part.second.n)
                 continue
-            keeps = not isinstance(part, (Norm, Activation)) or added_by(part) or part.target in normalised
-            if keeps and part.target != "y":
+            keeps = not isinstance(part, (Norm, Activation, Drop)) or added_by(part) or part.target in normalised
+            if keeps and part.target not in elsewhere:
                 buffers[part.target] = (rows, widths.get(part.target, 0))
             if isinstance(part, Norm):
                 stats[f"stats {part.name}"] = (2 * rows, 1)
@@ -148,6 +149,9 @@ cdef class Places(Cutting):
         for layer in range(p.L):
             slots = self.kept[layer]
             slots["y"] = self.kept[layer + 1]["x"]
+            for part in parts_of(self._sections("blocks", layer)):
+                if isinstance(part, Drop) and part.add:  # in place
+                    slots[part.source] = slots[part.target]
             for name, width in self._between(layer):
                 self._stage_slot(name, width)
                 if not p.training:
@@ -180,7 +184,7 @@ cdef class Places(Cutting):
         x0, x = self.kept[0]["x"], self.kept[p.L]["x"]
         slots = {"before": {"x": x0, "x0": x0}, "after": {"x": x}, "query": {}, "end": {}}
         if program.before:
-            if p.training:
+            if p.training and any(isinstance(part, Norm) for part in program.before):
                 slots["before"]["x0"] = (ARENA, self._place("tokens before their norm", p.R * p.D * size), 0, p.D)
             slots["before"] |= self._stats("before")
         if p.training and p.patch_norm.given:
@@ -328,12 +332,12 @@ cdef class Places(Cutting):
             raise KeyError(f"no step writes the slot {name!r}")
         return slot_of(place, column * self.p.K.size)
 
-    cdef Slot _gradient(self, group, name, Py_ssize_t column=0):
-        """Where the gradient of a slot's rows lies; a group's classes are those of any of its blocks."""
+    cdef Slot _gradient(self, group, name, Py_ssize_t column=0, Py_ssize_t layer=0):
+        """Where the gradient of a slot's rows lies."""
         cdef Py_ssize_t size = self.p.K.size
         if not self.p.training:
             return slot_of((SCRATCH, 0, 0, 0))
-        sections = self._sections(group)
+        sections = self._sections(group, layer)
         root = classes_of(sections).get(name, name)
         place = self._fixed_gradient(group, sections, root) or self.in_scratch[group][f"d {root}"]
         return slot_of(place, column * size)

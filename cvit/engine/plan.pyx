@@ -303,14 +303,16 @@ cdef class Plan(Building):
         self._run((0, self.p.L), weights)
         return view
 
-    def run_training(self, weights, images, const long long[::1] labels, double smoothing, grad):
-        """Forward and backward; fills grad and returns the mean loss."""
+    def run_training(self, weights, images, const long long[::1] labels, double smoothing, grad, drop=(0, 0, 0, 0)):
+        """Forward and backward; fills grad and returns the mean loss. Steps that drop do so with `drop` = (rate of the
+        last block's branches, rate of elements, seed, number of the first image)."""
         cdef Py_ssize_t row
         cdef double loss = 0
         cdef double* losses
         self.p.images = <char*> address(images)
         self.p.labels = &labels[0]
         self.p.smoothing = smoothing
+        self.p.drop.path, self.p.drop.rate, self.p.drop.seed, self.p.drop.first = drop
         self.p.grad = <char*> address(grad)
         self.p.lent = <char*> (<size_t> self.p.grad + LINE_MASK & ~<size_t> LINE_MASK)
         self._run("training", weights)

@@ -16,6 +16,7 @@ A weight is the offset of its first element in the flat weight tensor, -1 if the
     Activation  target = f(source), or f(first half) * second half
     Heads       target = softmax attention of source, which holds q, k and v side by side
     Hidden      Linear, Activation and Linear in one: the hidden rows never leave the cache
+    Drop        in training alone: target = source without what is dropped at random, + add
 
 Outside the blocks the same words work on the slots "x0", the tokens before a norm that precedes the blocks; "z" and
 "kv", from the last block's output to the keys and values of attention pooling; "latent" and "query", its one row; and
@@ -132,6 +133,24 @@ class Activation:
     gated: bool
     source: str
     target: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """Dropout of elements (Srivastava et al. 2014), and of a residual branch of an image as a whole (stochastic depth,
+    Huang et al. 2016, arXiv:1603.09382). The rates are a call's: `elements` says whether its dropout applies, and
+    `share` is the factor of its rate for branches. Random bits are those of numbers: `place` of this step's elements,
+    `branch` of the branch. Without `add` source and target are one slot, but for the embedded tokens."""
+
+    name: str
+    width: int
+    place: int
+    source: str
+    target: str
+    add: str = ""
+    elements: bool = True
+    share: float = 0.0
+    branch: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +304,9 @@ def _line_of(step) -> str:
             return f"linear      {step.source} @ {shape}{add} -> {step.target}   {step.name}"
         case Activation():
             return f"activation  {step.kind}({step.source}) -> {step.target} ({step.n})"
+        case Drop():
+            add = f" + {step.add}" if step.add else ""
+            return f"drop        {step.source}{add} -> {step.target}   {step.name}"
     first, second = step.first, step.second
     add = (" * layer scale" if second.layer_scale >= 0 else "") + (f" + {second.add}" if second.add else "")
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .program import (
     PACKED,
     Activation,
+    Drop,
     HeadNorm,
     Heads,
     Hidden,
@@ -15,6 +16,9 @@ from .program import (
     source_of,
     target_of,
 )
+
+
+BRANCH = "branch"  # of a class of slots: residual branches before they are dropped and added, one at a time
 
 
 def bytes_of(offset, size):
@@ -60,6 +64,8 @@ def classes_of(sections):
             continue
         if added_by(part):
             roots[root(target_of(part))] = root(added_by(part))
+            if isinstance(part, Drop):
+                roots[root(part.source)] = root(BRANCH)
         elif isinstance(part, Activation):
             roots[root(part.target)] = root(part.source)
     if "x" in roots and "y" in roots:
@@ -110,10 +116,10 @@ def kept_source(before, name, values):
     `before` are the parts ahead of the reader; the last of them that wrote the slot counts.
     """
     for part in reversed(before):
-        if target_of(part) != name or name in values:
+        if target_of(part) != name or name in values or isinstance(part, Drop):
             continue
         if isinstance(part, Norm):
             return part.source, part
         if isinstance(part, Activation):
-            return part.source, None  # whose backward leaves the activated rows in their place
+            return part.source, None  # whose backward leaves the activated rows in their place, dropped where they were
     return name, None

@@ -4,6 +4,7 @@ Letters as everywhere: N images, T tokens, D width, H heads, F hidden width, C c
 of tokens. Every offset counts bytes, every stride (`ld`) elements; -1 stands for a weight that the model lacks.
 """
 
+from libc.stdint cimport uint64_t
 from .kernels cimport Kernels, Matrix, matrix
 
 # ---------------------------------------------------------------------------------------------------- where rows lie
@@ -69,6 +70,7 @@ cdef enum Role:
     ACTIVATION
     HIDDEN
     QUERY_PARTS
+    DROP
 
 ctypedef struct Step:
     Role role                  # what kind of step it is, for the hints
@@ -98,6 +100,10 @@ ctypedef struct Step:
     Slot hidden, d_hidden      # a hidden block's rows before the activation, and in the scratch
     Slot packed                # packed rows in the scratch
     int kind, gated            # of an activation
+    const Step* dropped        # the drop of its result, which its backward has to apply again; or NULL
+    # a drop's
+    int place, branch, elements
+    double share
 
 ctypedef struct UnitSums:      # a gradient that is the sum of the units' parts
     Py_ssize_t partial, n, target, units
@@ -130,6 +136,10 @@ ctypedef struct PatchNorm:     # between the patch embedding and the positions
     Py_ssize_t mean, rstd      # in the arena, one value a patch,
     Py_ssize_t partial         # and parts of the gradients, one for each group of images
 
+ctypedef struct Drops:         # what a training pass drops: see `Drop` in program.py
+    double path, rate
+    uint64_t seed, first       # first: the number of the batch's first image
+
 ctypedef struct Pool:
     int each, attention
     int ranges                 # of tokens, whose means stand side by side
@@ -152,6 +162,7 @@ ctypedef struct Pass:
     int idle                   # tasks are taken and not done: what a pass costs beside its kernels
     int whole_blocks           # a task takes its rows, which are whole images, through a whole block
     double smoothing
+    Drops drop
     # how the work is cut
     Py_ssize_t panel           # rows of a register tile
     Cut token_rows, image_rows, one_row   # rows of all tokens, one row an image, one row

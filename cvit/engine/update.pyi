@@ -1,5 +1,7 @@
 import numpy as np
 
+RUN: np.dtype
+
 def sgd(
     w: np.ndarray,
     g: np.ndarray,
@@ -8,7 +10,7 @@ def sgd(
     momentum: float,
     nesterov: bool,
     weight_decay: float,
-    decay_runs: np.ndarray,
+    runs: np.ndarray,
     grad_scale: float,
 ) -> None: ...
 def adamw(
@@ -22,7 +24,9 @@ def adamw(
     eps: float,
     weight_decay: float,
     step: int,
-    decay_runs: np.ndarray,
+    runs: np.ndarray,
     grad_scale: float,
 ) -> None: ...
-def sum_of_squares(g: np.ndarray) -> float: ...
+def average(e: np.ndarray, w: np.ndarray, rate: float, runs: np.ndarray) -> None: ...
+def sum_of_squares(g: np.ndarray, runs: np.ndarray) -> float: ...
+def run_of(start: int, stop: int, rate: float = 1.0, decay: bool = False) -> np.ndarray: ...

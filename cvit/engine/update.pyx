@@ -1,8 +1,10 @@
-"""Optimizer passes over the flat weight tensor, and the gradient's norm: one read and one write of each value.
+"""Passes over the flat weight tensor: the optimizers', the average of weights, the gradient's norm. Each value is read
+and written once.
 
-The vector is divided into chunks of CHUNK values, by its length alone: a task is a chunk. `decay_runs` (R, 2) holds
-[start, stop) of the parts that weight decay applies to, increasing and apart; a chunk is divided again where a run
-begins or ends. The kernels are in csrc/kernels/update.inc; train/optim.py validates and owns the state.
+The vector is divided into chunks of CHUNK values, by its length alone: a task is a chunk. A pass goes over `runs`,
+parts of the vector that are increasing and apart; a chunk is divided again where a run begins or ends, and what lies
+outside of all runs is neither read nor written. `runs` is an array (R,) of RUN: start, stop, the factor of the learning
+rate and whether weight decay applies. The kernels are in csrc/kernels/update.inc; train/ validates and owns the state.
 
 _Buffers are anything with a buffer: float32 or float64, contiguous, all of one call alike in type and length
 (TypeError, ValueError).
@@ -22,13 +24,25 @@ from .team cimport (
 cdef enum:
     CHUNK = 1 << 16
 
+cdef packed struct Run:
+    long long start
+    long long stop
+    double rate    # times the learning rate
+    double decay   # 1 where weight decay applies, else 0
+
+RUN = np.dtype([("start", np.int64), ("stop", np.int64), ("rate", np.float64), ("decay", np.float64)])
+
+cdef enum Pass:
+    SGD, ADAMW, AVERAGE, SQUARES
+
 cdef struct Job:
+    Pass kind
     const Kernels* K
-    Update whole                  # over the whole vector, but for `decay`
-    double decay                  # of the runs
-    Py_ssize_t runs
-    const long long* decay_runs   # start, stop, start, stop, …
-    double* sums                  # of each chunk
+    Update whole     # over the whole vector, but for what a run has of its own: `n`, `lr`, `decay`
+    double decay     # where weight decay applies
+    Py_ssize_t count
+    const Run* runs
+    double* sums     # of each chunk
 
 
 cdef class _Buffers:
@@ -67,92 +81,99 @@ cdef inline void* moved(const void* vector, Py_ssize_t bytes) noexcept nogil:
     return NULL if vector == NULL else <char*> vector + bytes
 
 
-cdef void update_run(const Job* job, Py_ssize_t start, Py_ssize_t stop, double decay) noexcept nogil:
-    cdef Update run = job.whole
+cdef void pass_part(const Job* job, const Run* run, Py_ssize_t start, Py_ssize_t stop, double* total) noexcept nogil:
+    """What a chunk and a run have in common. `total` is the chunk's sum."""
+    cdef Update part = job.whole
     cdef Py_ssize_t bytes = start * job.K.size
-    run.n, run.decay = stop - start, decay
-    run.w, run.g, run.m, run.v = moved(run.w, bytes), moved(run.g, bytes), moved(run.m, bytes), moved(run.v, bytes)
-    if run.v != NULL:
-        job.K.adamw(&run)
+    part.n = stop - start
+    part.w, part.g = moved(part.w, bytes), moved(part.g, bytes)
+    if job.kind == SQUARES:
+        total[0] += job.K.sum_of_squares(part.n, part.g)
+        return
+    if job.kind == AVERAGE:
+        job.K.average(part.n, part.lr, part.g, part.w)
+        return
+    part.lr, part.decay = part.lr * run.rate, job.decay * run.decay
+    part.m, part.v = moved(part.m, bytes), moved(part.v, bytes)
+    if job.kind == SGD:
+        job.K.sgd(&part)
     else:
-        job.K.sgd(&run)
+        job.K.adamw(&part)
 
 
-cdef void update_chunk(const Job* job, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """A chunk, divided where weight decay begins and ends."""
-    cdef Py_ssize_t run = 0, end
-    cdef double decay
-    while start < stop:
-        while run < job.runs and job.decay_runs[2 * run + 1] <= start:
-            run += 1
-        end, decay = stop, 0
-        if run < job.runs:
-            if job.decay_runs[2 * run] <= start:
-                end, decay = min(stop, <Py_ssize_t> job.decay_runs[2 * run + 1]), job.decay
-            else:
-                end = min(stop, <Py_ssize_t> job.decay_runs[2 * run])
-        update_run(job, start, end, decay)
-        start = end
+cdef Py_ssize_t first_run(const Job* job, Py_ssize_t start) noexcept nogil:
+    """The first run that ends behind `start`."""
+    cdef Py_ssize_t low = 0, high = job.count, middle
+    while low < high:
+        middle = (low + high) // 2
+        if job.runs[middle].stop > start:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 cdef inline Py_ssize_t chunks(Py_ssize_t n) noexcept nogil:
     return (n + CHUNK - 1) // CHUNK
 
 
-cdef void update_work(void* argument, Team* team, int thread) noexcept nogil:
+cdef void work(void* argument, Team* team, int thread) noexcept nogil:
     cdef const Job* job = <const Job*> argument
-    cdef Py_ssize_t tasks = chunks(job.whole.n), chunk
+    cdef Py_ssize_t tasks = chunks(job.whole.n), chunk, start, stop, run
     cdef int kind
+    cdef double total
     cdef Turn turn = turn_of(team, thread, 1, &tasks)
     chunk = take(&turn, &kind)
     while chunk >= 0:
-        update_chunk(job, chunk * CHUNK, min((chunk + 1) * CHUNK, job.whole.n))
+        start, stop, total = chunk * CHUNK, min((chunk + 1) * CHUNK, job.whole.n), 0
+        run = first_run(job, start)
+        while run < job.count and job.runs[run].start < stop:
+            pass_part(job, &job.runs[run], max(start, <Py_ssize_t> job.runs[run].start),
+                      min(stop, <Py_ssize_t> job.runs[run].stop), &total)
+            run += 1
+        if job.sums != NULL:
+            job.sums[chunk] = total
         chunk = take(&turn, &kind)
 
 
-cdef void sum_work(void* argument, Team* team, int thread) noexcept nogil:
-    cdef const Job* job = <const Job*> argument
-    cdef Py_ssize_t tasks = chunks(job.whole.n), chunk, start
-    cdef int kind
-    cdef Turn turn = turn_of(team, thread, 1, &tasks)
-    chunk = take(&turn, &kind)
-    while chunk >= 0:
-        start = chunk * CHUNK
-        job.sums[chunk] = job.K.sum_of_squares(min(<Py_ssize_t> CHUNK, job.whole.n - start),
-                                               moved(job.whole.g, start * job.K.size))
-        chunk = take(&turn, &kind)
-
-
-cdef step_of(Job* job, _Buffers vectors, const long long[:, ::1] decay_runs):
-    cdef int size
+cdef pass_over(Job* job, _Buffers vectors, const Run[::1] runs):
+    cdef int size = team_size(chunks(vectors.n))
     job.K = selected(vectors.element)
     job.whole.n = vectors.n
-    job.runs = decay_runs.shape[0]
-    job.decay_runs = &decay_runs[0, 0] if job.runs else NULL
-    job.sums = NULL
-    size = team_size(chunks(job.whole.n))
+    job.count = runs.shape[0]
+    job.runs = &runs[0] if job.count else NULL
     with nogil:
-        run_team(size, update_work, job)
+        run_team(size, work, job)
 
 
-def sgd(w, g, velocity, double lr, double momentum, bint nesterov, double weight_decay,
-        const long long[:, ::1] decay_runs,
+cdef Job job_of(Pass kind):
+    """A job with every option zero."""
+    cdef Job job
+    job.kind, job.decay, job.sums = kind, 0, NULL
+    job.whole.w = job.whole.m = job.whole.v = NULL
+    job.whole.g = NULL
+    job.whole.lr = job.whole.beta1 = job.whole.beta2 = job.whole.eps = job.whole.decay = 0
+    job.whole.c1 = job.whole.c2 = 0
+    job.whole.scale, job.whole.nesterov = 1, False
+    return job
+
+
+def sgd(w, g, velocity, double lr, double momentum, bint nesterov, double weight_decay, const Run[::1] runs,
         double grad_scale):
     """One step of SGD in place; velocity may be None."""
-    cdef Job job
+    cdef Job job = job_of(SGD)
     cdef _Buffers vectors = _Buffers()
     job.whole.w, job.whole.g = vectors.hold("w", w, True), vectors.hold("g", g, False)
-    job.whole.m, job.whole.v = vectors.hold("velocity", velocity, True), NULL
+    job.whole.m = vectors.hold("velocity", velocity, True)
     job.whole.lr, job.whole.beta1, job.whole.nesterov, job.whole.scale = lr, momentum, nesterov, grad_scale
-    job.whole.beta2 = job.whole.eps = job.whole.decay = job.whole.c1 = job.whole.c2 = 0
     job.decay = weight_decay
-    step_of(&job, vectors, decay_runs)
+    pass_over(&job, vectors, runs)
 
 
 def adamw(w, g, m, v, double lr, double beta1, double beta2, double eps, double weight_decay, Py_ssize_t step,
-          const long long[:, ::1] decay_runs, double grad_scale):
+          const Run[::1] runs, double grad_scale):
     """One step of AdamW in place; `step` counts from 1."""
-    cdef Job job
+    cdef Job job = job_of(ADAMW)
     cdef _Buffers vectors = _Buffers()
     if m is None or v is None:
         raise TypeError("m and v must be vectors, got None")
@@ -163,23 +184,30 @@ def adamw(w, g, m, v, double lr, double beta1, double beta2, double eps, double 
     job.whole.c1 = float_fence(1 - float_fence(beta1)**step)
     job.whole.c2 = float_fence(1 - float_fence(beta2)**step)
     float_leave(before)
-    job.whole.decay, job.whole.nesterov, job.decay = 0, False, weight_decay
-    step_of(&job, vectors, decay_runs)
+    job.decay = weight_decay
+    pass_over(&job, vectors, runs)
 
 
-def sum_of_squares(g):
-    """Sum of squares of a vector, in double precision: the chunks' sums, added in order."""
-    cdef Job job
+def average(e, w, double rate, const Run[::1] runs):
+    """e += rate (w - e) in place, for the average of weights."""
+    cdef Job job = job_of(AVERAGE)
     cdef _Buffers vectors = _Buffers()
-    cdef void* first = vectors.hold("g", g, False)
+    job.whole.w, job.whole.g = vectors.hold("e", e, True), vectors.hold("w", w, False)
+    job.whole.lr = rate
+    pass_over(&job, vectors, runs)
+
+
+def sum_of_squares(g, const Run[::1] runs):
+    """Sum of squares of the runs, in double precision: the chunks' sums, added in order."""
+    cdef Job job = job_of(SQUARES)
+    cdef _Buffers vectors = _Buffers()
+    job.whole.g = vectors.hold("g", g, False)
     cdef Py_ssize_t count = chunks(vectors.n), i
     cdef double[::1] sums = np.empty(max(count, 1))
     cdef double total = 0
-    cdef int size = team_size(count)
     cdef FloatMode before
-    job.K, job.whole.n, job.whole.g, job.sums = selected(vectors.element), vectors.n, first, &sums[0]
-    with nogil:
-        run_team(size, sum_work, &job)
+    job.sums = &sums[0]
+    pass_over(&job, vectors, runs)
     before = float_enter()
     total = float_fence(total)
     for i in range(count):
@@ -187,3 +215,8 @@ def sum_of_squares(g):
     total = float_fence(total)
     float_leave(before)
     return total
+
+
+def run_of(Py_ssize_t start, Py_ssize_t stop, double rate=1.0, bint decay=False):
+    """`runs` of a single one, [start, stop)."""
+    return np.array([(start, stop, rate, decay)], RUN)

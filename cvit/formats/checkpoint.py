@@ -46,13 +46,8 @@ def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None
             raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
     for key in OWN_KEYS:
         check(key not in notes, f"metadata must not have the key {key!r}, which is cvit's own")
-    tensors, notes[CONFIG_KEY] = model.layout.views(model.weights), model.config.to_json()
-    if model.preprocessing is not None:
-        notes[PREPROCESSING_KEY] = model.preprocessing.to_json()
-    if model.class_names is not None:
-        notes[CLASSES_KEY] = json.dumps(model.class_names)
-    if model.origin is not None:
-        notes[ORIGIN_KEY] = model.origin.to_json()
+    tensors = model.layout.views(model.weights)
+    notes |= notes_of(model)
     with replacing(path) as temporary:
         try:
             safetensors.numpy.save_file(tensors, temporary, notes)
@@ -61,6 +56,18 @@ def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None
             if number is None:
                 raise OSError(errno.EIO, str(error)) from None
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+
+
+def notes_of(model: ViT) -> dict[str, str]:
+    """What a file's metadata says of a model, under cvit's own keys."""
+    notes = {CONFIG_KEY: model.config.to_json()}
+    if model.preprocessing is not None:
+        notes[PREPROCESSING_KEY] = model.preprocessing.to_json()
+    if model.class_names is not None:
+        notes[CLASSES_KEY] = json.dumps(model.class_names)
+    if model.origin is not None:
+        notes[ORIGIN_KEY] = model.origin.to_json()
+    return notes
 
 
 def load(path: str | os.PathLike) -> ViT:

@@ -1,9 +1,10 @@
-"""Models out, in the names of cvit, timm, transformers or vit_jax: `save`.
+"""Models out, in the names of cvit, timm, transformers or vit_jax, or as an ONNX graph: `save`.
 
     timm     config.json (with pretrained_cfg), model.safetensors         timm.create_model("local-dir:folder")
     hf       config.json, preprocessor_config.json, model.safetensors     transformers' from_pretrained("folder")
     cvit     model.safetensors, cvit's own, also as a file by itself      cvit.load("folder")
     npz      one .npz file, as vit_jax and big_vision write it
+    onnx     one .onnx file, which onnxruntime runs
 
 A folder that is there already keeps its other files. Every file is written under another name and renamed, all of them
 after the last was written: whoever reads finds the old content or the new.
@@ -31,7 +32,7 @@ from ..families.family import Family
 from ..families.hf import HfFamily, label_keys
 from ..model.vit import ViT
 from ..pictures.preprocessing import Preprocessing
-from . import checkpoint
+from . import checkpoint, onnx_file
 from .folder import CONFIGS, PREPROCESSOR, WEIGHTS
 
 CONFIG = CONFIGS[0]
@@ -47,30 +48,43 @@ WRITERS: dict[str, tuple[Family, ...]] = {
     ),
     "npz": tuple(one for one in families.FAMILIES if one.name == "flax npz"),
 }
-NAMES = ("cvit", *WRITERS)
+NAMES = ("cvit", *WRITERS, "onnx")
 
 Write = Callable[[Path], None]
 
 
-def save(path: str | os.PathLike, model: ViT, names: str = "cvit") -> None:
+def names_for(path: str | os.PathLike) -> str:
+    """What `save` writes where no names are given: by the ending, .onnx or .npz, else "cvit"."""
+    return {".onnx": "onnx", ".npz": "npz"}.get(Path(path).suffix, "cvit")
+
+
+def save(path: str | os.PathLike, model: ViT, names: str | None = None) -> None:
     """Write a model with its preprocessing and class names so that `names`'s own library loads it.
 
     Parameters
     ----------
     path : str or path
-        A folder, made if it is missing; for "npz" a file whose name ends in .npz, for "cvit" also one in .safetensors.
+        A folder, made if it is missing; for "npz" and "onnx" a file whose name ends so, for "cvit" also one in
+        .safetensors.
     model : ViT
-    names : "cvit", "timm", "hf" or "npz"
+    names : "cvit", "timm", "hf", "npz" or "onnx", optional
+        By default what the path's ending says (`names_for`).
 
     Raises
     ------
     ValueError
         The library could not say or compute an option of the model; the message lists why. Nothing is written then.
+    ModuleNotFoundError
+        onnx is missing, for "onnx".
     OSError
         As `base.files.replacing`.
     """
+    names = names_for(path) if names is None else names
     check(isinstance(names, str) and names in NAMES, f"names must be one of {NAMES}, got {shown(names)}")
     path = Path(path)
+    if names == "onnx":
+        onnx_file.save(path, model)
+        return
     if names == "npz":
         check(path.suffix == ".npz", f"a file of names 'npz' must end in .npz, got {shown(str(path))}")
         arrays, _, _ = written(model, names)

@@ -182,7 +182,7 @@ def vit_train_step(x, y, w_proj, cls_token, pos_embed, blocks_weights, w_head, n
     lr = representable("lr", lr, model.dtype)
     as_labels("y", y, len(x), model.config.classes)
     _, grad = model.loss_and_grad(x, y)
-    update.sgd(model.weights, grad, None, lr, 0.0, False, 0.0, np.empty((0, 2), np.int64), 1.0)
+    update.sgd(model.weights, grad, None, lr, 0.0, False, 0.0, update.run_of(0, grad.size), 1.0)
     return model.weights
 
 

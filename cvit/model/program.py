@@ -23,14 +23,18 @@ from ..engine.program import (
 )
 from .blocks import block, embedding, head
 from .config import ViTConfig
+from .drop import with_drops
 from .layout import Layout
 from .parts import Kind, Part, Role
 from .rope import angles, coordinates
 
 
 @functools.lru_cache(maxsize=64)
-def program_of(config: ViTConfig) -> Program:
-    """The program of `config`, with the offsets of its layout; made once."""
+def program_of(config: ViTConfig, path: bool = False, rate: bool = False) -> Program:
+    """The program of `config`, with the offsets of its layout; made once. With `path` it has steps for stochastic depth,
+    with `rate` for dropout."""
+    if path or rate:
+        return with_drops(program_of(config), path, rate, one_draw=config.block == "parallel")
     make = _Steps(config, Layout.of(config))
     layout, D = make.layout, config.width
     first, last = embedding(config), head(config)

@@ -24,12 +24,15 @@ from ..engine import runtime
 from ..engine.plan import Plan as Engine
 from ..engine.vectors import Vectors
 from ..pictures.preprocessing import Preprocessing
+from . import recognition
 from .config import ViTConfig
+from .drop import NOTHING, Drop, as_drop
 from .initialize import init_weights
 from .layout import Layout
 from .memory import Plan
 from .origin import Origin
 from .program import program_of
+from .recognition import Guess
 
 Mode = Literal["train", "infer", "tokens"]
 
@@ -129,7 +132,9 @@ class ViT:
     (2, 10)
     """
 
-    _write: ClassVar[Callable[[str | os.PathLike, ViT, str], None]]  # cvit.formats.save, which lies above this package
+    _write: ClassVar[
+        Callable[[str | os.PathLike, ViT, str | None], None]
+    ]  # cvit.formats.save, which lies above this package
 
     def __init__(
         self,
@@ -327,8 +332,20 @@ class ViT:
         how = self.preprocessing or Preprocessing.default(self._config.image_size, self._config.channels)
         return how(images)
 
+    def predict(self, images, top: int = 5) -> list[Guess] | list[list[Guess]]:
+        """The `top` most probable classes of pictures, with their probabilities: [("cat", 0.98), …].
+
+        images is what `preprocess` takes, or a folder. One picture gives one list, anything else a list of lists.
+        A class is called by its number where the model has no names.
+        """
+        return recognition.predict(self, images, top)
+
+    def embed(self, images) -> np.ndarray:
+        """The features (N, D) of pictures: what `preprocess` takes, or a folder, in the order of its sorted names."""
+        return recognition.embed(self, images)
+
     def loss_and_grad(
-        self, x, y, *, label_smoothing: float = 0.0, out=None, accumulate: bool = False
+        self, x, y, *, label_smoothing: float = 0.0, drop: Drop | None = None, out=None, accumulate: bool = False
     ) -> tuple[float, np.ndarray]:
         """Mean softmax cross-entropy of a batch, and its gradient with respect to every weight.
 
@@ -338,6 +355,8 @@ class ViT:
         y : array (N,) of any integer dtype, labels in [0, classes); (N, T) for a model with pool="none"
         label_smoothing : float in [0, 1)
             s in the target (1 - s) onehot(y) + s / classes (Szegedy et al. 2016, arXiv:1512.00567).
+        drop : Drop, optional
+            Stochastic depth and dropout: the loss, the gradient and `logits` are then those of the thinned model.
         out : array (size,), optional
             Where the gradient goes: a contiguous vector of the model's dtype. Until the gradient is written it holds
             activations. By default the model gives a vector of its own, see "What a call returns" in the class.
@@ -354,6 +373,7 @@ class ViT:
         x = self._images(x)
         labels = as_labels("y", y, len(x), self._config.classes, self._token_rows)
         smoothing = representable("label_smoothing", label_smoothing, self._dtype, below_one=True)
+        drop = as_drop(drop, self._dtype)
         if not isinstance(accumulate, bool):
             raise TypeError(f"accumulate must be True or False, got {shown(accumulate)}")
         check(out is not None or not accumulate, "accumulate needs out, the vector that the gradient is added to")
@@ -369,8 +389,8 @@ class ViT:
             if out is not None:
                 check(not np.may_share_memory(target, state.weights), "out must not overlap the weights")
             grad = self._gradients.take() if target is None or accumulate else target
-            engine = self._engine(len(x), "train")
-            loss = engine.run_training(state.weights, x, labels, smoothing, grad)
+            engine = self._engine(len(x), "train", drop.steps)
+            loss = engine.run_training(state.weights, x, labels, smoothing, grad, drop)
             self._own.logits = engine.logits().copy()
         if target is None:
             return loss, grad
@@ -400,32 +420,36 @@ class ViT:
                 self._state = _State(self._state.thawed, None, None, {})
         return self
 
-    def plan(self, batch: int, mode: Mode = "train") -> Plan:
+    def plan(self, batch: int, mode: Mode = "train", *, drop: Drop | None = None) -> Plan:
         """The memory that a call on `batch` images takes beside weights, gradient and results.
 
-        mode: "train" for `loss_and_grad`, "infer" for `forward` and `features`.
+        mode: "train" for `loss_and_grad`, with `drop` as that call gets it; "infer" for `forward` and `features`.
         """
-        batch = as_int("batch", batch)
+        batch, drop = as_int("batch", batch), as_drop(drop, self._dtype)
         check(mode in ("train", "infer"), f"mode must be 'train' or 'infer', got {shown(mode)}")
         piece = batch if mode == "train" else self._piece(batch)
-        engine = self._make_engine(piece, mode, dry=True)
+        engine = self._make_engine(piece, mode, drop.steps if mode == "train" else NOTHING.steps, dry=True)
         return Plan(mode, batch, engine.threads(), self._buffers(engine), engine.lent, piece)
 
-    def save(self, path: str | os.PathLike, names: str = "cvit") -> None:
+    def save(self, path: str | os.PathLike, names: str | None = None) -> None:
         """Write the model, preprocessing and class names included, for `cvit.load` or for another library.
 
         Parameters
         ----------
         path : str or path
-            A folder, made if it is missing; for "npz" a file that ends in .npz, for "cvit" also one in .safetensors.
-        names : "cvit", "timm", "hf" or "npz"
+            A folder, made if it is missing; for "npz" and "onnx" a file that ends so, for "cvit" also one in
+            .safetensors.
+        names : "cvit", "timm", "hf", "npz" or "onnx", optional
             Whose names and options: cvit's, timm's (`timm.create_model("local-dir:…")` loads it), transformers'
-            (`from_pretrained`), or those of vit_jax and big_vision.
+            (`from_pretrained`), or those of vit_jax and big_vision; or an ONNX graph, for onnxruntime. By default what
+            the ending .npz or .onnx says, else cvit's.
 
         Raises
         ------
         ValueError
             The library could not say an option of this model; the message says why, and nothing is written.
+        ModuleNotFoundError
+            An ONNX graph needs the package onnx, the extra "onnx".
         OSError
             What the system reports. No file is ever half-written.
         """
@@ -526,25 +550,25 @@ class ViT:
         engine.freeze(weights)
         return engine
 
-    def _make_engine(self, batch: int, mode: Mode, dry: bool = False) -> Engine:
+    def _make_engine(self, batch: int, mode: Mode, drops=NOTHING.steps, dry: bool = False) -> Engine:
         if batch > 1:
             most = MOST_BYTES // self._bytes(1, mode)
             check(batch <= most, f"batch must be at most {most} for this model, got {batch}: more than 2^47 bytes")
         packed = self._state.packed
         return Engine(
-            program_of(self._config), batch, self._dtype, mode, frozen=packed is not None, owner=packed,
+            program_of(self._config, *drops), batch, self._dtype, mode, frozen=packed is not None, owner=packed,
             checkpoint=mode == "train" and self._checkpoint == "block", dry=dry,
         )  # fmt: skip
 
-    def _engine(self, batch: int, mode: Mode) -> Engine:
+    def _engine(self, batch: int, mode: Mode, drops=NOTHING.steps) -> Engine:
         """The engine for a batch size and mode, kept from earlier or made; the least recently used one goes."""
         isa, state = runtime.get_isa(), self._state
         if state.packed is not None and state.packed.isa != isa:
             self._state = state = state._replace(packed=self._pack_all(state.weights), engines={})
-        engines, key = state.engines, (batch, mode, isa)
+        engines, key = state.engines, (batch, mode, drops, isa)
         engine = engines.pop(key, None)
         if engine is None:
-            engine = self._make_engine(batch, mode)
+            engine = self._make_engine(batch, mode, drops)
             if len(engines) >= ENGINES_KEPT:
                 engines.pop(next(iter(engines)))
         engines[key] = engine

@@ -15,6 +15,7 @@ from ..base.numbers import as_int, finite, shown
 from . import published
 from .open import ALPHA, open_picture
 from .pixels import INTERPOLATIONS, Size, values
+from .reader import as_pictures
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -132,20 +133,16 @@ class Preprocessing:
 
         Parameters
         ----------
-        images : one picture, or a list or tuple of pictures
+        images : one picture, a folder, or a list or tuple of these
             A picture is a path, a Pillow image, or a uint8 array (h, w) or (h, w, c); see `open_picture`. An array
-            (N, h, w, c) is N pictures.
+            (N, h, w, c) is N pictures; a folder stands for all pictures in it, see `as_pictures`.
 
         Raises
         ------
         ValueError
             A picture cannot be decoded, or has another size than one that neither resizes nor crops needs.
         """
-        if isinstance(images, np.ndarray) and images.ndim == 4:
-            images = list(images)
-        if not isinstance(images, (list, tuple)):
-            images = [images]
-        check(len(images) > 0, "images must hold at least one picture, got none")
+        images, _ = as_pictures(images)
         out = np.empty((len(images), *self.shape), np.float32)
         for picture, row in zip(images, out):
             values(self.opened(picture), self, row)

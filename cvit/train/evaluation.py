@@ -28,12 +28,21 @@ def evaluate(model, images: np.ndarray, labels: np.ndarray, batch_size: int = 25
     return evaluate_checked(model, checked_arrays("", images, labels, model), as_int("batch_size", batch_size))
 
 
-def evaluate_checked(model, data: Dataset, batch_size: int = 256) -> Evaluation:
-    """`evaluate` on what `checked_arrays` or `checked_pair` gave."""
-    images, labels = data
-    logits = np.concatenate([model.forward(x) for x, _ in batches(images, labels, batch_size)])
+def evaluate_checked(model, data, batch_size: int = 256) -> Evaluation:
+    """`evaluate` on what `checked_arrays` or `checked_pair` gave, or on a feed."""
+    logits, labels = logits_of(model, data, batch_size)
     predictions = logits.argmax(axis=1)
     return Evaluation(cross_entropy(logits, labels), float(np.mean(predictions == labels)), predictions)
+
+
+def logits_of(model, data, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, classes) and labels (N,) of checked arrays, or of a feed's pictures without augmentation, in order."""
+    if hasattr(data, "plain"):
+        parts = [(model.forward(batch.images), batch.targets) for batch in data.plain(batch_size)]
+    else:
+        parts = [(model.forward(x), y) for x, y in batches(*data, batch_size)]
+    logits, labels = (np.concatenate(side) for side in zip(*parts))
+    return logits, labels
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
@@ -59,9 +68,14 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def checked_pair(name: str, data, model) -> Dataset:
     """`data`, a tuple, list or other sequence of images and labels, as `checked_arrays` gives it."""
-    pair = isinstance(data, Sequence) and not isinstance(data, str | bytes) and len(data) == 2
-    check(pair, f"{name} must be a pair (images, labels), got {_kind(data)}")
+    check(is_pair(data), f"{name} must be a pair (images, labels), got {_kind(data)}")
     return checked_arrays(f"{name} ", data[0], data[1], model)
+
+
+def is_pair(data) -> bool:
+    """Whether `data` is a sequence of two that may be images and labels, and not two batches."""
+    pair = isinstance(data, Sequence) and not isinstance(data, str | bytes) and len(data) == 2
+    return pair and not all(isinstance(part, tuple) for part in data)
 
 
 def checked_arrays(prefix: str, images, labels, model) -> Dataset:

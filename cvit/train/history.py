@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from typing import NamedTuple
 
 from ..base.files import replacing
@@ -34,10 +35,19 @@ class Epoch(NamedTuple):
 
 @dataclasses.dataclass
 class History:
-    """What happened in a run: its finished epochs, and whether a Ctrl-C ended it before the last."""
+    """What happened in a run: its finished epochs, and whether a Ctrl-C or a lack of progress ended it before the
+    last."""
 
     epochs: list[Epoch] = dataclasses.field(default_factory=list)
     interrupted: bool = False
+    stopped_early: bool = False
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch of the highest test accuracy, of several the one of the lowest test loss, then the first; None
+        without an evaluated epoch."""
+        evaluated = [epoch for epoch in self.epochs if not math.isnan(epoch.test_accuracy)]
+        return min(evaluated, key=lambda epoch: (-epoch.test_accuracy, epoch.test_loss, epoch.epoch), default=None)
 
     def write_csv(self, path) -> None:
         """One line an epoch under a line of names, in place of what `path` held."""
@@ -53,3 +63,16 @@ def is_history(path) -> bool:
     begin = ",".join(Epoch._fields[:4]).encode()
     with open(path, "rb") as file:
         return file.read(len(begin)) == begin
+
+
+def read_history(path) -> History:
+    """The history that `History.write_csv` wrote to `path`; `ValueError` for another file."""
+    if not is_history(path):
+        raise ValueError(f"{path} is not a history that cvit wrote")
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        numbers = [[float(row[name]) for name in Epoch._fields] for row in rows]
+        return History([Epoch(int(values[0]), *values[1:]) for values in numbers])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None

@@ -1,28 +1,41 @@
-"""The training loop and the evaluation, for any model with `loss_and_grad` and `forward` and any labelled images.
+"""The training loop, for any model with `loss_and_grad` and `forward` and any labelled images.
 
 history = fit(model, train, test, epochs=20, optimizer=AdamW(model, lr=1e-3))
+
+`Loop` is a run that can be stopped after any step and taken up again: `state` and `restore` hold all that its weights
+depend on. `fit` is a `Loop` from beginning to end.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from ..base.errors import check
 from ..base.numbers import as_int, finite
-from ..data import Dataset, batches
-from ..engine.memory import allocate
-from .evaluation import Evaluation, checked_pair, evaluate_checked, not_finite
+from ..data import Dataset
+from ..model.drop import Drop
+from ..model.vit import ViT
+from .class_weights import class_weights
+from .ema import EMA
+from .evaluation import Evaluation, checked_pair, evaluate_checked
+from .feeds import feed_of
+from .freezing import first_trained
+from .front import Front
 from .history import Epoch, History, Step
 from .optim import AdamW
+from .step import Stepper
+
+NOT_EVALUATED = Evaluation(math.nan, math.nan, np.empty(0, np.int64))
 
 
 def fit(
     model,
-    train: Dataset,
+    train: Dataset | Iterable | Callable[[int], Iterable],
     test: Dataset | None = None,
     *,
     epochs: int,
@@ -32,6 +45,13 @@ def fit(
     clip_norm: float | None = None,
     label_smoothing: float = 0.0,
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+    accumulate: int = 1,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    class_weight=None,
+    ema: EMA | None = None,
+    patience: int | None = None,
+    cache_mb: float = 1024,
     seed: int = 0,
     history: History | None = None,
     on_step: Callable[[Step], None] | None = None,
@@ -43,20 +63,39 @@ def fit(
     ----------
     model : ViT
         Its `weights` are updated in place.
-    train, test : (images (N, C, H, W), labels (N,))
-        Any sequence of the two, the images finite. `test`, if given, is evaluated after every epoch.
+    train : (images (N, C, H, W), labels (N,)), a feed, or any iterable of batches
+        Any sequence of the two, the images finite; a `cvit.data.Feed` of pictures; an iterable of (images, targets) or
+        (images, targets, weights), gone through once an epoch, or a function from an epoch's number, from 0, to one.
+        Targets are labels (n,) or distributions (n, classes).
+    test : (images, labels) or a feed, optional
+        Evaluated after every epoch.
     epochs, batch_size : int
         Passes over the training images, and images a step; the last batch of an epoch may be smaller.
     optimizer : SGD or AdamW
-        Or any object with their `step` and `lr`; `AdamW(model)` if not given.
+        Or any object with their `step` and `lr`; `AdamW(model)` if not given. What it leaves out (`trained`) is frozen:
+        blocks before the first trained one run no backward, and no forward after the first epoch where images stay the
+        same and `cache_mb` has room.
     schedule : step -> learning rate, finite and at least 0
         Steps count from 0 over the whole run. Without one the optimizer's own rate holds.
     clip_norm, label_smoothing : float
         See `optim` and `ViT.loss_and_grad`.
     augment : (images, rng) -> images
-        Applied to every training batch, as `data.random_affine` is.
+        Applied to every training batch of arrays, as `data.random_affine` is.
+    accumulate : int
+        A batch goes through the model in so many parts, whose gradients are added up: less memory, the same gradient up
+        to rounding.
+    drop_path, dropout : float in [0, 1)
+        See `cvit.Drop`.
+    class_weight : "balanced" or array (classes,), optional
+        Weights of the classes in the loss.
+    ema : EMA, optional
+        A moving average of the weights, updated after every step. It is what `test` is evaluated with.
+    patience : int, optional
+        Stop when so many epochs in a row have not bettered the test accuracy (or, as accurate, the test loss).
+    cache_mb : float
+        Room for what a frozen front gives, 10^6 bytes.
     seed : int
-        Of shuffling and augmentation; each epoch has a stream of its own.
+        Of shuffling, augmentation, dropout and stochastic depth.
     history : History
         Of an earlier call, to go on after its last whole epoch: with the same optimizer, schedule and seed it is
         the same run, as long as that one was not stopped within an epoch.
@@ -64,63 +103,172 @@ def fit(
         Told of every step and of every finished epoch; a progress bar hangs here.
 
     Ctrl-C ends the run between two steps: the model keeps what it has learnt and the history says `interrupted`.
-    A wrong argument raises before the first step. A loss that is not finite raises `FloatingPointError`, and the
-    weights stay those that gave it.
+    A wrong argument raises before the first step. A loss or a gradient that is not finite raises `FloatingPointError`,
+    which names the step, its learning rate and whether the pictures were finite; the weights stay those that gave it.
     """
-    images, labels = checked_pair("train", train, model)
-    test = None if test is None else checked_pair("test", test, model)
-    epochs, batch_size = as_int("epochs", epochs), as_int("batch_size", batch_size)
-    seed = as_int("seed", seed, minimum=0)
-    label_smoothing = finite("label_smoothing", label_smoothing)
-    check(label_smoothing < 1, f"label_smoothing must be below 1, got {label_smoothing!r}")
-    if clip_norm is not None:
-        check(finite("clip_norm", clip_norm) > 0, "clip_norm must be greater than 0 (None means no clipping)")
-    _check_objects(
-        optimizer, history, {"schedule": schedule, "augment": augment, "on_step": on_step, "on_epoch": on_epoch}
-    )
-    optimizer = AdamW(model) if optimizer is None else optimizer
-    history = History() if history is None else history
-    history.interrupted = False
-    steps_per_epoch = math.ceil(len(images) / batch_size)
-    first_step = len(history.epochs) * steps_per_epoch
-    size = model.weights.size
-    grad = allocate(size, model.dtype)[:size]  # one vector for the whole run
+    loop = Loop(
+        model, train, test, epochs=epochs, batch_size=batch_size, optimizer=optimizer, schedule=schedule,
+        clip_norm=clip_norm, label_smoothing=label_smoothing, augment=augment, accumulate=accumulate,
+        drop_path=drop_path, dropout=dropout, class_weight=class_weight, ema=ema, patience=patience, cache_mb=cache_mb,
+        seed=seed, history=history, on_step=on_step, on_epoch=on_epoch,
+    )  # fmt: skip
+    return loop.run()
 
-    def train_epoch(epoch: int, step: int) -> Epoch:
-        """The epoch whose first step is step `step` of the whole run."""
-        rng = np.random.default_rng([seed, epoch])
-        seen, loss_sum, right, lr = 0, 0.0, 0, optimizer.lr
-        start = time.perf_counter()
-        for number, (x, y) in enumerate(batches(images, labels, batch_size, rng=rng, augment=augment), start=1):
-            lr = optimizer.lr if schedule is None else _scheduled(schedule, step)
-            loss, _ = model.loss_and_grad(x, y, label_smoothing=label_smoothing, out=grad)
-            if not math.isfinite(loss):
-                reason = _reason(model, x, updated=step > first_step)
-                raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}, step {number}; {reason}")
-            right += int(np.count_nonzero(model.logits.argmax(axis=1) == y))
-            optimizer.step(model.weights, grad, lr=lr, clip_norm=clip_norm)
-            step, seen, loss_sum = step + 1, seen + len(x), loss_sum + loss * len(x)
-            if on_step is not None:
-                on_step(Step(epoch + 1, number, seen, loss_sum / seen, right / seen, lr))
-        images_per_second = seen / (time.perf_counter() - start)
-        result = (
-            Evaluation(math.nan, math.nan, np.empty(0, np.int64)) if test is None else evaluate_checked(model, test)
-        )
-        return Epoch(
-            epoch + 1, lr, loss_sum / seen, right / seen, result.loss, result.accuracy, images_per_second
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands: the epoch at hand, from 0, and what of it is done."""
+
+    epoch: int = 0
+    step: int = 0  # steps of this epoch that are done
+    total: int = 0  # steps of the whole run that are done
+    images: int = 0  # of this epoch
+    loss: float = 0.0  # summed over them
+    right: int = 0
+    lr: float = 0.0  # of the last step
+
+
+class Loop:
+    """A run of `fit` that can be stopped after any step, written down and taken up again to the same bits."""
+
+    def __init__(
+        self, model, train, test=None, *, epochs, batch_size=128, optimizer=None, schedule=None, clip_norm=None,
+        label_smoothing=0.0, augment=None, accumulate=1, drop_path=0.0, dropout=0.0, class_weight=None, ema=None,
+        patience=None, cache_mb=1024, seed=0, history=None, on_step=None, on_epoch=None,
+    ):  # fmt: skip
+        functions = {"schedule": schedule, "augment": augment, "on_step": on_step, "on_epoch": on_epoch}
+        _check_objects(optimizer, history, ema, functions)
+        batch_size, seed = as_int("batch_size", batch_size), as_int("seed", seed, minimum=0)
+        self.epochs = as_int("epochs", epochs)
+        self.patience = None if patience is None else as_int("patience", patience)
+        self.feed = feed_of(train, model, batch_size, augment, seed)
+        self.test = test if test is None or hasattr(test, "plain") else checked_pair("test", test, model)
+        check(patience is None or test is not None, "patience needs test, whose accuracy it looks at")
+        label_smoothing = finite("label_smoothing", label_smoothing)
+        check(label_smoothing < 1, f"label_smoothing must be below 1, got {label_smoothing!r}")
+        if clip_norm is not None:
+            check(finite("clip_norm", clip_norm) > 0, "clip_norm must be greater than 0 (None means no clipping)")
+        Drop(path=drop_path, rate=dropout).checked()
+        self.model, self.schedule = model, schedule
+        self.optimizer = AdamW(model) if optimizer is None else optimizer
+        self.ema = ema
+        # What is evaluated where there is a moving average: a model of its weights.
+        self.average = None if ema is None else ViT(model.config, ema.weights)
+        self.history = History() if history is None else history
+        self.history.interrupted = self.history.stopped_early = False
+        self.on_step, self.on_epoch = on_step, on_epoch
+        first = first_trained(model.layout, getattr(self.optimizer, "trained", None))
+        most = int(finite("cache_mb", cache_mb) * 1e6)
+        self.front = Front(model, first, keep=self.feed.fixed, most_bytes=most)
+        self.stepper = Stepper(
+            model, self.optimizer, self.front, label_smoothing=label_smoothing, clip_norm=clip_norm,
+            accumulate=as_int("accumulate", accumulate),
+            class_weight=class_weights(class_weight, self.feed.labels, model.config.classes),
+            drop_path=drop_path, dropout=dropout, ema=ema, seed=seed,
         )  # fmt: skip
+        done = len(self.history.epochs)
+        check(not done or self.feed.steps is not None, "history needs data whose number of batches is known")
+        self.position = Position(epoch=done, total=done * (self.feed.steps or 0), lr=self.optimizer.lr)
 
-    try:
-        for epoch in range(len(history.epochs), epochs):
-            history.epochs.append(train_epoch(epoch, epoch * steps_per_epoch))
-            if on_epoch is not None:
-                on_epoch(history.epochs[-1])
-    except KeyboardInterrupt:
-        history.interrupted = True
-    return history
+    # ------------------------------------------------------------------------------------------------------- the run
+    @property
+    def evaluated(self) -> ViT:
+        """The model that is evaluated and saved: that of the moving average where there is one."""
+        return self.model if self.average is None else self.average
+
+    def run(self) -> History:
+        """Go on to the end, to an early stop, or to a Ctrl-C."""
+        try:
+            while self.position.epoch < self.epochs and not self._out_of_patience():
+                self._epoch()
+        except KeyboardInterrupt:
+            self.history.interrupted = True
+        return self.history
+
+    def _epoch(self) -> None:
+        """The rest of the epoch at hand, and its evaluation."""
+        position = self.position
+        before, start = position.images, time.perf_counter()
+        batches = self.feed.epoch(position.epoch, skip=position.step)
+        try:
+            for batch in batches:
+                self._step(batch)
+        finally:
+            if hasattr(batches, "close"):
+                batches.close()  # ends the threads that decode ahead
+        seconds = time.perf_counter() - start
+        check(position.images > 0, f"train gave no batch in epoch {position.epoch + 1}")
+        result = NOT_EVALUATED if self.test is None else evaluate_checked(self.evaluated, self.test)
+        epoch = Epoch(
+            position.epoch + 1, position.lr, position.loss / position.images, position.right / position.images,
+            result.loss, result.accuracy, (position.images - before) / seconds,
+        )  # fmt: skip
+        self.history.epochs.append(epoch)
+        self.position = Position(position.epoch + 1, total=position.total, lr=position.lr)
+        if self.on_epoch is not None:
+            self.on_epoch(epoch)
+
+    def _step(self, batch) -> None:
+        position = self.position
+        lr = self.optimizer.lr if self.schedule is None else _scheduled(self.schedule, position.total)
+        try:
+            outcome = self.stepper(batch, lr, position.total)
+        except FloatingPointError as error:
+            where = f"in epoch {position.epoch + 1}, step {position.step + 1} (learning rate {lr:g})"
+            what, _, reason = str(error).partition("; ")
+            raise FloatingPointError(f"{what} {where}; {reason}") from None
+        n = len(batch.images)
+        position.step, position.total, position.lr = position.step + 1, position.total + 1, lr
+        position.images, position.right = position.images + n, position.right + outcome.right
+        position.loss += outcome.loss * n
+        if self.on_step is not None:
+            mean = position.loss / position.images, position.right / position.images
+            self.on_step(Step(position.epoch + 1, position.step, position.images, *mean, lr))
+
+    def _out_of_patience(self) -> bool:
+        best = self.history.best
+        if self.patience is None or best is None or len(self.history.epochs) - best.epoch < self.patience:
+            return False
+        self.history.stopped_early = True
+        return True
+
+    # ----------------------------------------------------------------------------------------------------- the state
+    def state(self) -> tuple[dict[str, np.ndarray], dict]:
+        """Vectors by name, not copied, and facts that JSON can hold: with them `restore` goes on to the same bits."""
+        arrays = {"weights": self.model.weights}
+        facts: dict = {"position": dataclasses.asdict(self.position), "history": [list(e) for e in self.history.epochs]}
+        for part, holder in (("optimizer", self.optimizer), ("ema", self.ema)):
+            if holder is None:
+                continue
+            numbers = {}
+            for name, value in holder.state_dict().items():
+                if isinstance(value, np.ndarray):
+                    arrays[f"{part}.{name}"] = value
+                else:
+                    numbers[name] = list(value) if isinstance(value, tuple) else value
+            facts[part] = numbers
+        return arrays, facts
+
+    def restore(self, arrays: dict[str, np.ndarray], facts: dict) -> None:
+        """Take over what `state` gave; raises `ValueError` where it is not of a run like this one."""
+        try:
+            for part, holder in (("optimizer", self.optimizer), ("ema", self.ema)):
+                if holder is not None:
+                    vectors = {name[len(part) + 1 :]: a for name, a in arrays.items() if name.startswith(f"{part}.")}
+                    holder.load_state_dict({**facts[part], **vectors})
+            weights = arrays["weights"]
+            check(weights.shape == self.model.weights.shape, f"the weights must be {self.model.weights.size}")
+            position = Position(**facts["position"])
+            epochs = [Epoch(*row) for row in facts["history"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the state of another kind of run: {error}") from None
+        self.model.weights[...] = weights
+        if self.average is not None:
+            self.average.weights = self.ema.weights
+        self.history.epochs[:], self.position = epochs, position
 
 
-def _check_objects(optimizer, history, functions) -> None:
+def _check_objects(optimizer, history, ema, functions) -> None:
     """Raise for an argument of `fit` that is not the kind of object it must be."""
     # The class itself has `step` and `lr` as well, but no weights yet.
     usable = not isinstance(optimizer, type) and callable(getattr(optimizer, "step", None)) and hasattr(optimizer, "lr")
@@ -128,6 +276,8 @@ def _check_objects(optimizer, history, functions) -> None:
         raise TypeError(f"optimizer must be one, AdamW(model, lr=1e-3) for example, got {optimizer!r}")
     if history is not None and not isinstance(history, History):
         raise TypeError(f"history must be the History of an earlier call, got {history!r}")
+    if ema is not None and not isinstance(ema, EMA):
+        raise TypeError(f"ema must be an EMA, EMA(model, decay=0.999) for example, got {ema!r}")
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a function, got {function!r}")
@@ -139,12 +289,3 @@ def _scheduled(schedule, step: int) -> float:
     None would mean the optimizer's own rate to `step`, which is not what a schedule says.
     """
     return finite(f"the learning rate that schedule gives for step {step}", schedule(step))
-
-
-def _reason(model, x, updated: bool) -> str:
-    """What a loss that is not finite comes from. The training images themselves are known to be finite."""
-    if not_finite(np.asarray(x)) is not None:
-        return "augment gave images that are not finite"
-    if not updated and not np.isfinite(model.weights).all():
-        return "the model's weights were not finite before the first step"
-    return "a lower learning rate may help"

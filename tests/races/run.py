@@ -11,6 +11,7 @@ import numpy as np
 
 import cvit
 from cvit import SGD, AdamW, ViT, ViTConfig, ops
+from cvit.engine import update
 
 CONFIGS = [
     (9, ViTConfig(image_size=8, patch_size=2, channels=1, width=32, depth=2, heads=4, hidden=64, classes=10)),
@@ -48,8 +49,10 @@ def model_passes(seed):
         model.forward(x)
         model.freeze().forward(x)
     large = np.ones(300_000)
-    cvit.engine.update.sum_of_squares(large)
-    cvit.engine.update.sgd(large, large.copy(), None, 0.1, 0.0, False, 0.0, np.array([[5, 200_000]]), 1.0)
+    run = update.run_of(5, 200_000, decay=True)
+    update.sum_of_squares(large, run)
+    update.sgd(large, large.copy(), None, 0.1, 0.0, False, 0.0, run, 1.0)
+    update.average(large, large.copy(), 0.1, run)
 
 
 def kernels(seed):

@@ -15,6 +15,7 @@ from ..kernels cimport (
     product,
 )
 from ..task cimport Linear, SCRATCH, Step, Task, columns, hinted, row_of, rows_of
+from .drop cimport drop_again
 from .linear cimport bias_of, pack, panels_of
 
 
@@ -35,6 +36,8 @@ cdef void activation_backward(const Task* t, const Step* step) noexcept nogil:
         call.value = columns(t.K, u, step.width)
         call.dvalue = columns(t.K, du, step.width)
     t.K.activation_backward(&call)
+    if step.dropped != NULL:  # u became g, of which the gradient of W_2 reads what was not dropped
+        drop_again(t, step.dropped, &step.source)
 
 
 cdef inline Py_ssize_t hidden_block(const Task* t, const Step* step) noexcept nogil:

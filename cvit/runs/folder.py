@@ -1,0 +1,175 @@
+"""A run's folder: the names of its files, who may write to it, and run.json.
+
+    model.safetensors    the best model        history.csv       one line an epoch
+    last.safetensors     the last one          predictions.csv   one line a picture of validation and test
+    checkpoint/          to resume             run.json          all that repeats the run, and its results
+    curves.png, confusion.png, mistakes.png, report.html
+
+A folder belongs to one process at a time: `Folder.held` locks it (flock(2) on the folder itself, which the system
+takes back however the process ends), so that two runs in one folder are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import check, short
+from ..base.files import replacing
+from ..base.numbers import shown
+
+RUNS = Path("runs")  # where folders without a name of their own are made
+MODEL, LAST, HISTORY = "model.safetensors", "last.safetensors", "history.csv"
+CHECKPOINT, RUN, PREDICTIONS = "checkpoint", "run.json", "predictions.csv"
+PICTURES = ("curves.png", "confusion.png", "mistakes.png", "report.html")
+FORMAT = 1  # of run.json
+TEMPORARY = re.compile(r"\.cvit-[0-9a-f]{8}")  # names that base/files.py gives; a killed process leaves one
+
+
+class Folder:
+    """The folder of one run."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files."""
+        return self.path / name
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.file(RUN).is_file()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether there is nothing that a new run could overwrite."""
+        return not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep others out of it while the block runs; what a killed run left half-written goes.
+
+        Raises `BlockingIOError` where another process trains in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            _lock(descriptor, self.path)
+            for path in self.path.iterdir():
+                if TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run, and no others."""
+        for name in (RUN, MODEL, LAST, HISTORY, PREDICTIONS, *PICTURES):
+            self.file(name).unlink(missing_ok=True)
+        for folder in (CHECKPOINT, "tensorboard"):
+            shutil.rmtree(self.file(folder), ignore_errors=True)
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        """Write run.json."""
+        with replacing(self.file(RUN)) as temporary:
+            temporary.write_text(json.dumps({"format": FORMAT, **facts}, indent=2) + "\n", encoding="utf-8")
+
+    def read_facts(self) -> dict[str, Any]:
+        """What run.json holds.
+
+        Raises `FileNotFoundError` where no run was begun here, and `ValueError` for a damaged file.
+        """
+        path = self.file(RUN)
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {short(error, 200)}") from None
+        known = isinstance(facts, dict) and facts.get("format") == FORMAT
+        check(known, f"{path} is not of a run that this version of cvit knows")
+        return facts
+
+
+def folder_for(out: str | os.PathLike | None, name: str, *, resume: bool, overwrite: bool) -> Folder:
+    """The folder of a new run or of the one to resume, nothing changed yet.
+
+    Without `out` a new run gets runs/NAME, or the first free of runs/NAME-2, runs/NAME-3, …; to resume is the last of
+    these. Raises `FileExistsError` for a folder that holds something already, unless it is to be overwritten, which
+    only an earlier run is, and `FileNotFoundError` where there is nothing to resume.
+    """
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    if resume:
+        folder = Folder(out) if out is not None else _last_of(name)
+        if not folder.is_run:
+            text = "no run was begun here, so there is none to resume"
+            raise FileNotFoundError(errno.ENOENT, text, str(folder.path))
+        return folder
+    if out is None:
+        number = 1
+        while not (folder := _numbered(name, number)).is_free:
+            number += 1
+        return folder
+    folder = Folder(out)
+    if folder.path.exists() and not folder.path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "out must be a folder", str(folder.path))
+    if folder.is_free or (overwrite and folder.is_run):
+        return folder
+    if folder.is_run:
+        text = "holds a run already: resume it, overwrite it, or give another folder"
+    else:
+        text = "holds files that are no run's: give another folder"
+    raise FileExistsError(errno.EEXIST, text, str(folder.path))
+
+
+def _numbered(name: str, number: int) -> Folder:
+    return Folder(RUNS / (name if number == 1 else f"{name}-{number}"))
+
+
+def _last_of(name: str) -> Folder:
+    number = 1
+    while _numbered(name, number + 1).is_run:
+        number += 1
+    return _numbered(name, number)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(errno.EAGAIN, "another process trains in this folder", str(path)) from None
+    except OSError as error:  # a file system without locks
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            raise
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two nested dicts, one sentence each: "recipe.lr was 0.001, is 0.002"."""
+    one, other = _flat(before), _flat(now)
+    names = sorted(one.keys() | other.keys())
+    missing = object()
+    return [
+        f"{name} was {shown(one.get(name))}, is {shown(other.get(name))}"
+        for name in names
+        if one.get(name, missing) != other.get(name, missing)
+    ]
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -1,0 +1,107 @@
+"""What is written at the end of a run: the last model, predictions, results in run.json, plots and the report."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..base.files import replacing
+from ..formats.load import load
+from ..model.vit import ViT
+from ..train.evaluation import cross_entropy, logits_of
+from ..train.history import History
+from .folder import LAST, MODEL, PREDICTIONS, Folder
+from .job import Job
+from .model_file import write_model
+
+
+class Results(NamedTuple):
+    """How good a run's best model is; accuracies are shares, nan where there are no such pictures."""
+
+    best_epoch: int  # 0 where no epoch was evaluated
+    validation_accuracy: float
+    validation_loss: float
+    last_accuracy: float  # of the last epoch's model on the validation pictures
+    test_accuracy: float
+    test_loss: float
+    seconds: float
+
+
+class Predicted(NamedTuple):
+    """A part of the data with what the model says of it."""
+
+    part: str  # "validation" or "test"
+    pictures: Any  # cvit.data.pictures.Pictures
+    labels: np.ndarray  # (N,)
+    logits: np.ndarray  # (N, classes)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(N, classes), float64."""
+        odds = np.exp(self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(self.logits.argmax(axis=1) == self.labels))
+
+
+def finish(job: Job, folder: Folder, history: History, last: ViT, seconds: float, say, pictures: bool) -> Results:
+    """Write everything that a run ends with. The models come first: what follows costs no result if it fails."""
+    best = history.best
+    epoch = history.epochs[-1] if history.epochs else None
+    write_model(folder, LAST, last, job, epoch)
+    if best is None:  # stopped within the first epoch, or nothing to validate with: the last model is all there is
+        write_model(folder, MODEL, last, job, epoch)
+    predicted = predictions(load(folder.file(MODEL)), job)
+    write_predictions(folder, predicted, job.found.class_names)
+    by_part = {part.part: part for part in predicted}
+    validation, test = by_part.get("validation"), by_part.get("test")
+    nan = float("nan")
+    results = Results(
+        best.epoch if best else 0,
+        validation.accuracy if validation else nan,
+        cross_entropy(validation.logits, validation.labels) if validation else nan,
+        epoch.test_accuracy if epoch else nan,
+        test.accuracy if test else nan,
+        cross_entropy(test.logits, test.labels) if test else nan,
+        seconds,
+    )
+    facts = folder.read_facts()
+    facts["results"] = {name: _json(value) for name, value in results._asdict().items()}
+    facts["results"] |= dict(epochs=len(history.epochs), interrupted=history.interrupted, early=history.stopped_early)
+    folder.write_facts({name: value for name, value in facts.items() if name != "format"})
+    if pictures:
+        from .drawing import draw_run
+
+        draw_run(folder, job, history, predicted, results, facts, say)
+    return results
+
+
+def predictions(model: ViT, job: Job) -> list[Predicted]:
+    """What a model says of the validation and the test pictures."""
+    found = []
+    for part, feed in (("validation", job.validation), ("test", job.test)):
+        if feed is not None:
+            logits, labels = logits_of(model, feed)
+            found.append(Predicted(part, feed.pictures, labels, logits))
+    return found
+
+
+def write_predictions(folder: Folder, predicted: list[Predicted], class_names) -> None:
+    """predictions.csv: a row name,part,true,predicted,probability for each picture of validation and test."""
+    with replacing(folder.file(PREDICTIONS)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["name", "part", "true", "predicted", "probability"])
+        for part in predicted:
+            probabilities = part.probabilities
+            guesses = probabilities.argmax(axis=1)
+            for name, label, guess, row in zip(part.pictures.names, part.labels, guesses, probabilities):
+                rows.writerow([name, part.part, class_names[label], class_names[guess], f"{row[guess]:.6f}"])
+
+
+def _json(value):
+    """JSON has no nan."""
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,0 +1,269 @@
+"""`train`: from data to a run's folder, killed and resumed at any moment to the same bits.
+
+After every epoch, and within it every few minutes, all that the next step depends on goes to checkpoint/: weights,
+optimizer, moving average, history, the place in the data. Order, augmentation and every other random number follow from
+the seed and that place, so that a resumed run takes the same steps. Best model, history and checkpoint are written in
+this order: whatever moment a run is killed at, an epoch that is done again writes the same bits again.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..base.errors import check, listed
+from ..base.version import VERSION
+from ..engine import runtime
+from ..formats.load import load
+from ..model.vit import ViT
+from ..train import state
+from ..train.ema import EMA
+from ..train.history import Epoch, History, Step
+from ..train.loop import Loop
+from .folder import CHECKPOINT, HISTORY, MODEL, Folder, differences, folder_for
+from .job import Job, prepare
+from .model_file import write_model
+from .results import Results, finish
+from .tensorboard import events
+
+NOTHING: Callable = lambda *_: None
+
+
+class Run(NamedTuple):
+    """A finished run: the best model, its folder as a path, the history, and how good the best model is."""
+
+    model: ViT
+    folder: str
+    history: History
+    results: Results
+
+
+def train(
+    data,
+    *,
+    out: str | os.PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    save_minutes: float = 10.0,
+    cache_mb: float = 1024,
+    decoders: int = 1,
+    on_step: Callable[[Step], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    pictures: bool = True,
+    tensorboard: bool = False,
+    **arguments,
+) -> Run:
+    """Train a model on pictures and leave everything in a folder.
+
+    Parameters
+    ----------
+    data : path or Found
+        A folder with one folder per class, a CSV of `path,label`, an .npz of `x` and `y`, or "digits"; see
+        `cvit.data.find`.
+    out : path, optional
+        The run's folder; by default runs/NAME, then runs/NAME-2, …
+    resume : bool
+        Go on with the run in `out`. Arguments that are not given are the run's own; another one is refused.
+    overwrite : bool
+        Begin anew in a folder that holds a run.
+    save_minutes : float
+        Minutes between checkpoints within an epoch.
+    cache_mb, decoders : see `prepare`; they change no bit
+    on_step, on_epoch : callables
+        Told of every step and epoch, as by `cvit.train.fit`.
+    say : callable
+        Told what the user should know, a sentence at a time.
+    pictures : bool
+        Whether curves, confusion matrix, worst errors and a report are drawn, which needs matplotlib and jinja2.
+    tensorboard : bool
+        Whether loss, accuracy and learning rate also go to TensorBoard's event files in the folder.
+    **arguments
+        `init`, `preset`, `validation`, `epochs`, `lr`, …: those of `prepare`.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    ValueError, OSError
+        Wrong data, model or settings, before anything is written; a file that cannot be written.
+    FloatingPointError
+        The loss or the gradient is not finite: names step, learning rate, whether the pictures were finite, and the
+        last good checkpoint.
+    """
+    job, folder = opened(
+        data, out=out, resume=resume, overwrite=overwrite, say=say, cache_mb=cache_mb, decoders=decoders, **arguments
+    )
+    return run_job(
+        job, folder, resume=resume, save_minutes=save_minutes, on_step=on_step, on_epoch=on_epoch, say=say,
+        pictures=pictures, tensorboard=tensorboard,
+    )  # fmt: skip
+
+
+def opened(
+    data, *, out=None, resume: bool = False, overwrite: bool = False, say: Callable[[str], None] | None = None, **arguments
+) -> tuple[Job, Folder]:
+    """The job and the folder of `train` with these arguments, nothing written yet."""
+    say = say or NOTHING
+    if resume:
+        folder = folder_for(out, _name(data), resume=True, overwrite=False)
+        saved = folder.read_facts()
+        kept = {name: value for name, value in saved["arguments"].items() if name != "data"}
+        given = {name: value for name, value in arguments.items() if value is not None}
+        job = prepare(saved["arguments"]["data"] if data is None else data, **{**kept, **given})
+        _check_same(saved, job, folder, say)
+        return job, folder
+    if out is not None:
+        folder_for(out, "", resume=False, overwrite=overwrite)  # an error before the pictures are read
+    job = prepare(data, **arguments)
+    return job, folder_for(out, job.found.name, resume=False, overwrite=overwrite)
+
+
+def run_job(
+    job: Job,
+    folder: Folder,
+    *,
+    resume: bool = False,
+    save_minutes: float = 10.0,
+    on_step: Callable[[Step], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    on_end: Callable[[], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    pictures: bool = True,
+    tensorboard: bool = False,
+) -> Run:
+    """`train` with a job that is prepared and a folder that is chosen; `on_end` is called when training ends, before
+    what follows it."""
+    say = say or NOTHING
+    with folder.held():
+        if not resume:
+            folder.clear()
+            folder.write_facts(_facts(job))
+        started = time.perf_counter()
+        told = [on_epoch or NOTHING]
+        if tensorboard:
+            told.insert(0, events(folder.file("tensorboard")))
+        saver = _Saver(job, folder, save_minutes, on_step or NOTHING, told)
+        if resume:
+            saver.restore(say)
+        history = saver.run()
+        (on_end or NOTHING)()
+        results = finish(job, folder, history, saver.loop.evaluated, time.perf_counter() - started, say, pictures)
+        return Run(load(folder.file(MODEL)), str(folder.path), history, results)
+
+
+class _Saver:
+    """The loop of a run, and what is written while it goes on."""
+
+    def __init__(self, job: Job, folder: Folder, save_minutes: float, on_step, told: list):
+        recipe, model = job.recipe, job.model
+        self.job, self.folder, self.on_step, self.told = job, folder, on_step, told
+        self.pause, self.saved = save_minutes * 60, time.monotonic()
+        self.has_checkpoint = False
+        self.loop = Loop(
+            model, job.feed, job.validation, epochs=recipe.epochs,
+            optimizer=recipe.make_optimizer(model, job.trained), schedule=recipe.schedule(job.feed.steps),
+            clip_norm=recipe.clip_norm, accumulate=recipe.accumulate,
+            label_smoothing=0.0 if recipe.mixing else recipe.label_smoothing,  # mixed targets have it already
+            drop_path=recipe.drop_path, dropout=recipe.dropout, class_weight=recipe.class_weight,
+            ema=None if recipe.ema is None else EMA(model, recipe.ema), patience=recipe.patience, seed=recipe.seed,
+            on_step=self._after_step, on_epoch=self._after_epoch,
+        )  # fmt: skip
+
+    def restore(self, say) -> None:
+        """Take up the newest checkpoint that is whole; without any the run begins at its beginning."""
+        place = self.folder.file(CHECKPOINT)
+        if not place.is_dir() or not any(place.iterdir()):
+            say("no checkpoint was written yet: the run begins anew")
+            return
+        arrays, facts, warning = state.read(place)
+        if warning:
+            say(warning)
+        try:
+            self.loop.restore(arrays, facts)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        self.has_checkpoint = True
+        position = self.loop.position
+        say(f"resumed in epoch {position.epoch + 1}, after {position.step} of its steps")
+
+    def run(self) -> History:
+        """Train; a Ctrl-C leaves a checkpoint of the step it came after."""
+        try:
+            history = self.loop.run()
+        except FloatingPointError as error:
+            good = f"the last good checkpoint is {self.folder.file(CHECKPOINT)}" if self.has_checkpoint else ""
+            raise FloatingPointError(f"{error}; {good or 'no checkpoint was written yet'}") from None
+        if history.interrupted:
+            self._save()
+        return history
+
+    def _after_step(self, step: Step) -> None:
+        if time.monotonic() - self.saved >= self.pause:
+            self._save()
+        self.on_step(step)
+
+    def _after_epoch(self, epoch: Epoch) -> None:
+        history, folder = self.loop.history, self.folder
+        best = history.best
+        if best is None or best.epoch == epoch.epoch:
+            write_model(folder, MODEL, self.loop.evaluated, self.job, epoch)
+        history.write_csv(folder.file(HISTORY))
+        self._save()
+        for tell in self.told:
+            tell(epoch)
+
+    def _save(self) -> None:
+        arrays, facts = self.loop.state()
+        state.write(self.folder.file(CHECKPOINT), arrays, facts)
+        self.saved, self.has_checkpoint = time.monotonic(), True
+
+
+def _name(data) -> str:
+    """What a run on `data` is called before the data is read."""
+    return "run" if data is None else os.path.splitext(os.path.basename(os.path.normpath(os.fspath(data))))[0]
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """run.json at the beginning of a run."""
+    return dict(
+        arguments=job.arguments, preset=job.preset, settings=job.settings, machine=machine(),
+        remarks=list(job.found.remarks), started=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    )  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """Versions, instruction set and threads: what may change bits, or time, beside the settings."""
+    return dict(
+        cvit=VERSION, numpy=np.__version__, pillow=_pillow(), python=platform.python_version(),
+        system=platform.platform(), isa=runtime.get_isa(), threads=runtime.get_num_threads(),
+    )  # fmt: skip
+
+
+def _pillow() -> str | None:
+    try:
+        import PIL
+    except ModuleNotFoundError:
+        return None
+    return PIL.__version__
+
+
+def _check_same(saved: dict[str, Any], job: Job, folder: Folder, say) -> None:
+    """Raise where the run to resume had other data, another model or another setting; say what else has changed."""
+    changed = differences(saved["settings"], job.settings)
+    check(
+        not changed,
+        f"{folder.path} holds another run, which cannot be resumed with these arguments: {listed(changed, 6)}",
+    )
+    before, now = saved["machine"], machine()
+    for name in ("isa", "cvit", "numpy", "pillow"):
+        if before.get(name) != now[name]:
+            say(f"{name} was {before.get(name)}, is {now[name]}: the result may differ in its last bits")
+
