@@ -116,6 +116,16 @@ def test_without_a_crop_pictures_are_those_of_evaluation(size):
     assert NONE.crop_box((45, 60), draws) == (0, 0, 45, 60)
 
 
+def test_pictures_of_any_shape():
+    """Also those that a crop of a share would leave without a pixel, or whose resized whole would fill the memory."""
+    for height, width in ((1, 1), (1, 30), (40000, 1), (2, 9000)):
+        image = Image.new("RGB", (width, height), (9, 9, 9))
+        for ours in (Augmentation(color_jitter=0), DEIT, SMALL):
+            for draws in drawn(ours, 3):
+                assert ours.pixels(image, (20, 30), draws).size == (30, 20)
+        assert NONE.pixels(image, (200, 300), drawn(NONE, 1)[0]).getcolors() == [(60000, (9, 9, 9))]
+
+
 # ------------------------------------------------------------------------------------------------- flips and colours
 def test_flips():
     image = picture()

@@ -143,6 +143,8 @@ class Augmentation:
     def pixels(self, image: Image.Image, size: Size | int, draws: Sequence[float], fill: Fill = GREY) -> Image.Image:
         """The picture, of mode RGB or L, changed in geometry and colour: a picture of the same mode and `size`.
 
+        Where nothing is changed, it is the picture that came in.
+
         Parameters
         ----------
         image : Pillow image of mode RGB or L

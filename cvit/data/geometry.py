@@ -11,7 +11,7 @@ import numpy as np
 from ..base.errors import check
 from ..base.numbers import as_int, finite, shown
 from ..pictures.open import pillow
-from ..pictures.pixels import Size, crop_origin, resized_size
+from ..pictures.pixels import MOST_PIXELS, Size, crop_origin, resized_size
 from ..pictures.preprocessing import Preprocessing
 
 Fill = float | tuple[float, ...]  # a value of all channels, or one a channel
@@ -24,8 +24,12 @@ def covering(image, size, filter):
         return image
     how = _cover(size)
     high, wide = resized_size(now, how)
-    image = image.resize((wide, high), filter)
     top, left = crop_origin((high, wide), size, how.rounding)
+    if high * wide > MOST_PIXELS:  # a picture hundreds of times longer than wide: only the middle is made
+        down, across = now[0] / high, now[1] / wide
+        box = (left * across, top * down, min((left + size[1]) * across, now[1]), min((top + size[0]) * down, now[0]))
+        return image.resize((size[1], size[0]), filter, box=box)
+    image = image.resize((wide, high), filter)
     return image.crop((left, top, left + size[1], top + size[0]))
 
 
