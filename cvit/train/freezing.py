@@ -58,10 +58,15 @@ def freezing(
         frozen |= layout.entries.keys() - logits
     trained = frozenset(layout.entries.keys() - frozen)
     check(bool(trained), "patterns, last_blocks and head_only must leave a tensor to train, but they freeze all")
-    if trained <= logits:
-        return trained, "head"
-    layer = min(layout.entries[name].row.layer for name in trained)
-    return trained, None if layer == 0 else layer - 1
+    return trained, first_trained(layout, trained)
+
+
+def first_trained(layout: Layout, trained: frozenset[str]) -> int | str | None:
+    """Where the backward of a training step may end for these tensors: `first` of `freezing`."""
+    if trained and trained <= _head_names(layout):
+        return "head"
+    layer = min((layout.entries[name].row.layer for name in trained), default=0)
+    return None if layer == 0 else layer - 1
 
 
 def _head_names(layout: Layout) -> frozenset[str]:

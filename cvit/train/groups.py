@@ -34,11 +34,14 @@ class Groups:
         The same parts, all neighbours together: for passes that know neither.
     size : int
         Length of the flat weight tensor.
+    names : frozenset of str
+        The trained tensors.
     """
 
     runs: np.ndarray
     spans: np.ndarray
     size: int
+    names: frozenset[str]
 
     @property
     def whole(self) -> bool:
@@ -96,7 +99,8 @@ def groups(layout: Layout, layer_decay: float = 1.0, trained: Trained = None) ->
         for entry in layout.entries.values()
         if entry.name in names
     ]
-    return Groups(_joined(parts), _joined((start, stop, 1.0, 0.0) for start, stop, _, _ in parts), layout.size)
+    spans = _joined((start, stop, 1.0, 0.0) for start, stop, _, _ in parts)
+    return Groups(_joined(parts), spans, layout.size, frozenset(names))
 
 
 def _trained(layout: Layout, trained: Trained) -> Collection[str]:

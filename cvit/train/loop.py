@@ -18,7 +18,7 @@ import numpy as np
 from ..base.errors import check
 from ..base.numbers import as_int, finite
 from ..data import Dataset
-from ..model.drop import Drop
+from ..model.drop import Drop, as_drop
 from ..model.vit import ViT
 from .class_weights import class_weights
 from .ema import EMA
@@ -148,7 +148,7 @@ class Loop:
         check(label_smoothing < 1, f"label_smoothing must be below 1, got {label_smoothing!r}")
         if clip_norm is not None:
             check(finite("clip_norm", clip_norm) > 0, "clip_norm must be greater than 0 (None means no clipping)")
-        Drop(path=drop_path, rate=dropout).checked()
+        as_drop(Drop(path=drop_path, rate=dropout), model.dtype)
         self.model, self.schedule = model, schedule
         self.optimizer = AdamW(model) if optimizer is None else optimizer
         self.ema = ema
@@ -157,7 +157,8 @@ class Loop:
         self.history = History() if history is None else history
         self.history.interrupted = self.history.stopped_early = False
         self.on_step, self.on_epoch = on_step, on_epoch
-        first = first_trained(model.layout, getattr(self.optimizer, "trained", None))
+        groups = getattr(self.optimizer, "groups", None)
+        first = None if groups is None else first_trained(model.layout, groups.names)
         most = int(finite("cache_mb", cache_mb) * 1e6)
         self.front = Front(model, first, keep=self.feed.fixed, most_bytes=most)
         self.stepper = Stepper(
@@ -174,7 +175,10 @@ class Loop:
     @property
     def evaluated(self) -> ViT:
         """The model that is evaluated and saved: that of the moving average where there is one."""
-        return self.model if self.average is None else self.average
+        if self.average is None:
+            return self.model
+        self.average.weights[...] = self.ema.weights
+        return self.average
 
     def run(self) -> History:
         """Go on to the end, to an early stop, or to a Ctrl-C."""
@@ -263,8 +267,6 @@ class Loop:
         except (KeyError, TypeError) as error:
             raise ValueError(f"the state of another kind of run: {error}") from None
         self.model.weights[...] = weights
-        if self.average is not None:
-            self.average.weights = self.ema.weights
         self.history.epochs[:], self.position = epochs, position
 
 
