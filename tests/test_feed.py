@@ -124,7 +124,7 @@ def test_a_colour_surrounds_pictures(tmp_path):
     images = np.full((4, 8, 8, 3), (250, 0, 9), np.uint8)
     images[:, 2:6, 2:6] = 77
     pictures = from_arrays(images + np.arange(4, dtype=np.uint8)[:, None, None, None], [0, 1, 0, 1], validation=0).train
-    assert pictures.border() == (252, 2, 10) and pictures.border(most=1) == (250, 0, 9)
+    assert pictures.background(3) == (251, 1, 10)
 
 
 # ------------------------------------------------------------------------------------------------ epochs
@@ -142,6 +142,9 @@ def test_bits_depend_on_neither_threads_nor_cache_nor_the_batches_before(request
         for skip in (0, 1, len(expected) - 1, len(expected)):
             assert same_bits(gathered(feed.epoch(5, skip)), expected[skip:])
         assert feed.cache.used <= size and (len(feed.cache) > 0) == (size > 0 and _decodes(pictures, augmentation))
+    steps = len(expected)
+    run = gathered(make(2).run(4 * steps + 1, 6 * steps - 1))
+    assert same_bits(run, gathered(make().epoch(4, 1)) + expected[:-1])
     for other in (make().epoch(6), make(seed=4).epoch(5)):
         assert not same_bits(gathered(other), expected)
 
@@ -191,8 +194,10 @@ def test_feeds_refuse_wrong_arguments(photos):
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
             Feed(**{"pictures": photos, "how": HOW, "batch_size": 4, **wrong})
-    for call, name in ((lambda: feed.epoch(-1), "number"), (lambda: feed.epoch(0, 5), "skip"),
-                       (lambda: feed.plain(0), "batch_size")):  # fmt: skip
+    for call, name in (
+        (lambda: feed.epoch(-1), "number"), (lambda: feed.epoch(0, 5), "skip"), (lambda: feed.run(3, 2), "last"),
+        (lambda: feed.plain(0), "batch_size"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             call()
 
@@ -249,6 +254,24 @@ def test_results_come_in_order_and_few_are_made_ahead(threads):
     assert sorted(started) == list(range(20))
 
 
+def test_large_batches_are_not_made_far_ahead(photos, monkeypatch):
+    size = 16 * 16 * 3 * 4
+    for room, depth in ((0, 1), (4 * size, 1), (8 * size, 2), (1 << 30, DEPTH)):
+        monkeypatch.setattr("cvit.data.feed.AHEAD", room)
+        made, lock = [], threading.Lock()
+
+        def write(index, *rest):
+            with lock:
+                made.append(index)
+
+        monkeypatch.setattr(photos, "write_plain", write)
+        batches = Feed(photos, HOW, 4).plain()
+        next(batches)
+        time.sleep(0.05)
+        assert len(made) <= 4 * (1 + depth)
+        batches.close()
+
+
 def test_a_worker_stops_when_nobody_waits_for_it():
     ended = []
 
@@ -300,6 +323,7 @@ def test_a_feed_of_arrays():
         assert same_bits((batch.images, batch.targets, batch.indices), (*expected, indices))
         assert batch.weights.tolist() == indices.tolist()
     assert same_bits(gathered(feed.epoch(1, 2)), gathered(batches[2:])) and list(feed.epoch(0, 3)) == []
+    assert same_bits(gathered(feed.run(1, 5)), gathered([*feed.epoch(0, 1), *batches[:2]]))
     plain = list(feed.plain(6))
     assert same_bits(np.concatenate([batch.images for batch in plain]), images) and len(plain) == 2
     shares = np.eye(5, dtype=np.float32)[labels]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from picture_files import check_one, folder, pixels, write
 
+from cvit import data
 from cvit.data import digits, find, from_arrays
 from cvit.data.found import KINDS
 
@@ -48,7 +49,7 @@ def test_a_test_part_alone_is_not_what_is_validated_by(tmp_path):
     folder(tmp_path / "test", {"a": 1, "b": 1}, start=50)
     found = find(tmp_path)
     assert len(found.test) == 2 and np.bincount(found.validation.labels).tolist() == [2, 1]
-    check_one(found.remarks, "3 of 30 pictures were held out for validation, 10%", "seed 0")
+    check_one(found.remarks, "3 of 30 pictures were held out for validation, 10 % of each class", "seed 0")
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -195,7 +196,7 @@ def test_the_digits():
     for pictures, part in ((found.train, train), (found.validation, test)):
         assert np.array_equal(pictures.labels, part.labels)
         assert np.array_equal(pictures.source.images[..., 0], np.rint((part.images[:, 0] + 1) * 8 * 255 / 16))
-    assert found.train.channels == 1 and found.train.border(1) == (0,) and found.train.names[17] == "train[17]"
+    assert found.train.channels == 1 and found.train.background(1) == (0,) and found.train.names[17] == "train[17]"
 
 
 def test_paths_that_are_no_data_sets(tmp_path):
@@ -242,3 +243,11 @@ def test_arrays_of_python(tmp_path):
     for wrong in (dict(weights=np.ones(3)), dict(validation=(images,)), dict(test=3), dict(validation=1.5)):
         with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
             from_arrays(images, labels, **wrong)
+
+
+def test_every_name_of_the_package_loads():
+    assert sorted(data.MODULES) == sorted(set(data.__all__) - {"Dataset", "batches"})
+    for name in data.__all__:
+        assert getattr(data, name).__name__ == name and name in dir(data)
+    with pytest.raises(AttributeError, match="'cvit.data' has no attribute 'nothing'"):
+        getattr(data, "nothing")  # noqa: B009

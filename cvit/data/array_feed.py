@@ -83,13 +83,21 @@ class ArrayFeed:
         """Yield the batches of epoch `number`, from 0, in its own order, from batch `skip` on."""
         number = as_int("number", number, minimum=0)
         skip = as_int("skip", skip, minimum=0, maximum=self.steps)
-        return self._epoch(number, skip)
+        return self.run(number * self.steps + skip, (number + 1) * self.steps)
 
-    def _epoch(self, number, skip):
-        order = epoch_order(self.images, self.seed, number)
-        for step in range(skip, self.steps):
-            batch = self._batch(order[step * self.batch_size : (step + 1) * self.batch_size])
-            rng = batch_rng(self.seed, number, step)
+    def run(self, first: int, last: int) -> Iterator[Batch]:
+        """Yield the batches first ... last - 1 of a whole run: batch `number * steps + k` is batch k of an epoch."""
+        first = as_int("first", first, minimum=0)
+        return self._run(first, as_int("last", last, minimum=first))
+
+    def _run(self, first, last):
+        order, of = np.empty(0), -1
+        for step in range(first, last):
+            epoch, number = divmod(step, self.steps)
+            if epoch != of:
+                order, of = epoch_order(self.images, self.seed, epoch), epoch
+            batch = self._batch(order[number * self.batch_size : (number + 1) * self.batch_size])
+            rng = batch_rng(self.seed, epoch, number)
             if self.augment is not None:
                 batch = batch._replace(images=self.augment(batch.images, rng))
             if self.mixing is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,11 +19,13 @@ from ..base.errors import check
 from ..base.numbers import as_int, shown
 from ..pictures.pixels import byte_values
 from ..pictures.preprocessing import Preprocessing
-from .ahead import Stopped, ahead
+from .ahead import DEPTH, Stopped, ahead
 from .cache import Cache
 from .draws import uniforms
 from .geometry import fill_of
 from .pictures import Pictures
+
+AHEAD = 256 << 20  # bytes that batches made ahead may take, where one alone does not take more
 
 
 class Batch(NamedTuple):
@@ -92,7 +94,7 @@ class Feed:
         Where decoded pictures are kept; several feeds may share one.
     fill : tuple of int, optional
         The colour that an augmentation takes for what lies outside a picture, 0 .. 255 a channel. By default the mean
-        that `how` subtracts, as timm does; `Pictures.border` tells what surrounds the pictures themselves.
+        that `how` subtracts, as timm does; `Pictures.background` tells what surrounds the pictures themselves.
     """
 
     def __init__(
@@ -160,18 +162,34 @@ class Feed:
         """
         number = as_int("number", number, minimum=0)
         skip = as_int("skip", skip, minimum=0, maximum=self.steps)
-        order = epoch_order(self.images, self.seed, number)
-        make = functools.partial(self._training_batch, number, order)
-        return ahead(make, range(skip, self.steps), self.decoders)
+        return self.run(number * self.steps + skip, (number + 1) * self.steps)
+
+    def run(self, first: int, last: int) -> Iterator[Batch]:
+        """Yield the batches first ... last - 1 of a whole run, in which one epoch follows the other.
+
+        Batch `number * steps + k` is batch k of epoch `number`, to the same bits as `epoch` gives. What differs is the
+        time: the first batches of an epoch are made while the model trains on the last ones before, or is validated.
+        """
+        first = as_int("first", first, minimum=0)
+        last = as_int("last", last, minimum=first)
+        order = functools.lru_cache(maxsize=2)(functools.partial(epoch_order, self.images, self.seed))
+        make = functools.partial(self._training_batch, order)
+        return ahead(make, range(first, last), self.decoders, self._depth(self.batch_size))
 
     def plain(self, batch_size: int | None = None) -> Iterator[Batch]:
         """Yield all pictures in order, as `how` makes them, with their labels: for an evaluation."""
         size = self.batch_size if batch_size is None else as_int("batch_size", batch_size)
         make = functools.partial(self._plain_batch, size)
-        return ahead(make, range(math.ceil(self.images / size)), self.decoders)
+        return ahead(make, range(math.ceil(self.images / size)), self.decoders, self._depth(size))
 
-    def _training_batch(self, epoch: int, order: np.ndarray, number: int, stop: threading.Event) -> Batch:
-        indices = order[number * self.batch_size : (number + 1) * self.batch_size]
+    def _depth(self, batch_size: int) -> int:
+        """How many batches to make ahead: `DEPTH`, or as many as take up to `AHEAD` bytes."""
+        size = min(batch_size, self.images) * math.prod(self.how.shape) * 4
+        return max(1, min(DEPTH, AHEAD // size))
+
+    def _training_batch(self, order: Callable[[int], np.ndarray], step: int, stop: threading.Event) -> Batch:
+        epoch, number = divmod(step, self.steps)
+        indices = order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
         images, targets = self._augmented(epoch, indices, stop), self.pictures.labels[indices]
         if self.mixing is not None:
             rng = batch_rng(self.seed, epoch, number)

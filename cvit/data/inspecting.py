@@ -115,7 +115,7 @@ def hold_out(reading: Reading, classes: tuple[str, ...], fraction: float, seed: 
         remarks.fault("no pictures could be held out for validation: each class has a single one")
         return
     share = f"{held.sum():,} of {len(train):,} pictures"
-    remarks.note(f"{share} were held out for validation, {fraction:.0%} of each class, drawn with seed {seed}")
+    remarks.note(f"{share} were held out for validation, {100 * fraction:.3g} % of each class, drawn with seed {seed}")
     reading.parts["validation"] = _of(train, held)
     reading.parts["train"] = _of(train, ~held)
 

@@ -118,20 +118,6 @@ class Pictures:
         """
         return self.source.decoded(as_int("index", index, minimum=0, maximum=len(self) - 1), channels)
 
-    def border(self, channels: int = 3, most: int = 64) -> tuple[int, ...]:
-        """The colour that surrounds the pictures, one number a channel: the median of the outermost pixels of `most`.
-
-        Black or white for digits and drawings, and about grey for photographs.
-        """
-        chosen = np.linspace(0, len(self) - 1, min(most, len(self))).astype(int)
-        edges = []
-        for index in chosen.tolist():
-            image = self.decoded(index, channels)
-            pixels = np.asarray(image).reshape(image.height, image.width, channels)
-            rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-            edges.append(np.median(rim, axis=0))
-        return tuple(np.median(edges, axis=0).round().astype(int).tolist())
-
     def plain(self, indices: Sequence[int] | np.ndarray, how: Preprocessing, cache: Cache | None = None) -> np.ndarray:
         """What `how` makes of these pictures, to the same bits: float32 (n, C, H, W)."""
         chosen = np.asarray(indices, np.int64)
@@ -159,14 +145,15 @@ class Pictures:
         reduced to `REDUCED` times that, of which a JPEG is decoded at a half, a quarter or an eighth where that is
         enough. The same pixels come with a cache and without.
         """
-        make = lambda: np.asarray(self._reduced(index, how))
-        cache = None if self.source.vectorised else cache
+        if cache is None or self.source.vectorised:
+            return self._reduced(index, how)
         key = (self.source, "reduced", max(how.size), how.channels, how.alpha, index)
-        return pillow().fromarray(make() if cache is None else cache.get(key, make))
+        return pillow().fromarray(cache.get(key, lambda: np.asarray(self._reduced(index, how))))
 
     def _reduced(self, index: int, how: Preprocessing) -> Image.Image:
         edge = max(how.size)
         image = self.source.decoded(index, how.channels, how.alpha, short_edge=int(REDUCED * edge))
+        image.info.clear()  # a file's transparent colour, say, would change what Pillow does later; the cache has none
         short = min(image.size)
         if short <= LARGEST * edge:
             return image
