@@ -22,9 +22,10 @@ BELOW = {  # what each package may import, besides itself
     "formats": ["families", "pictures", "model", "engine", "base"],
     "data": ["model", "engine", "base"],
     "train": ["formats", "families", "data", "model", "pictures", "engine", "base"],
+    "plots": ["train", "formats", "families", "data", "model", "pictures", "engine", "base"],
     "bench": ["train", "formats", "families", "data", "model", "ops", "pictures", "engine", "base"],
     "estimator": ["train", "formats", "families", "data", "model", "ops", "pictures", "engine", "base"],
-    "cli": ["bench", "train", "formats", "families", "data", "model", "ops", "pictures", "engine", "base"],
+    "cli": ["bench", "plots", "train", "formats", "families", "data", "model", "ops", "pictures", "engine", "base"],
 }
 OUTERMOST = ["bench", "cli"]  # cvit/__init__.py does not import these, they may use it as any user does
 # Files of more than 400 lines, each with the reason. A file that has become shorter leaves the list.

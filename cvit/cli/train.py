@@ -53,7 +53,7 @@ def run(args) -> int:
     from ..formats import checkpoint
     from ..model.config import ViTConfig
     from ..model.vit import ViT
-    from ..train import plots
+    from ..plots import curves
     from ..train.evaluation import evaluate
     from ..train.loop import fit
     from ..train.optim import AdamW, warmup_cosine
@@ -98,7 +98,7 @@ def run(args) -> int:
         result = evaluate(model, *test)
         checkpoint.save(args.out, model, metadata={"dataset": args.dataset, "test_accuracy": f"{result.accuracy:.4f}"})
         history.write_csv(csv_path)
-        plots.curves(history, png_path)
+        curves.curves(history, png_path)
         if history.interrupted:
             print(f"interrupted after {len(history.epochs)} of {args.epochs} epochs; what was learnt is saved")
         print(f"test accuracy {result.accuracy:.2%}")
@@ -113,8 +113,8 @@ def _check_files(out: Path, size: int) -> tuple[Path, Path]:
     """The paths of history.csv and history.png, after all three files were found to be writable and not someone
     else's."""
     from ..base.files import check_writable
+    from ..plots.curves import is_curves
     from ..train.history import is_history
-    from ..train.plots import is_curves
 
     csv_path, png_path = out.parent / "history.csv", out.parent / "history.png"
     others = {os.path.realpath(csv_path), os.path.realpath(png_path)}
