@@ -66,7 +66,9 @@ def test_the_wheel_holds_stubs_and_no_sources(sources):
     assert run.returncode == 0, run.stderr
     built = {path.relative_to(sources / "out").as_posix() for path in (sources / "out").rglob("*") if path.is_file()}
     shutil.rmtree(sources / "out")
-    ours = {path.relative_to(ROOT).as_posix() for kind in ("py", "pyi") for path in (ROOT / "cvit").rglob(f"*.{kind}")}
+    ours = {
+        path.relative_to(ROOT).as_posix() for kind in ("py", "pyi", "j2") for path in (ROOT / "cvit").rglob(f"*.{kind}")
+    }
     assert built == ours | {"cvit/py.typed", "cvit_command.py"}
 
 

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+_MODELS = ["families", "model", "pictures", "engine", "base"]
 BELOW = {  # what each package may import, besides itself
     "base": [],
     "engine": ["base"],
@@ -19,13 +20,14 @@ BELOW = {  # what each package may import, besides itself
     "pictures": ["base"],
     "model": ["pictures", "engine", "base"],
     "families": ["model", "engine", "base"],
-    "formats": ["families", "pictures", "model", "engine", "base"],
+    "formats": _MODELS,
     "data": ["pictures", "model", "engine", "base"],
-    "train": ["formats", "families", "data", "model", "pictures", "engine", "base"],
-    "runs": ["plots", "train", "formats", "families", "data", "model", "pictures", "engine", "base"],
-    "bench": ["train", "formats", "families", "data", "model", "ops", "pictures", "engine", "base"],
-    "estimator": ["train", "formats", "families", "data", "model", "ops", "pictures", "engine", "base"],
-    "cli": ["bench", "runs", "plots", "train", "formats", "families", "data", "model", "ops", "pictures", "engine", "base"],
+    "train": ["formats", "data", *_MODELS],
+    "plots": ["train", "formats", "data", *_MODELS],
+    "runs": ["plots", "train", "formats", "data", *_MODELS],
+    "bench": ["train", "formats", "data", "ops", *_MODELS],
+    "estimator": ["train", "formats", "data", "ops", *_MODELS],
+    "cli": ["bench", "runs", "plots", "train", "formats", "data", "ops", *_MODELS],
 }
 OUTERMOST = ["bench", "cli"]  # cvit/__init__.py does not import these, they may use it as any user does
 # Files of more than 400 lines, each with the reason. A file that has become shorter leaves the list.

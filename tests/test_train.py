@@ -12,9 +12,9 @@ import pytest
 from cvit.data import Dataset
 from cvit.model.config import ViTConfig
 from cvit.model.vit import ViT
+from cvit.plots.curves import curves
 from cvit.train import Epoch, History, confusion_matrix, evaluate, fit
 from cvit.train.optim import SGD, AdamW, warmup_cosine
-from cvit.train.plots import curves
 
 CONFIG = ViTConfig(image_size=4, patch_size=2, channels=1, width=8, depth=1, heads=2, hidden=16, classes=3)
 

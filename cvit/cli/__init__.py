@@ -6,7 +6,7 @@ when it runs, so that help and errors come at once.
 
 __init__.py   errors and exit statuses      options.py    kinds of options       train.py  eval.py
 output.py     streams that may fail         progress.py   bars and lines         info.py   bench.py
-signals.py    what ends a command early     features.py   files of features        predict.py  embed.py  convert.py
+signals.py    what ends a command early     features.py   files of features   plot.py   predict.py  embed.py  convert.py
 
 An error is one line on stderr and exit status 2. A command ended by a signal has the exit status that shells report,
 128 + its number.
@@ -31,6 +31,7 @@ COMMANDS = {
     "convert": "write a model in the names of timm, transformers or vit_jax, or as ONNX",
     "predict": "the most probable classes of pictures",
     "embed": "the features of pictures, in a file",
+    "plot": "draw what a run has learnt, and where a model looks",
     "bench": "measure training and inference on this machine",
 }
 FAILED, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
