@@ -12,7 +12,8 @@ The map of the code, an image's way to its logits and back to the weights:
     families/  other libraries' names, options and positions, as tables: timm, transformers, torchvision, vit_jax
     formats/   load.py (whatever a model comes from), checkpoint.py (cvit's own file), source.py, hub.py, Flax
     data/      images in, batches out     pictures/  files to images
-    train/     loop, optimizers           cli/    the commands            bench/  `cvit bench`
+    train/     loop, optimizers           estimator/  scikit-learn's interface
+    cli/       the commands               bench/  `cvit bench`
     ../csrc    the kernels: one source for every instruction set and element type
 """
 
@@ -57,6 +58,7 @@ from .train.loop import fit
 from .train.optim import SGD, AdamW, warmup_cosine
 
 if TYPE_CHECKING:
+    from .estimator import ViTClassifier, ViTFeatures
     from .formats.load import from_hf, from_state_dict, from_timm, from_torchvision, load
 
 __version__ = "0.1.0"
@@ -72,9 +74,15 @@ __all__ = [
 # The readers and writers of other libraries' models are imported when they are asked for: they would double the time
 # that the import of cvit takes.
 LOADERS = ("from_hf", "from_state_dict", "from_timm", "from_torchvision", "load")
+# So are the estimators, which need scikit-learn; `from cvit import *` shall do without it.
+ESTIMATORS = ("ViTClassifier", "ViTFeatures")
 
 
 def __getattr__(name: str):
+    if name in ESTIMATORS:
+        from . import estimator
+
+        return getattr(estimator, name)
     if name not in LOADERS:
         raise AttributeError(f"module 'cvit' has no attribute {name!r}")
     from .formats import load as loading
