@@ -29,8 +29,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
     X is (n, h, w), (n, h, w, c), (n, c, h, w), or rows (n, values) of images of `image_shape`, of integers or floats;
     integers mean the same values as floats. Of a 4-D array, and of an `image_shape` of three numbers, the channels are
     the shorter one of first and last axis. Without `image_shape` a row is an image of one channel, with zeros up to the
-    next square. Values are standardised pixel by pixel (with `init` channel by channel) with mean and variance that
-    `fit` learns and keeps.
+    next square. Values are standardised, see `standardize`, with mean and variance that `fit` learns and keeps.
 
     Parameters
     ----------
@@ -39,6 +38,11 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
     patch_size : int or (int, int), optional
         Pixels of a patch. None: an eighth of the longer edge, rounded up, at least 2 and at most 16; every pixel of
         images below 4 pixels. Images are padded with zeros, at the right and below, to whole patches.
+    standardize : "channel", "pixel" or None
+        Whether one mean and one variance hold for all pixels of a channel, as pictures want it, whose parts may move,
+        or each pixel has its own, as values of unlike units want it. None: by pixel for rows without `image_shape` and
+        without `init`, else by channel. (Trained on 1,300 of scikit-learn's digits for 8 epochs, channels gave 94.8 %
+        on the others and pixels 92.6 %.)
     width, depth, heads : int
         Of the tokens, and how many blocks and attention heads; `heads` divides `width`.
     hidden : int, optional
@@ -111,18 +115,20 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
     validation_scores_: list[float] | None
     n_iter_: int
     _form: Form
+    _by_channel: bool
     _seed: int
     _standardizer: Standardizer
     _optimizer: AdamW
 
     def __init__(
-        self, image_shape=None, patch_size=None, width=64, depth=4, heads=4, hidden=None, epochs=50, batch_size=64,
-        learning_rate=1e-3, weight_decay=0.05, label_smoothing=0.0, warmup=0.1, clip_norm=1.0, augment=None,
-        class_weight=None, early_stopping=False, validation_fraction=0.1, n_iter_no_change=10, init=None,
+        self, image_shape=None, patch_size=None, standardize=None, width=64, depth=4, heads=4, hidden=None, epochs=50,
+        batch_size=64, learning_rate=1e-3, weight_decay=0.05, label_smoothing=0.0, warmup=0.1, clip_norm=1.0,
+        augment=None, class_weight=None, early_stopping=False, validation_fraction=0.1, n_iter_no_change=10, init=None,
         random_state=None, n_threads=None, verbose=0,
     ):  # fmt: skip
         self.image_shape = image_shape
         self.patch_size = patch_size
+        self.standardize = standardize
         self.width = width
         self.depth = depth
         self.heads = heads
@@ -269,6 +275,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         """Parameters that nothing else checks before training begins: epochs, warmup and n_iter_no_change."""
         epochs, warmup = as_int("epochs", self.epochs), finite("warmup", self.warmup)
         check(warmup <= 1, f"warmup must be a share of the steps, at most 1, got {shown(self.warmup)}")
+        known = self.standardize in (None, "channel", "pixel")
+        check(known, f"standardize must be 'channel', 'pixel' or None, got {shown(self.standardize)}")
         known = self.augment is None or callable(self.augment) or self.augment == "affine"
         check(known, f"augment must be None, 'affine' or a function of images and rng, got {shown(self.augment)}")
         named = not isinstance(self.class_weight, str) or self.class_weight == "balanced"
@@ -285,6 +293,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
     def _begin(self, rows, seen) -> None:
         """A new model for the images and the classes, which has seen nothing."""
         self._form = Form.of(rows.shape[1], self.image_shape, seen)
+        pictures = self._form.axes is not None or self.init is not None
+        self._by_channel = pictures if self.standardize is None else self.standardize == "channel"
         self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         shape, classes = self._form.shape, len(self.classes_)
         if self.init is None:
@@ -326,7 +336,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         """The examples to train on, after mean and variance have been learnt from them, too."""
         images = self._form.images(rows, seen)
         samples, sums = Samples.of(images, labels, weights, self.model_.config.image_size, self.augment)
-        learnt = Standardizer.of(images, samples.rows, sums, by_channel=self.init is not None)
+        learnt = Standardizer.of(images, samples.rows, sums, self._by_channel)
         known = getattr(self, "_standardizer", None)
         self._standardizer = learnt if known is None else known.merged(learnt)
         return samples

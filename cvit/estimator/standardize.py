@@ -26,13 +26,15 @@ def chunks(count: int) -> Iterator[slice]:
 
 @dataclasses.dataclass(frozen=True)
 class Standardizer:
-    """Mean and variance, (C, h, w) float64, or (C, 1, 1) for channels, and the sum of the weights they were taken with.
+    """Mean and variance, (C, h, w) float64, or (C, 1, 1) for channels.
 
-    They are sums over images in their order, on one thread: the same bits for any number of threads.
+    And of how many values they are, and the sum of their weights. They are sums over images in their order, on one
+    thread: the same bits for any number of threads.
     """
 
     mean: np.ndarray
     variance: np.ndarray
+    count: int
     weight: float
 
     @classmethod
@@ -55,18 +57,20 @@ class Standardizer:
             variance = mean_of(lambda x: np.square(x - mean))
         finite = np.isfinite(mean).all() and np.isfinite(variance).all()
         check(finite, "X has values that are too large to be standardised: the variance is not a finite float64")
-        return cls(mean, variance, total)
+        return cls(mean, variance, len(rows) * pixels, total)
 
     def merged(self, other: Standardizer) -> Standardizer:
         """Of the images of both (Chan et al. 1983, Algorithms for computing the sample variance, formula 2.1)."""
         weight = self.weight + other.weight
         share, difference = other.weight / weight, other.mean - self.mean
         variance = (1 - share) * self.variance + share * other.variance + share * (1 - share) * np.square(difference)
-        return Standardizer(self.mean + share * difference, variance, weight)
+        return Standardizer(self.mean + share * difference, variance, self.count + other.count, weight)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Images (n, C, h, w) of any numbers as float32, standardised and clipped; each by itself."""
-        rounding = 10 * np.finfo(np.float64).eps * np.abs(self.mean)
+        rounding = (
+            self.count * np.finfo(np.float64).eps * np.abs(self.mean)
+        )  # of the mean, at most: Higham, section 4.2
         deviation = np.sqrt(self.variance)
         scale = np.where(deviation > rounding, deviation, 1.0)
         with np.errstate(over="ignore"):  # of a value far outside what fit has seen: clipped
