@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -122,8 +121,10 @@ class Trainer:
         """
         recipe, total = self.recipe, 0.0
         for step, (x, y, weights) in enumerate(samples.batches(standardizer, recipe.batch_size, recipe.seed, number)):
-            weighted: dict[str, Any] = {} if weights is None else {"sample_weight": weights / len(x)}
-            loss, _ = self.model.loss_and_grad(x, y, label_smoothing=recipe.label_smoothing, out=self._grad, **weighted)
+            loss, _ = self.model.loss_and_grad(
+                x, y, label_smoothing=recipe.label_smoothing, out=self._grad,
+                sample_weight=None if weights is None else weights / len(x),
+            )  # fmt: skip
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss became {loss} in epoch {number + 1}, step {step + 1}: a lower learning_rate may help"
