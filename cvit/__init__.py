@@ -62,6 +62,7 @@ from .train.loop import fit as _fit
 from .train.optim import SGD, AdamW, warmup_cosine
 
 if TYPE_CHECKING:
+    from .estimator import ViTClassifier, ViTFeatures
     from .formats.load import from_hf, from_state_dict, from_timm, from_torchvision, load
 
 __all__ = [
@@ -88,9 +89,15 @@ def fit(model, *arguments, **options):
 # The readers and writers of other libraries' models are imported when they are asked for: they would double the time
 # that the import of cvit takes.
 LOADERS = ("from_hf", "from_state_dict", "from_timm", "from_torchvision", "load")
+# So are the estimators, which need scikit-learn; `from cvit import *` shall do without it.
+ESTIMATORS = ("ViTClassifier", "ViTFeatures")
 
 
 def __getattr__(name: str):
+    if name in ESTIMATORS:
+        from . import estimator
+
+        return getattr(estimator, name)
     if name not in LOADERS:
         raise AttributeError(f"module 'cvit' has no attribute {name!r}")
     from .formats import load as loading

@@ -49,5 +49,6 @@ class Plan(Building):
         labels: np.ndarray,
         smoothing: float,
         grad: np.ndarray,
+        sample_weight: np.ndarray | None = None,
         drop: tuple[float, float, int, int] = ...,
     ) -> float: ...
