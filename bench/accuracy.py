@@ -1,12 +1,12 @@
-"""How well and how fast a recipe trains: cvit, torch + timm with the same recipe, and scikit-learn's SVC, on one data set.
+"""How well and how fast a recipe trains: cvit, torch + timm with the same recipe, scikit-learn's SVC, on one data set.
 
     python bench/accuracy.py digits --seeds 5
     python bench/accuracy.py fashion.npz --seeds 1 --with cvit,torch --json fashion.json
 
-All see the same pictures in the same parts. torch + timm has cvit's first weights, batches, augmentation, learning rates
-and weight decay, so that what differs is the arithmetic and its speed; its batches come from cvit's own feed, which is
-faster than torchvision's. Runs alternate, seed by seed. Accuracies are those of the last epoch's model on the test
-pictures, or where there are none on those held out; "to" is the time to the first epoch that is as accurate as --target.
+All see the same pictures in the same parts. torch + timm has cvit's first weights, batches, augmentation, learning
+rates and weight decay, so that what differs is the arithmetic and its speed; its batches come from cvit's own feed.
+Runs alternate, seed by seed. Accuracies are those of the last epoch's model on the test pictures, or where there are
+none on those held out; "to" is the time to the first epoch that is as accurate as --target.
 """
 
 import argparse
@@ -56,7 +56,9 @@ def with_torch(job, judge):
         module = timm.create_model(f"local-dir:{folder}", pretrained=True, drop_path_rate=job.recipe.drop_path)
     recipe = job.recipe
     assert recipe.optimizer == "adamw" and recipe.layer_decay == 1 and job.trained is None, "not the same recipe"
-    decay = [p for name, p in module.named_parameters() if p.ndim > 1 and "embed" not in name.replace("patch_embed", "")]
+    decay = [
+        p for name, p in module.named_parameters() if p.ndim > 1 and "embed" not in name.replace("patch_embed", "")
+    ]
     others = [p for p in module.parameters() if all(p is not q for q in decay)]
     groups = [dict(params=decay, weight_decay=recipe.weight_decay), dict(params=others, weight_decay=0.0)]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr)

@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from .formats.load import from_hf, from_state_dict, from_timm, from_torchvision, load
 
 __all__ = [
-    "SGD", "AdamW", "Drop", "Layout", "Plan", "Preprocessing", "Rope", "ViT", "ViTConfig", "available_isas", "evaluate", "fit",
-    "from_flax", "from_hf", "from_state_dict", "from_timm", "from_torchvision", "get_isa", "get_num_threads",
+    "SGD", "AdamW", "Drop", "Layout", "Plan", "Preprocessing", "Rope", "ViT", "ViTConfig", "available_isas", "evaluate",
+    "fit", "from_flax", "from_hf", "from_state_dict", "from_timm", "from_torchvision", "get_isa", "get_num_threads",
     "init_weights", "load", "ops", "pack_weights", "patch_embed_with_cls", "save", "set_isa", "set_num_threads",
     "to_flax", "unpack_weights", "vit_block", "vit_classify", "vit_forward", "vit_train_step", "warmup_cosine",
 ]  # fmt: skip
@@ -76,8 +76,8 @@ __all__ = [
 def fit(model, *arguments, **options):
     """Train: a `ViT` in place, or, given a path to pictures, from there to a run's folder.
 
-    `fit(model, train, test, epochs=20, …)` is `cvit.train.fit` and returns a History; `fit("photos/", init=…, epochs=…)`
-    is `cvit.runs.train` and returns a Run with model, folder, history and results.
+    `fit(model, train, test, epochs=20, …)` is `cvit.train.fit` and returns a History; `fit("photos/", init=…)` is
+    `cvit.runs.train` and returns a Run with model, folder, history and results.
     """
     if isinstance(model, (str, PathLike)):
         from .runs import train

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = "/usr/share/datasets/fashion-mnist"
-CLASSES = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot".split()
+CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot"]
 
 
 def idx(path):

@@ -1,4 +1,4 @@
-"""Embed a folder of pictures and find those that look most alike one: python examples/nearest_neighbours.py MODEL photos/ a.jpg"""
+"""Embed a folder of pictures and find those most like one: python examples/nearest_neighbours.py MODEL photos/ a.jpg"""
 
 import sys
 

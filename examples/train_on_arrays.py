@@ -1,4 +1,4 @@
-"""Train a small ViT on arrays, here scikit-learn's digits, and look at it: python examples/train_on_arrays.py [EPOCHS]"""
+"""Train a small ViT on arrays, here scikit-learn's digits: python examples/train_on_arrays.py [EPOCHS]"""
 
 import sys
 

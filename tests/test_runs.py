@@ -79,10 +79,10 @@ def test_folders_are_numbered_and_nothing_is_overwritten(data):
 
 
 def test_two_processes_do_not_share_a_folder(data):
-    folder = Folder("runs/held")
-    with folder.held(), pytest.raises(BlockingIOError, match="another process trains in this folder"):
-        with Folder("runs/held").held():
-            pass
+    first, second = Folder("runs/held"), Folder("runs/held")
+    refused = pytest.raises(BlockingIOError, match="another process trains in this folder")
+    with first.held(), refused, second.held():
+        pass
 
 
 # ---------------------------------------------------------------------------------------------------------- resume
@@ -271,9 +271,7 @@ def test_a_forecast_leaves_no_trace(data):
         assert any(line.startswith(word) for line in lines)
 
 
-@pytest.mark.parametrize(
-    "seconds, text", [(0.44, "0.4 s"), (42, "42 s"), (200, "3 min 20 s"), (18720, "5 h 12 min")]
-)
+@pytest.mark.parametrize("seconds, text", [(0.44, "0.4 s"), (42, "42 s"), (200, "3 min 20 s"), (18720, "5 h 12 min")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
 

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from .options import (
-    MOST_IMAGES, MOST_THREADS, listed_pictures, option, quiet_decoders, threads_option, use_threads, whole,
+    MOST_IMAGES,
+    MOST_THREADS,
+    listed_pictures,
+    option,
+    quiet_decoders,
+    threads_option,
+    use_threads,
+    whole,
 )  # fmt: skip
 from .output import expendable, one_line
 

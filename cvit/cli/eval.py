@@ -9,8 +9,8 @@ from .options import MOST_IMAGES, MOST_THREADS, option, quiet_decoders, threads_
 from .output import one_line
 
 DESCRIPTION = (
-    "Print accuracy, accuracy by class and the confusion matrix of a model on pictures: what `cvit train` takes. Of data\n"
-    "with a test part that is taken, else its validation part, else all of it; --part chooses."
+    "Print accuracy, accuracy by class and the confusion matrix of a model on pictures: what `cvit train` takes. Of\n"
+    "data with a test part that is taken, else its validation part, else all of it; --part chooses."
 )
 EXAMPLE = "cvit eval runs/photos photos/ --part validation"
 PARTS = ("test", "validation", "train")
@@ -24,7 +24,9 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("data", metavar="PATH|digits", help="a folder, a CSV, an .npz, or scikit-learn's digits")
     parser.add_argument("--part", choices=PARTS, help="the part of the data (default the first of these that it has)")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write a row name,true,predicted,probability each")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="also write a row name,true,predicted,probability each"
+    )
     parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be decoded")
     parser.add_argument("--decoders", type=whole(1, MOST_THREADS), default=1, metavar="INT", help="threads that decode")
     option(parser, "--batch-size", 256, whole(1, MOST_IMAGES), "pictures in a pass")

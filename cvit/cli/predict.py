@@ -10,8 +10,8 @@ from .options import MOST_IMAGES, listed_pictures, option, quiet_decoders, threa
 from .output import one_line
 
 DESCRIPTION = (
-    "Print the most probable classes of each picture, by the names that the model has for them. Of a folder all\n"
-    "pictures, in the folders below it, too; those that cannot be decoded are then named on standard error and left out."
+    "Print the most probable classes of each picture, by the names that the model has for them. Of a folder\n"
+    "all pictures, in the folders below it, too; those that cannot be decoded are named on standard error, and left out."
 )
 EXAMPLE = "cvit predict vit.safetensors photos/ --csv > predictions.csv"
 

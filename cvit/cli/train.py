@@ -11,12 +11,13 @@ from .progress import progress
 from .signals import recorded
 
 DESCRIPTION = (
-    "Train a Vision Transformer on pictures: a folder with one folder per class (with train/, val/ and test/ above, or\n"
-    "without), a CSV of path,label, an .npz of x and y, or scikit-learn's digits. Without --init a new model is made,\n"
+    "Train a Vision Transformer on pictures: a folder with one folder per class (with train/, val/ and test/ above,\n"
+    "or without), a CSV of path,label, an .npz of x and y, or scikit-learn's digits. Without --init a new model is made,\n"
     "whose size fits the pictures; with it a trained one goes on, with a head for these classes.\n\n"
     "The folder (--out, by default runs/NAME, then runs/NAME-2, …) then holds model.safetensors, the best model, and\n"
-    "last.safetensors, history.csv, predictions.csv, run.json, checkpoint/, the plots and report.html. Ctrl-C, SIGTERM\n"
-    "and SIGHUP stop early: what was learnt is saved, --resume goes on, and the exit status is 128 + the signal's number."
+    "last.safetensors, history.csv, predictions.csv, run.json, checkpoint/, the plots and report.html. Ctrl-C,\n"
+    "SIGTERM and SIGHUP stop early: what was learnt is saved, --resume goes on, and the exit status is 128 + the\n"
+    "signal's number."
 )
 EXAMPLE = "cvit train photos/ --init vit_small.safetensors --epochs 20"
 SETTINGS = (  # flag, kind, help: what is given replaces the preset's
@@ -61,7 +62,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("data", metavar="PATH|digits", nargs="?", help="the pictures; --resume knows its own")
     parser.add_argument("--init", metavar="MODEL", help="what cvit.load takes: a model to go on from")
     parser.add_argument(
-        "--preset", choices=("scratch", "finetune", "probe"), help="settings (default finetune with --init, else scratch)"
+        "--preset",
+        choices=("scratch", "finetune", "probe"),
+        help="settings (default finetune with --init, else scratch)",
     )
     parser.add_argument("--model", dest="variant", metavar="SIZE/PATCH", help="size of a new model: Ti/16, S/16, …")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder")
@@ -80,12 +83,20 @@ def add_arguments(parser) -> None:
         if rows is SETTINGS:
             group.add_argument("--optimizer", choices=("adamw", "sgd"))
             group.add_argument("--freeze", action="append", metavar="PATTERN", help="tensors that stay: patch_embed.*")
-            group.add_argument("--class-weight", choices=("balanced",), help="rare classes count as much as common ones")
+            group.add_argument(
+                "--class-weight", choices=("balanced",), help="rare classes count as much as common ones"
+            )
     group = parser.add_argument_group("the machine; no bit depends on these")
-    group.add_argument("--checkpoint", choices=("block",), help="less memory: blocks are computed again in the backward")
+    group.add_argument(
+        "--checkpoint", choices=("block",), help="less memory: blocks are computed again in the backward"
+    )
     group.add_argument("--decoders", type=whole(1, MOST_THREADS), default=1, metavar="INT", help="threads that decode")
     group.add_argument(
-        "--cache-mb", type=number(0, 1e9), default=1024, metavar="FLOAT", help="room for decoded pictures (default 1024)"
+        "--cache-mb",
+        type=number(0, 1e9),
+        default=1024,
+        metavar="FLOAT",
+        help="room for decoded pictures (default 1024)",
     )
     group.add_argument(
         "--save-minutes", type=number(0, 1e6), default=10, metavar="FLOAT",
@@ -180,4 +191,3 @@ def _print_end(job, folder, done) -> None:
     if results.test_accuracy == results.test_accuracy:  # not nan
         print(f"test accuracy {results.test_accuracy:.2%} (of the best model)")
     print(f"wrote {one_line(str(folder.path))}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}")
-

@@ -345,7 +345,14 @@ class ViT:
         return recognition.embed(self, images)
 
     def loss_and_grad(
-        self, x, y, *, label_smoothing: float = 0.0, sample_weight=None, drop: Drop | None = None, out=None,
+        self,
+        x,
+        y,
+        *,
+        label_smoothing: float = 0.0,
+        sample_weight=None,
+        drop: Drop | None = None,
+        out=None,
         accumulate: bool = False,
     ) -> tuple[float, np.ndarray]:
         """Softmax cross-entropy of a batch, the mean or a weighted sum, and its gradient with respect to every weight.

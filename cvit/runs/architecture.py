@@ -26,7 +26,12 @@ SHAPE_FIELDS = ("image_size", "patch_size", "width", "depth", "heads", "hidden",
 
 
 def new_model(
-    edge: int, channels: int, class_names: tuple[str, ...], seed: int, shape: Mapping[str, Any], variant: str | None = None
+    edge: int,
+    channels: int,
+    class_names: tuple[str, ...],
+    seed: int,
+    shape: Mapping[str, Any],
+    variant: str | None = None,
 ) -> ViT:
     """A model with fresh weights for pictures whose shorter edge is `edge`.
 

@@ -93,7 +93,9 @@ def _settings(job: Job, facts: dict[str, Any]) -> dict[str, Any]:
     config, machine = job.model.config, facts["machine"]
     plain = {name: value for name, value in job.recipe.to_json().items() if name != "augmentation"}
     augmentation = {
-        name: value for name, value in job.recipe.augmentation.to_json().items() if value not in (None, 0) and name != "format"
+        name: value
+        for name, value in job.recipe.augmentation.to_json().items()
+        if value not in (None, 0) and name != "format"
     }
     return {
         "preset": job.preset,

@@ -29,7 +29,8 @@ def forecast(job: Job, folder: Folder) -> Iterator[str]:
     size = "x".join(map(str, config.image_size))
     yield (
         f"model      {job.model.layout.size:,} weights, {config.depth} blocks of width {config.width}, "
-        f"{config.tokens} tokens of {size} pixels" + (f", from {job.arguments['init']}" if job.arguments["init"] else "")
+        f"{config.tokens} tokens of {size} pixels"
+        + (f", from {job.arguments['init']}" if job.arguments["init"] else "")
     )
     if job.trained is not None:
         entries = job.model.layout.entries

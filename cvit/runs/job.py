@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 from ..base.errors import check, listed
@@ -16,7 +15,6 @@ from ..pictures.preprocessing import Preprocessing
 from ..train.freezing import freezing
 from .architecture import SHAPE_FIELDS, new_model, published_model
 from .recipe import PRESETS, Recipe, recipe_of
-
 
 
 @dataclasses.dataclass
@@ -106,9 +104,7 @@ def _assembled(arguments, found, preset, model, recipe, decoders, cache_mb) -> J
     how = model.preprocessing or Preprocessing.default(model.config.image_size, model.config.channels)
     model.preprocessing = how
     cache = Cache(int(cache_mb * 1e6))
-    trained, first = freezing(
-        model.layout, recipe.freeze, last_blocks=recipe.train_blocks, head_only=recipe.head_only
-    )
+    trained, first = freezing(model.layout, recipe.freeze, last_blocks=recipe.train_blocks, head_only=recipe.head_only)
     everything = trained == frozenset(model.layout.entries)
     augmentation = recipe.augmentation
     still = augmentation == Augmentation.none()
@@ -133,4 +129,3 @@ def _assembled(arguments, found, preset, model, recipe, decoders, cache_mb) -> J
         arguments, found, preset, model, how, recipe, feed, plain(found.validation), plain(found.test),
         None if everything else trained, first, settings,
     )  # fmt: skip
-

@@ -109,7 +109,9 @@ class Recipe:
         if self.ema is not None:
             fix("ema", finite("ema", self.ema))
             check(self.ema < 1, f"ema must be below 1, got {self.ema!r}")
-        check(self.optimizer in OPTIMIZERS, f"optimizer must be one of {listed(OPTIMIZERS)}, got {shown(self.optimizer)}")
+        check(
+            self.optimizer in OPTIMIZERS, f"optimizer must be one of {listed(OPTIMIZERS)}, got {shown(self.optimizer)}"
+        )
         known = self.class_weight in (None, "balanced")
         check(known, f"class_weight must be 'balanced' or None, got {shown(self.class_weight)}")
         if not isinstance(self.augmentation, Augmentation):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..base.files import replacing
 from ..formats.load import load
 from ..model.vit import ViT
 from ..train.evaluation import cross_entropy, logits_of
 from ..train.history import History
+from ..train.predictions import Prediction, write_predictions
 from .folder import LAST, MODEL, PREDICTIONS, Folder
 from .job import Job
 from .model_file import write_model
@@ -56,7 +55,8 @@ def finish(job: Job, folder: Folder, history: History, last: ViT, seconds: float
     if best is None:  # stopped within the first epoch, or nothing to validate with: the last model is all there is
         write_model(folder, MODEL, last, job, epoch)
     predicted = predictions(load(folder.file(MODEL)), job)
-    write_predictions(folder, predicted, job.found.class_names)
+    if predicted:
+        _written(folder, predicted[-1], job.found.class_names)  # the test pictures where there are any
     by_part = {part.part: part for part in predicted}
     validation, test = by_part.get("validation"), by_part.get("test")
     nan = float("nan")
@@ -90,16 +90,15 @@ def predictions(model: ViT, job: Job) -> list[Predicted]:
     return found
 
 
-def write_predictions(folder: Folder, predicted: list[Predicted], class_names) -> None:
-    """predictions.csv: a row name,part,true,predicted,probability for each picture of validation and test."""
-    with replacing(folder.file(PREDICTIONS)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["name", "part", "true", "predicted", "probability"])
-        for part in predicted:
-            probabilities = part.probabilities
-            guesses = probabilities.argmax(axis=1)
-            for name, label, guess, row in zip(part.pictures.names, part.labels, guesses, probabilities):
-                rows.writerow([name, part.part, class_names[label], class_names[guess], f"{row[guess]:.6f}"])
+def _written(folder: Folder, judged: Predicted, class_names) -> None:
+    """predictions.csv: a row for each picture that the best model was judged by."""
+    probabilities = judged.probabilities
+    guesses = probabilities.argmax(axis=1)
+    rows = (
+        Prediction(name, class_names[label], class_names[guess], float(row[guess]))
+        for name, label, guess, row in zip(judged.pictures.names, judged.labels, guesses, probabilities)
+    )
+    write_predictions(folder.file(PREDICTIONS), rows)
 
 
 def _json(value):

@@ -108,7 +108,13 @@ def train(
 
 
 def opened(
-    data, *, out=None, resume: bool = False, overwrite: bool = False, say: Callable[[str], None] | None = None, **arguments
+    data,
+    *,
+    out=None,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] | None = None,
+    **arguments,
 ) -> tuple[Job, Folder]:
     """The job and the folder of `train` with these arguments, nothing written yet."""
     say = say or NOTHING
@@ -266,4 +272,3 @@ def _check_same(saved: dict[str, Any], job: Job, folder: Folder, say) -> None:
     for name in ("isa", "cvit", "numpy", "pillow"):
         if before.get(name) != now[name]:
             say(f"{name} was {before.get(name)}, is {now[name]}: the result may differ in its last bits")
-

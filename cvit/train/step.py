@@ -1,8 +1,9 @@
 """One optimizer step: loss and gradient of a batch, in parts where memory is short, then the update.
 
-The loss of a batch is the mean over its images, or with weights the weighted mean. A batch that is taken in `accumulate`
-parts gives the same sums in another order: parts have the weights that their images have in the whole batch, so the
-gradient differs from the whole batch's by rounding alone, at most (parts + 1) epsilon of the sum of the parts' sizes.
+The loss of a batch is the mean over its images, or with weights the weighted mean. A batch that is taken in
+`accumulate` parts gives the same sums in another order: parts have the weights that their images have in the whole
+batch, so the gradient differs from the whole batch's by rounding alone, at most (parts + 1) epsilon of the sum of the
+parts' sizes.
 """
 
 from __future__ import annotations
