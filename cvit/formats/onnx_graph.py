@@ -50,10 +50,19 @@ class Graph:
         self.nodes: list = []
         self.initializers: dict = {}
         self.scope = self.prefix = ""
+        self.nbytes = 0  # of the initializers
         self._views = layout.views(weights)
         self._names = {entry.offset: entry.name for entry in layout.entries.values()}
         self._flat = weights
         self._used: Counter[str] = Counter()
+
+    @property
+    def fusible(self) -> bool:
+        """Whether to use forms that onnxruntime fuses into an operator of its own.
+
+        Version 1.20 does so for any dtype: its RMSNorm in float64 is exact to 1e-5 only, its QuickGelu missing.
+        """
+        return self.dtype == np.float32
 
     @contextlib.contextmanager
     def of(self, name: str) -> Iterator[None]:
@@ -74,6 +83,7 @@ class Graph:
     def constant(self, name: str, array: np.ndarray) -> str:
         """An initializer; of one name there is one."""
         if name not in self.initializers:
+            self.nbytes += array.nbytes
             self.initializers[name] = self.onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
@@ -142,7 +152,8 @@ def normed(g: Graph, x: str, width: int, scale: int, shift: int, eps: float, rms
         factors = g.weight(scale) if scale >= 0 else g.constant(f"ones_{width}", np.ones(width, g.dtype))
         shifts = [g.weight(shift)] if shift >= 0 else []
         return g.op("LayerNormalization", x, factors, *shifts, axis=-1, epsilon=eps)
-    mean = g.op("ReduceMean", g.op("Pow", x, g.number(2.0)), axes=[-1], keepdims=1)
+    square = g.op("Pow", x, g.number(2.0)) if g.fusible else g.op("Mul", x, x)
+    mean = g.op("ReduceMean", square, axes=[-1], keepdims=1)
     y = g.op("Div", x, g.op("Sqrt", g.op("Add", mean, g.number(eps))))
     return g.op("Mul", y, g.weight(scale)) if scale >= 0 else y
 
@@ -175,16 +186,20 @@ def _rotate(g: Graph, slots: Slots, step: Rotate, program: Program) -> None:
 
 
 def _tables(g: Graph, step: Rotate, rotation: Rotation, tokens: int) -> tuple[str, str]:
-    """Cosines and sines (T, 1 or heads, width / 2). Tokens before the patches have the angle 0."""
+    """Cosines and sines (T, 1 or heads, width / 2). Tokens before the patches have the angle 0.
+
+    Those of learned frequencies are made here, too: onnxruntime has had a cosine in float64 for some versions only.
+    """
     prefix, half = tokens - len(rotation.coordinates), step.width // 2
     if rotation.angles is not None:
-        angles = np.pad(rotation.angles, ((prefix, 0), (0, 0)))[:, None]
-        cosines, sines = (function(angles).astype(g.dtype) for function in (np.cos, np.sin))
-        return g.constant("rope.cosines", cosines), g.constant("rope.sines", sines)
-    places = g.constant("rope.coordinates", np.pad(rotation.coordinates, ((prefix, 0), (0, 0))).astype(g.dtype))
-    turns = g.op("MatMul", places, g.reshape(g.weight(step.frequencies), 2, step.heads * half))
-    turns = g.reshape(turns, tokens, step.heads, half)
-    return g.op("Cos", turns), g.op("Sin", turns)
+        name, angles = "rope", rotation.angles[:, None]
+    else:
+        name, (down, across) = f"{g.prefix}attn.rope", g.values(step.frequencies, 2, step.heads, half)
+        places = rotation.coordinates.astype(g.dtype)[:, :, None, None]
+        angles = places[:, 0] * down + places[:, 1] * across
+    angles = np.pad(angles, ((prefix, 0), (0, 0), (0, 0)))
+    cosines, sines = (function(angles).astype(g.dtype) for function in (np.cos, np.sin))
+    return g.constant(f"{name}.cosines", cosines), g.constant(f"{name}.sines", sines)
 
 
 def product(g: Graph, x: str, matrix: Matrix) -> str:
@@ -216,14 +231,21 @@ def _gelu_erf(g: Graph, x: str) -> str:
     return g.op("Mul", g.op("Mul", x, g.op("Add", erf, g.number(1.0))), g.number(0.5))
 
 
+def _sigmoid(g: Graph, x: str) -> str:
+    """1 / (1 + exp(-x))."""
+    if g.fusible:
+        return g.op("Sigmoid", x)
+    return g.op("Div", g.number(1.0), g.op("Add", g.op("Exp", g.op("Neg", x)), g.number(1.0)))
+
+
 def _quick_gelu(g: Graph, x: str) -> str:
     """x sigmoid(1.702 x)."""
-    return g.op("Mul", x, g.op("Sigmoid", g.op("Mul", x, g.number(1.702))))
+    return g.op("Mul", x, _sigmoid(g, g.op("Mul", x, g.number(1.702))))
 
 
 def _silu(g: Graph, x: str) -> str:
     """x sigmoid(x)."""
-    return g.op("Mul", x, g.op("Sigmoid", x))
+    return g.op("Mul", x, _sigmoid(g, x))
 
 
 ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {
