@@ -24,7 +24,8 @@ from ..base.version import VERSION
 from ..model.program import program_of
 from ..model.vit import ViT
 from .checkpoint import notes_of
-from .onnx_graph import FEATURES, IMAGES, IR_VERSION, LOGITS, OPSET, Graph, compute
+from .onnx_graph import FEATURES, IMAGES, IR_VERSION, LOGITS, OPSET, compute
+from .onnx_nodes import Graph
 
 MOST_BYTES = (1 << 31) - 1  # of a file: Protocol Buffers have no more in a message
 GRAPH_BYTES = 1 << 24  # room in it for all that is no initializer: nodes and metadata
