@@ -10,7 +10,8 @@ The map of the code, an image's way to its logits and back to the weights:
     model/     config.py, blocks.py (what a ViT is made of: parts.py), rope.py, layout.py, initialize.py, program.py,
                vit.py, functional.py
     families/  other libraries' names, options and positions, as tables: timm, transformers, torchvision, vit_jax
-    formats/   load.py (whatever a model comes from), checkpoint.py (cvit's own file), source.py, hub.py, Flax
+    formats/   load.py (whatever a model comes from), checkpoint.py (cvit's own file), source.py, hub.py, Flax,
+               onnx_graph.py (out alone)
     data/      images in, batches out     pictures/  files to images
     train/     loop, optimizers           runs/   from a path to a folder with a trained model
     plots/     curves, attention, the report       estimator/  for scikit-learn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 DEPTH = 3  # results that are made or kept ahead: enough that one slow batch starves no step
@@ -19,7 +19,7 @@ class Stopped(Exception):
 
 def ahead(
     make: Callable[[int, threading.Event], Result], numbers: Iterable[int], threads: int, depth: int = DEPTH
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yield make(number, stop) for each of `numbers`, in their order, made on `threads` threads.
 
     At most max(depth, threads) results are made or wait at a time, besides the one that was given out last. What a

@@ -150,7 +150,7 @@ class Feed:
         """How many classes there are."""
         return len(self.pictures.class_names)
 
-    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, skip: int = 0) -> Generator[Batch]:
         """Yield the batches of epoch `number`, from 0, in its own order, from batch `skip` on.
 
         Close the generator, or come to its end, and its threads end.
@@ -164,7 +164,7 @@ class Feed:
         skip = as_int("skip", skip, minimum=0, maximum=self.steps)
         return self.run(number * self.steps + skip, (number + 1) * self.steps)
 
-    def run(self, first: int, last: int) -> Iterator[Batch]:
+    def run(self, first: int, last: int) -> Generator[Batch]:
         """Yield the batches first ... last - 1 of a whole run, in which one epoch follows the other.
 
         Batch `number * steps + k` is batch k of epoch `number`, to the same bits as `epoch` gives. What differs is the
@@ -176,7 +176,7 @@ class Feed:
         make = functools.partial(self._training_batch, order)
         return ahead(make, range(first, last), self.decoders, self._depth(self.batch_size))
 
-    def plain(self, batch_size: int | None = None) -> Iterator[Batch]:
+    def plain(self, batch_size: int | None = None) -> Generator[Batch]:
         """Yield all pictures in order, as `how` makes them, with their labels: for an evaluation."""
         size = self.batch_size if batch_size is None else as_int("batch_size", batch_size)
         make = functools.partial(self._plain_batch, size)

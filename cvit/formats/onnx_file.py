@@ -24,10 +24,11 @@ from ..base.version import VERSION
 from ..model.program import program_of
 from ..model.vit import ViT
 from .checkpoint import notes_of
-from .onnx_graph import FEATURES, IMAGES, IR_VERSION, LOGITS, OPSET, Graph, compute
+from .onnx_graph import FEATURES, IMAGES, IR_VERSION, LOGITS, OPSET, compute
+from .onnx_nodes import Graph
 
 MOST_BYTES = (1 << 31) - 1  # of a file: Protocol Buffers have no more in a message
-GRAPH_BYTES = 1 << 24  # what a file has at most beside weights: nodes, tables of positions, metadata
+GRAPH_BYTES = 1 << 24  # room in it for all that is no initializer: nodes and metadata
 
 
 def onnx_package() -> ModuleType:
@@ -59,12 +60,8 @@ def save(path: str | os.PathLike, model: ViT) -> None:
     onnx = onnx_package()
     path = Path(path)
     check(path.suffix == ".onnx", f"a file of names 'onnx' must end in .onnx, got {shown(str(path))}")
-    config, weights = model.config, model.weights
-    check(
-        weights.nbytes + GRAPH_BYTES <= MOST_BYTES,
-        f"an ONNX file holds less than {MOST_BYTES:,} bytes, and the model's weights are {weights.nbytes:,}: "
-        "cvit's own file has no such limit",
-    )
+    config = model.config
+    _check_size(model.weights.nbytes)
     exact = "gelu_erf" in (config.activation, config.pre_logits_activation if config.pre_logits else "")
     check(
         model.dtype == np.float32 or not exact,
@@ -76,14 +73,23 @@ def save(path: str | os.PathLike, model: ViT) -> None:
         temporary.write_bytes(content)
 
 
+def _check_size(nbytes: int) -> None:
+    """Raise for initializers of so many bytes, unless they fit into a file."""
+    check(
+        nbytes <= MOST_BYTES - GRAPH_BYTES,
+        f"the model's weights must have at most {MOST_BYTES - GRAPH_BYTES:,} bytes for an ONNX file, got {nbytes:,}; "
+        "cvit's own file has no such limit",
+    )
+
+
 def _document(onnx: ModuleType, model: ViT):
     """The model as onnx's ModelProto."""
     config, helper = model.config, onnx.helper
     graph = Graph(onnx, model.layout, model.weights)
     outputs = compute(graph, program_of(config), config.dist_head)
-    with graph.of("output"):
-        for name, value in outputs:
-            graph.nodes.append(helper.make_node("Identity", [value], [name], name=name))
+    _check_size(graph.nbytes)
+    for name, value in outputs:
+        graph.nodes.append(helper.make_node("Identity", [value], [name], name=name))
     kind = helper.np_dtype_to_tensor_dtype(model.dtype)
     rows = ("N", config.tokens) if config.pool == "none" else ("N",)
     width = config.pre_logits or (config.width if config.dist_head else config.pooled_width)

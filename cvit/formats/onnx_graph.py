@@ -11,11 +11,8 @@ are cut by Reshape and Transpose and multiplied, since onnxruntime has no convol
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Callable
 
 import numpy as np
 
@@ -33,106 +30,10 @@ from ..engine.program import (
     Rotate,
     Rotation,
 )
-from ..model.layout import Layout
+from .onnx_nodes import Graph, Slots
 
 OPSET, IR_VERSION = 17, 8  # of June 2022: the first with LayerNormalization, and its format
 IMAGES, LOGITS, FEATURES = "images", "logits", "features"
-
-
-class Graph:
-    """Nodes and initializers under way: `op` adds a node, `weight` and `constant` an initializer, each once.
-
-    Names of nodes and values begin with the name of the step that they belong to, as "blocks.0.norm1/Mul".
-    """
-
-    def __init__(self, onnx: ModuleType, layout: Layout, weights: np.ndarray):
-        self.onnx, self.dtype = onnx, weights.dtype
-        self.nodes: list = []
-        self.initializers: dict = {}
-        self.scope = self.prefix = ""
-        self._views = layout.views(weights)
-        self._names = {entry.offset: entry.name for entry in layout.entries.values()}
-        self._flat = weights
-        self._used: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Names of the step `name` within."""
-        before, self.scope = self.scope, self.prefix + name
-        yield
-        self.scope = before
-
-    def op(self, kind: str, *inputs: str, **attributes) -> str:
-        """Add a node with one output; the output's name."""
-        name = f"{self.scope}/{kind}"
-        self._used[name] += 1
-        if self._used[name] > 1:
-            name = f"{name}_{self._used[name]}"
-        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def constant(self, name: str, array: np.ndarray) -> str:
-        """An initializer; of one name there is one."""
-        if name not in self.initializers:
-            self.initializers[name] = self.onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
-        return name
-
-    def number(self, value: float) -> str:
-        """A scalar of the model's dtype."""
-        return self.constant(f"number_{value!r}", np.array(value, self.dtype))
-
-    def ints(self, *values: int) -> str:
-        """A vector of int64: a shape, axes or indices."""
-        return self.constant("_".join(["ints", *map(str, values)]), np.array(values, np.int64))
-
-    def weight(self, offset: int) -> str:
-        """The tensor that begins at `offset` of the flat weights."""
-        name = self._names[offset]
-        return self.constant(name, self._views[name])
-
-    def values(self, offset: int, *shape: int) -> np.ndarray:
-        """The weights from `offset` on, in this shape."""
-        return self._flat[offset : offset + math.prod(shape)].reshape(shape)
-
-    def reshape(self, value: str, *shape: int) -> str:
-        """Reshape; 0 keeps an axis as it is, -1 is what is left."""
-        return self.op("Reshape", value, self.ints(*shape))
-
-    def cut(self, value: str, axis: int, start: int, stop: int) -> str:
-        """The part [start, stop) of an axis."""
-        return self.op("Slice", value, self.ints(start), self.ints(stop), self.ints(axis))
-
-    def join(self, values: list[str], axis: int = -1) -> str:
-        """Values side by side; one alone is itself."""
-        return values[0] if len(values) == 1 else self.op("Concat", *values, axis=axis)
-
-
-class Slots:
-    """What stands in the slots: of each, values by their first column, with their widths."""
-
-    def __init__(self, graph: Graph):
-        self._graph = graph
-        self._pieces: dict[str, dict[int, tuple[int, str]]] = {}
-
-    def write(self, slot: str, value: str, width: int, column: int = 0) -> None:
-        """Put `value`, `width` columns, into a slot from a column on."""
-        self._pieces.setdefault(slot, {})[column] = width, value
-
-    def pieces(self, slot: str) -> list[str]:
-        """All values of a slot, from the first column to the last."""
-        return [value for _, (_, value) in sorted(self._pieces[slot].items())]
-
-    def read(self, slot: str, column: int = 0, width: int = 0) -> str:
-        """The columns [column, column + width) of a slot; width 0 is all of it."""
-        pieces = sorted(self._pieces[slot].items())
-        end = column + width if width else sum(size for _, (size, _) in pieces)
-        found = []
-        for start, (size, value) in pieces:
-            low, high = max(start, column), min(start + size, end)
-            if low < high:
-                whole = (low, high) == (start, start + size)
-                found.append(value if whole else self._graph.cut(value, -1, low - start, high - start))
-        return self._graph.join(found)
 
 
 # ------------------------------------------------------------------------------------------------------------ the steps
@@ -142,7 +43,8 @@ def normed(g: Graph, x: str, width: int, scale: int, shift: int, eps: float, rms
         factors = g.weight(scale) if scale >= 0 else g.constant(f"ones_{width}", np.ones(width, g.dtype))
         shifts = [g.weight(shift)] if shift >= 0 else []
         return g.op("LayerNormalization", x, factors, *shifts, axis=-1, epsilon=eps)
-    mean = g.op("ReduceMean", g.op("Pow", x, g.number(2.0)), axes=[-1], keepdims=1)
+    square = g.op("Pow", x, g.number(2.0)) if g.fusible else g.op("Mul", x, x)
+    mean = g.op("ReduceMean", square, axes=[-1], keepdims=1)
     y = g.op("Div", x, g.op("Sqrt", g.op("Add", mean, g.number(eps))))
     return g.op("Mul", y, g.weight(scale)) if scale >= 0 else y
 
@@ -175,16 +77,20 @@ def _rotate(g: Graph, slots: Slots, step: Rotate, program: Program) -> None:
 
 
 def _tables(g: Graph, step: Rotate, rotation: Rotation, tokens: int) -> tuple[str, str]:
-    """Cosines and sines (T, 1 or heads, width / 2). Tokens before the patches have the angle 0."""
+    """Cosines and sines (T, 1 or heads, width / 2). Tokens before the patches have the angle 0.
+
+    Those of learned frequencies are made here, too: onnxruntime has had a cosine in float64 for some versions only.
+    """
     prefix, half = tokens - len(rotation.coordinates), step.width // 2
     if rotation.angles is not None:
-        angles = np.pad(rotation.angles, ((prefix, 0), (0, 0)))[:, None]
-        cosines, sines = (function(angles).astype(g.dtype) for function in (np.cos, np.sin))
-        return g.constant("rope.cosines", cosines), g.constant("rope.sines", sines)
-    places = g.constant("rope.coordinates", np.pad(rotation.coordinates, ((prefix, 0), (0, 0))).astype(g.dtype))
-    turns = g.op("MatMul", places, g.reshape(g.weight(step.frequencies), 2, step.heads * half))
-    turns = g.reshape(turns, tokens, step.heads, half)
-    return g.op("Cos", turns), g.op("Sin", turns)
+        name, angles = "rope", rotation.angles[:, None]
+    else:
+        name, (down, across) = f"{g.prefix}attn.rope", g.values(step.frequencies, 2, step.heads, half)
+        places = rotation.coordinates.astype(g.dtype)[:, :, None, None]
+        angles = places[:, 0] * down + places[:, 1] * across
+    angles = np.pad(angles, ((prefix, 0), (0, 0), (0, 0)))
+    cosines, sines = (function(angles).astype(g.dtype) for function in (np.cos, np.sin))
+    return g.constant(f"{name}.cosines", cosines), g.constant(f"{name}.sines", sines)
 
 
 def product(g: Graph, x: str, matrix: Matrix) -> str:
@@ -216,14 +122,21 @@ def _gelu_erf(g: Graph, x: str) -> str:
     return g.op("Mul", g.op("Mul", x, g.op("Add", erf, g.number(1.0))), g.number(0.5))
 
 
+def _sigmoid(g: Graph, x: str) -> str:
+    """1 / (1 + exp(-x))."""
+    if g.fusible:
+        return g.op("Sigmoid", x)
+    return g.op("Div", g.number(1.0), g.op("Add", g.op("Exp", g.op("Neg", x)), g.number(1.0)))
+
+
 def _quick_gelu(g: Graph, x: str) -> str:
     """x sigmoid(1.702 x)."""
-    return g.op("Mul", x, g.op("Sigmoid", g.op("Mul", x, g.number(1.702))))
+    return g.op("Mul", x, _sigmoid(g, g.op("Mul", x, g.number(1.702))))
 
 
 def _silu(g: Graph, x: str) -> str:
     """x sigmoid(x)."""
-    return g.op("Mul", x, g.op("Sigmoid", x))
+    return g.op("Mul", x, _sigmoid(g, x))
 
 
 ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {

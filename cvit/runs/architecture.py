@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +39,8 @@ def new_model(
     `shape` holds fields of `ViTConfig`, those of `SHAPE_FIELDS`, that are wanted otherwise than `SHAPES` has them;
     `variant` names a usual size and its patches, "S/16".
     """
+    size: Any
+    patch: Any
     _, size, patch, rest = next(row for row in SHAPES if edge <= row[0])
     size = size or edge
     if variant is not None:
@@ -72,7 +75,7 @@ def published_model(
         model = init
         check(image_size is None, "image_size goes with a model that is read, not with a ViT: load it with that size")
     else:
-        model = load(init, **({} if image_size is None else {"image_size": image_size}))
+        model = load(init, image_size=image_size)
     if model.class_names == class_names:
         return ViT(
             model.config, np.array(model.weights), checkpoint=model.checkpoint, preprocessing=model.preprocessing,
@@ -83,7 +86,7 @@ def published_model(
 
 def with_head(model: ViT, class_names: tuple[str, ...], seed: int) -> ViT:
     """`model` with a new head for these classes; everything else as it is."""
-    config = model.config.replace(classes=len(class_names))
+    config = dataclasses.replace(model.config, classes=len(class_names))
     fresh = ViT(
         config, seed=seed, dtype=model.dtype, checkpoint=model.checkpoint, preprocessing=model.preprocessing,
         class_names=class_names,

@@ -53,7 +53,7 @@ def memory(job: Job) -> int:
     recipe, weights = job.recipe, job.model.weights.nbytes
     vectors = 2 + (2 if recipe.optimizer == "adamw" else 1) + (recipe.ema is not None)
     part = -(-min(recipe.batch_size, len(job.found.train)) // recipe.accumulate)
-    return vectors * weights + job.model.plan(part, "train").total
+    return vectors * weights + job.model.plan(part, "train").bytes
 
 
 def measured(job: Job) -> tuple[float, float]:

@@ -40,7 +40,7 @@ def logits_of(model, data, batch_size: int = 256) -> tuple[np.ndarray, np.ndarra
     if hasattr(data, "plain"):
         parts = [(model.forward(batch.images), batch.targets) for batch in data.plain(batch_size)]
     else:
-        parts = [(model.forward(x), y) for x, y in batches(*data, batch_size)]
+        parts = [(model.forward(x), y) for x, y in batches(data[0], data[1], batch_size)]
     logits, labels = (np.concatenate(side) for side in zip(*parts))
     return logits, labels
 

@@ -8,7 +8,7 @@ the same in every epoch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ import numpy as np
 from ..base.arrays import any_float, as_array, as_labels
 from ..base.errors import check
 from ..base.numbers import shown
-from ..data.array_feed import ArrayFeed
 from .evaluation import checked_pair, is_pair, not_finite
 
 
@@ -42,7 +41,7 @@ class IterableFeed:
 
     def __init__(self, source: Iterable | Callable[[int], Iterable], model):
         self.source, self.config, self.dtype = source, model.config, model.dtype
-        self.steps = len(source) if hasattr(source, "__len__") else None
+        self.steps = len(source) if isinstance(source, Sized) else None
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[AnyBatch]:
         """The batches of epoch `number` from batch `skip` on, each checked."""
@@ -70,6 +69,8 @@ def feed_of(train, model, batch_size: int, augment, seed: int):
         check(augment is None, "augment goes with arrays; a feed has an augmentation of its own")
         return train
     if is_pair(train) or isinstance(train, np.ndarray) or not (callable(train) or isinstance(train, Iterable)):
+        from ..data.array_feed import ArrayFeed  # `import cvit` goes without
+
         images, labels = checked_pair("train", train, model)
         return ArrayFeed(images, labels, batch_size, augment=augment, seed=seed)
     check(augment is None, "augment goes with arrays; batches of an iterable are taken as they are")
