@@ -96,7 +96,11 @@ def test_reduced_pictures(photos):
         assert np.abs(np.asarray(small, float) - np.asarray(blurred, float)).mean() < 4
     assert photos.decoded(photos.names.index("c/turned.jpg")).size == (90, 130)
     assert photos.reduced(photos.names.index("c/turned.jpg"), HOW).height > 30
-    assert photos.reduced(0, GREY).mode == "L"
+    assert photos.reduced(0, GREY, cache).mode == "L"
+    for how in (HOW, GREY, Preprocessing(size=20)):  # which share the cache
+        assert same_bits(photos.plain([0, 3], how, cache), how([photos.source.paths[0], photos.source.paths[3]]))
+        large = photos.names.index("c/large.png")
+        assert same_bits(np.asarray(photos.reduced(large, how, cache)), np.asarray(photos.reduced(large, how)))
     with pytest.raises(ValueError, match="index"):
         photos.decoded(len(photos))
 
