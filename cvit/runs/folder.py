@@ -166,7 +166,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in nested.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{name}.")

@@ -22,7 +22,8 @@ def class_weights(given, labels: np.ndarray | None, classes: int) -> np.ndarray 
         return None
     if isinstance(given, str):
         check(given == "balanced", f"class_weight must be None, 'balanced' or numbers, got {shown(given)}")
-        check(labels is not None, "class_weight='balanced' needs data whose labels are known: give numbers")
+        if labels is None:
+            raise ValueError("class_weight='balanced' needs data whose labels are known: give numbers")
         counts = np.bincount(labels, minlength=classes).astype(np.float64)
         present = np.count_nonzero(counts)
         return np.divide(len(labels), present * counts, out=np.zeros(classes), where=counts > 0)

@@ -28,13 +28,11 @@ class Front:
             return images
         if numbers is None or not self.room:
             return self.model.front(images, self.first)
-        rows = [self.kept.get(number) for number in numbers.tolist()]
-        missing = [place for place, row in enumerate(rows) if row is None]
-        if missing:
-            for place, row in zip(missing, self.model.front(images[missing], self.first)):
-                rows[place] = row
-                self._keep(int(numbers[place]), row)
-        return np.stack(rows)
+        missing = [place for place, number in enumerate(numbers.tolist()) if number not in self.kept]
+        made = dict(zip(missing, self.model.front(images[missing], self.first) if missing else ()))
+        for place, row in made.items():
+            self._keep(int(numbers[place]), row)
+        return np.stack([made[i] if i in made else self.kept[number] for i, number in enumerate(numbers.tolist())])
 
     def _keep(self, number: int, row: np.ndarray) -> None:
         if row.nbytes <= self.room:
