@@ -227,9 +227,8 @@ def test_freezing(options, trained, first):
 
 def test_the_head_of_the_distillation_token_is_a_head():
     small = dict(image_size=8, patch_size=4, width=6, depth=1, heads=2, classes=3)
-    two, before = (
-        Layout.of(ViTConfig(**small, **o)) for o in (dict(dist_token=True, dist_head=True), dict(pre_logits=7))
-    )
+    two = Layout.of(ViTConfig(**small, dist_token=True, dist_head=True))
+    before = Layout.of(ViTConfig(**small, pre_logits=7))
     names, first = freezing(two, head_only=True)
     assert names == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"} and first == "head"
     names, first = freezing(before, ["blocks.*", "patch_embed.*", "cls_token", "pos_embed", "norm.*"])

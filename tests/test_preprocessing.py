@@ -255,5 +255,5 @@ def test_hostile_metadata_name_the_file(tmp_path, key, text):
 
     model, path = ViT(CONFIG), tmp_path / "hostile.safetensors"
     safetensors.save_file(model.layout.views(model.weights), path, {"cvit.config": CONFIG.to_json(), key: text})
-    with pytest.raises(ValueError, match=r"hostile\.safetensors: "):
+    with pytest.raises(ValueError, match=r"hostile\.safetensors(: | is not a safetensors file: its header has)"):
         checkpoint.load(path)

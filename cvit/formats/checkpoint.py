@@ -3,32 +3,33 @@
 The format (https://github.com/huggingface/safetensors) is a JSON header and raw data; reading one runs no code. The
 config stands in the header's metadata under "cvit.config", where the model has them the preprocessing of pictures under
 "cvit.preprocessing", a JSON object, the names of the classes under "cvit.classes", a JSON list, and under "cvit.origin"
-whose names the weights had before.
+whose names the weights had before. Since format 4 of the config there is a checksum of all that, see checksum.py.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
-from pathlib import Path
 
 import numpy as np
 
 from ..base.errors import check, listed, short
 from ..base.files import replacing
+from ..model import config_format
 from ..model.config import ViTConfig
 from ..model.layout import Layout
 from ..model.origin import Origin
 from ..model.vit import ViT
 from ..pictures.preprocessing import Preprocessing
-from .safetensors_file import read_safetensors
+from .checksum import KEY as CHECKSUM_KEY
+from .checksum import read_checked, write_checked
+from .safetensors_file import CODES, read_safetensors
+from .tensors import Tensors
 
 CONFIG_KEY, PREPROCESSING_KEY, CLASSES_KEY = "cvit.config", "cvit.preprocessing", "cvit.classes"
 ORIGIN_KEY = "cvit.origin"
-OWN_KEYS = (CONFIG_KEY, PREPROCESSING_KEY, CLASSES_KEY, ORIGIN_KEY)
-DTYPES = {"F32": np.float32, "F64": np.float64}
+OWN_KEYS = (CONFIG_KEY, PREPROCESSING_KEY, CLASSES_KEY, ORIGIN_KEY, CHECKSUM_KEY)
+CHECKSUM_SINCE = 4  # the first format whose files must have one
 
 
 def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None = None) -> None:
@@ -38,8 +39,6 @@ def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None
     The file is written as `base.files.replacing` says: `path` never holds half a model, and what the system reports, a
     full disk for instance, is an `OSError` that names `path`.
     """
-    import safetensors.numpy
-
     notes = dict(metadata or {})
     for key, value in notes.items():
         if not (isinstance(key, str) and isinstance(value, str)):
@@ -49,13 +48,7 @@ def save(path: str | os.PathLike, model: ViT, *, metadata: dict[str, str] | None
     tensors = model.layout.views(model.weights)
     notes |= notes_of(model)
     with replacing(path) as temporary:
-        try:
-            safetensors.numpy.save_file(tensors, temporary, notes)
-        except safetensors.SafetensorError as error:  # its text has the system's error: "... (os error 28)"
-            number = re.search(r"\bos error (\d+)", str(error))
-            if number is None:
-                raise OSError(errno.EIO, str(error)) from None
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        write_checked(temporary, tensors, notes)
 
 
 def notes_of(model: ViT) -> dict[str, str]:
@@ -73,57 +66,52 @@ def notes_of(model: ViT) -> dict[str, str]:
 def load(path: str | os.PathLike) -> ViT:
     """The model that `save` wrote to `path`, with its dtype.
 
-    A file that is damaged, or whose tensors are not exactly those of its config, is a `ValueError` naming the file and
-    the reason. Nothing is allocated before the config, the shapes and the file's own size have been found to agree.
+    A file that is damaged, whose checksum is not that of its contents or, since format 4, missing, or whose tensors are
+    not exactly those of its config, is a `ValueError` naming the file and the reason. Nothing is allocated before the
+    config, the shapes and the file's own size have been found to agree.
     """
-    with _open(path) as file:
-        config = _config(path, file)
-        weights = _weights(path, file, config)
-        try:
-            return ViT(config, weights, **_about_pictures(file))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {short(error, 500)}") from None
+    tensors, checked = read_checked(path)
+    config, number = _config(path, tensors)
+    weights = _weights(path, tensors, config)
+    try:
+        model = ViT(config, weights, **_about_pictures(tensors))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {short(error, 500)}") from None
+    check(
+        checked or number < CHECKSUM_SINCE,
+        f"{path} is damaged or not written by cvit: a file of format {number} must have a checksum",
+    )
+    return model
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The `metadata` given to `save`."""
-    with _open(path) as file:
-        return {key: value for key, value in (file.metadata() or {}).items() if key not in OWN_KEYS}
+    return {key: value for key, value in read_safetensors(path).metadata.items() if key not in OWN_KEYS}
 
 
 def is_own(path: str | os.PathLike) -> bool:
-    """Whether a file, which must be a regular one, is of this format: a safetensors file with a config of cvit's."""
+    """Whether a file, which must be a regular one, is of this format: a safetensors file with a config or a checksum of
+    cvit's, of which damage may have left one."""
     try:
-        return CONFIG_KEY in read_safetensors(path).metadata
+        return not {CONFIG_KEY, CHECKSUM_KEY}.isdisjoint(read_safetensors(path).metadata)
     except ValueError:
         return False
 
 
-def _open(path):
-    """The file opened lazily: safetensors checks that the header's offsets tile the data to the file's last byte."""
-    import safetensors
-
-    with open(path, "rb"):  # a missing or unreadable file is the usual OSError
-        pass
-    try:
-        return safetensors.safe_open(Path(path), framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file: {short(error, 200)}") from None
-
-
-def _config(path, file) -> ViTConfig:
-    text = (file.metadata() or {}).get(CONFIG_KEY)
+def _config(path, tensors: Tensors) -> tuple[ViTConfig, int]:
+    """The config and the number of its format."""
+    text = tensors.metadata.get(CONFIG_KEY)
     if text is None:
         raise ValueError(f"{path} has no {CONFIG_KEY!r} in its metadata, so it is not a cvit model")
     try:
-        return ViTConfig.from_json(text)
+        return ViTConfig.from_json(text), config_format.number(text)
     except ValueError as error:
         raise ValueError(f"{path} has a wrong config: {short(error, 500)}") from None
 
 
-def _about_pictures(file) -> dict:
+def _about_pictures(tensors: Tensors) -> dict:
     """The preprocessing, the class names and the origin, None where the file has none."""
-    notes = file.metadata() or {}
+    notes = tensors.metadata
     preprocessing, names, origin = (notes.get(key) for key in (PREPROCESSING_KEY, CLASSES_KEY, ORIGIN_KEY))
     if names is not None:
         try:
@@ -137,8 +125,8 @@ def _about_pictures(file) -> dict:
     )  # fmt: skip
 
 
-def _weights(path, file, config) -> np.ndarray:
-    names = set(file.keys())
+def _weights(path, tensors: Tensors, config: ViTConfig) -> np.ndarray:
+    names = set(tensors)
     # A block has six tensors or more; a config with more blocks than the file could hold must not even get a layout.
     enough = 6 * config.depth < len(names)
     check(enough, f"{path} has {len(names)} tensors, too few for the {short(config.depth)} blocks of its config")
@@ -148,12 +136,12 @@ def _weights(path, file, config) -> np.ndarray:
     check(not unknown, f"{path} has {len(unknown)} tensors unknown to its config: {listed(unknown, 3)}")
     dtypes = set()
     for name, entry in layout.entries.items():
-        tensor = file.get_slice(name)
-        shape = tuple(tensor.get_shape())
+        shape = tensors[name].shape
         check(shape == entry.shape, f"{path}: {name} must have shape {short(entry.shape)}, got {short(shape)}")
-        dtypes.add(tensor.get_dtype())
-    check(len(dtypes) == 1 and dtypes <= DTYPES.keys(), f"{path} must be all F32 or all F64, got {sorted(dtypes)}")
-    weights = np.empty(layout.size, DTYPES[dtypes.pop()])
+        dtypes.add(tensors[name].dtype)
+    codes = sorted(CODES.get(dtype, dtype) for dtype in dtypes)
+    check(codes in (["F32"], ["F64"]), f"{path} must be all F32 or all F64, got {codes}")
+    weights = np.empty(layout.size, dtypes.pop())
     for name, view in layout.views(weights).items():
-        view[...] = file.get_tensor(name)
+        view[...] = tensors[name].read()
     return weights

@@ -33,6 +33,7 @@ NAMES = {  # the format's dtypes
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
+CODES = {name: code for code, name in NAMES.items() if name != "bfloat16"}  # of NumPy's dtypes, by their names
 # Those that are refused when they are read, not before: others of the file may be all that is wanted. With bytes each.
 UNREAD = {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "C64": 8}
 KEYS = {"dtype", "shape", "data_offsets"}
@@ -49,6 +50,11 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
     ValueError
         The file is damaged or says something impossible. Names the file, and the tensor if it is one's.
     """
+    return read_mapped(path)[0]
+
+
+def read_mapped(path: str | os.PathLike) -> tuple[Tensors, mmap.mmap, int]:
+    """What `read_safetensors` gives, the file's bytes, and where in them the data begin."""
     label, data = str(path), mapped(path, KIND)
     check(len(data) >= 8, f"{label} is not {KIND}: it has only {len(data)} bytes")
     length = int.from_bytes(data[:8], "little")
@@ -67,7 +73,7 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
         begin, end, entries[name] = _entry(label, data, start, name, entry)
         spans.append((begin, end, name))
     _check_tiling(label, spans, len(data) - start)
-    return Tensors(entries, label, metadata)
+    return Tensors(entries, label, metadata), data, start
 
 
 def _entry(label: str, data: mmap.mmap, start: int, name: str, entry: object) -> tuple[int, int, StoredTensor]:
@@ -84,7 +90,11 @@ def _entry(label: str, data: mmap.mmap, start: int, name: str, entry: object) ->
     begin, end = offsets
     room = len(data) - start
     inside = 0 <= begin <= end <= room
-    check(inside, f"{label}: {shown(name)} must lie within the {room} bytes of data, got data_offsets {shown(offsets)}")
+    check(
+        inside,
+        f"{label}: {shown(name)} must lie within the {room} bytes of data, got data_offsets {shown(offsets)}; "
+        "the file may be cut off",
+    )
     count = 1
     for extent in shape:
         count *= extent

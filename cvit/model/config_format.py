@@ -19,7 +19,7 @@ from ..base.errors import check, listed, short
 
 Fields = dict[str, Any]
 
-FORMAT = 3
+FORMAT = 4
 READER = "0.1.0"  # the first release of cvit-cpu that reads `FORMAT`
 
 _FORMAT_1: Fields = dict(
@@ -38,7 +38,8 @@ _SINCE_3: Fields = dict(
     head_bias=None, dist_head=False,
 )  # fmt: skip
 _FORMAT_3: Fields = _FORMAT_2 | _SINCE_3
-DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: _FORMAT_2, 3: _FORMAT_3}
+_FORMAT_4 = _FORMAT_3  # the fields are the same: since format 4 a model's file has a checksum
+DEFAULTS: dict[int, Fields] = {1: _FORMAT_1, 2: _FORMAT_2, 3: _FORMAT_3, 4: _FORMAT_4}
 
 
 def _from_1(fields: Fields) -> Fields:
@@ -49,12 +50,21 @@ def _from_1(fields: Fields) -> Fields:
 
 
 # UPGRADES[n] turns the fields of format n, all of which are there, into those of format n + 1.
-UPGRADES: dict[int, Callable[[Fields], Fields]] = {1: _from_1, 2: lambda fields: {**fields, **_SINCE_3}}
+UPGRADES: dict[int, Callable[[Fields], Fields]] = {
+    1: _from_1,
+    2: lambda fields: {**fields, **_SINCE_3},
+    3: lambda fields: fields,
+}
 
 
 def write(fields: Fields) -> str:
     """The fields of a configuration as a JSON object of format `FORMAT`."""
     return json.dumps({"format": FORMAT, "reader": READER, **fields})
+
+
+def number(text: str) -> int:
+    """The format that a text which `read` accepts is of."""
+    return json.loads(text).get("format", 1)
 
 
 def read(text: str) -> Fields:
@@ -75,21 +85,21 @@ def read(text: str) -> Fields:
     ) as error:  # ValueError: not JSON, or an integer of thousands of digits
         raise ValueError(f"config is not valid JSON: {short(error, 200)}") from None
     check(isinstance(fields, dict), f"config must be a JSON object, got {short(repr(fields))}")
-    number, reader = fields.pop("format", 1), fields.pop("reader", None)
+    found, reader = fields.pop("format", 1), fields.pop("reader", None)
     check(
-        isinstance(number, int) and not isinstance(number, bool) and number >= 1,
-        f"config: format must be a whole number of at least 1, got {short(repr(number))}",
+        isinstance(found, int) and not isinstance(found, bool) and found >= 1,
+        f"config: format must be a whole number of at least 1, got {short(repr(found))}",
     )
-    if number > FORMAT:
+    if found > FORMAT:
         needed = f"cvit-cpu {short(reader)} or later" if reader else "a later cvit-cpu"
-        raise ValueError(f"config is of format {short(number)}, which {needed} reads; this one reads up to {FORMAT}")
-    known = DEFAULTS[number]
+        raise ValueError(f"config is of format {short(found)}, which {needed} reads; this one reads up to {FORMAT}")
+    known = DEFAULTS[found]
     unknown, missing = fields.keys() - known.keys(), known.keys() - fields.keys()
-    check(not unknown, f"config has keys that format {number} does not know: {listed(unknown)}")
+    check(not unknown, f"config has keys that format {found} does not know: {listed(unknown)}")
     check(
-        number > 1 or not missing, f"config must be a JSON object with all keys of format 1, it lacks {listed(missing)}"
+        found > 1 or not missing, f"config must be a JSON object with all keys of format 1, it lacks {listed(missing)}"
     )
     fields = {**known, **fields}
-    for step in range(number, FORMAT):
+    for step in range(found, FORMAT):
         fields = UPGRADES[step](fields)
     return fields
