@@ -14,7 +14,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MADE = {"build", "dist", "__pycache__"}  # folders that are no part of the sources
-IGNORE = shutil.ignore_patterns(*MADE, "*.so", "*.egg-info", ".*", "results", "plots")
+_made = shutil.ignore_patterns(*MADE, "*.so", "*.egg-info", ".*")
+_measured = shutil.ignore_patterns("results", "plots")  # what bench/ keeps of runs
+
+
+def not_sources(folder, names):
+    """The names in a folder that are no sources, for `shutil.copytree`."""
+    return _made(folder, names) | (_measured(folder, names) if folder == str(ROOT / "bench") else set())
 
 
 def packaging(*command, cwd=ROOT, **environment):
@@ -32,7 +38,7 @@ def packaging(*command, cwd=ROOT, **environment):
 def sources(tmp_path_factory):
     """A copy of the sources as they are cloned: nothing compiled."""
     copy = tmp_path_factory.mktemp("clone") / "cvit"
-    return Path(shutil.copytree(ROOT, copy, ignore=IGNORE))
+    return Path(shutil.copytree(ROOT, copy, ignore=not_sources))
 
 
 @pytest.fixture(scope="module")

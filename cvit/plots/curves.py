@@ -68,7 +68,7 @@ def draw(history: History | Columns, panels: Sequence[str] = tuple(PANELS), widt
     unknown = set(panels) - set(PANELS)
     check(not unknown and len(panels) > 0, f"panels must be some of {', '.join(PANELS)}, got {listed(unknown)}")
     columns = columns_of(history)
-    figure = new_figure(width * len(panels), 0.82 * width)
+    figure = new_figure(width * len(panels), 0.9 * width)
     best = best_epoch(columns)
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         _panel(axes, PANELS[name], columns, best)
@@ -155,7 +155,9 @@ def _panel(axes, panel: Panel, columns: Columns, best: int | None) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if best is not None:
         axes.axvline(epochs[best], color=GREY, linestyle=":", linewidth=1.3, label=_best_label(panel, columns, best))
-    axes.legend(fontsize=SMALL + 1, frameon=True, framealpha=0.85, edgecolor="none")
+    axes.legend(
+        fontsize=SMALL + 1, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, handlelength=1.8,
+    )  # fmt: skip
 
 
 def _best_label(panel: Panel, columns: Columns, best: int) -> str:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST = 12  # maps side by side
-PIXELS = 900  # of the longer edge of all maps, about
 
 
 def similarity(model: ViT) -> np.ndarray:
