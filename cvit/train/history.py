@@ -63,16 +63,3 @@ def is_history(path) -> bool:
     begin = ",".join(Epoch._fields[:4]).encode()
     with open(path, "rb") as file:
         return file.read(len(begin)) == begin
-
-
-def read_history(path) -> History:
-    """The history that `History.write_csv` wrote to `path`; `ValueError` for another file."""
-    if not is_history(path):
-        raise ValueError(f"{path} is not a history that cvit wrote")
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        numbers = [[float(row[name]) for name in Epoch._fields] for row in rows]
-        return History([Epoch(int(values[0]), *values[1:]) for values in numbers])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
