@@ -2,7 +2,7 @@
 
 A file is written under a temporary name beside its target, flushed to the disk, and renamed. The rename is atomic
 (POSIX rename(2)), so whoever opens the target finds the old content or the new, also after a crash, a full disk or a
-Ctrl-C.
+Ctrl-C. `train/state.py` has an order of its own for a run's checkpoints, of which it keeps two.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         file that may not be written to, and for whatever the system reports, a full disk for instance.
     """
     path = Path(path)
-    with _named(path):
+    with named(path):
         target, old = _target(path)
         temporary = _create(target)
     try:
-        with _named(path, temporary):
+        with named(path, temporary):
             mode = stat.S_IMODE(temporary.stat().st_mode if old is None else old.st_mode)
             yield temporary
             _finish(temporary, old, mode)
             os.replace(temporary, target)
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -53,11 +53,11 @@ def check_writable(path: str | os.PathLike, size: int = 0) -> None:
     It does what `replacing` does up to the rename: creates the temporary file and reserves its room on the disk.
     """
     path = Path(path)
-    with _named(path):
+    with named(path):
         target, _ = _target(path)
         temporary = _create(target)
     try:
-        with _named(path, temporary):
+        with named(path, temporary):
             if size and hasattr(os, "posix_fallocate"):
                 with open(temporary, "r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, size)
@@ -108,7 +108,7 @@ def _finish(temporary: Path, old: os.stat_result | None, mode: int) -> None:
         os.close(file)
 
 
-def _sync_directory(folder: Path) -> None:
+def sync_directory(folder: Path) -> None:
     """Bring the rename itself to the disk, where the file system can."""
     try:
         file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -122,7 +122,7 @@ def _sync_directory(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Let an `OSError` of the block name `path`, where it names the temporary file or none: a full disk's error has no
     name."""
     try:

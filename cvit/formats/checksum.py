@@ -58,7 +58,7 @@ def write_checked(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], met
     with open(path, "w+b") as file:
         file.write(header)
         for name in names:
-            file.write(memoryview(stored[name].reshape(-1)).cast("B") if stored[name].size else b"")
+            file.write(stored[name].reshape(-1).view(np.uint8).data)
         file.flush()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             digits = _digits(data, start)
@@ -114,7 +114,7 @@ def _header(arrays: list[tuple[str, np.ndarray]], metadata: Mapping[str, str]) -
     return len(text).to_bytes(8, "little") + text, 8 + len(text)
 
 
-def _place(header: bytes) -> int:
+def _place(header: bytes | bytearray) -> int:
     """Where the checksum's first digit stands in a header that has one."""
     found = PLACE.search(header)
     assert found is not None
