@@ -135,7 +135,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
     model.__class__ = Endless
     with pytest.raises(
-        FloatingPointError, match=r"gradient is not finite.* in epoch 1, step 1 \(learning rate 0.001\)"
+        FloatingPointError, match=r"gradient is not finite.* epoch 1, step 1 \(learning rate 0.001\)"
     ):
         trained(model)
     np.testing.assert_array_equal(model.weights, before)
