@@ -225,7 +225,7 @@ def test_any_sequence_of_two_is_a_pair():
 
 def test_images_that_augment_spoils_are_not_blamed_on_the_learning_rate():
     model = ViT(CONFIG, seed=0)
-    with pytest.raises(FloatingPointError, match="augment gave images that are not finite"):
+    with pytest.raises(FloatingPointError, match="pictures were not finite, augmentation or the data"):
         fit(model, TRAIN, epochs=1, augment=lambda images, rng: images * np.nan)
 
 

@@ -9,10 +9,9 @@ import sys
 from .options import MOST_IMAGES, listed_pictures, option, quiet_decoders, threads_option, use_threads, whole
 from .output import one_line
 
-DESCRIPTION = (
-    "Print the most probable classes of each picture, by the names that the model has for them. Of a folder\n"
-    "all pictures, in the folders below it, too; those that cannot be decoded are named on standard error, and left out."
-)
+DESCRIPTION = """\
+Print the most probable classes of each picture, by the names that the model has for them. Of a folder all pictures, in
+the folders below it, too; those that cannot be decoded are then named on standard error and left out."""
 EXAMPLE = "cvit predict vit.safetensors photos/ --csv > predictions.csv"
 
 BATCH = 16  # pictures in a pass

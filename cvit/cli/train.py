@@ -10,15 +10,14 @@ from .output import expendable, one_line
 from .progress import progress
 from .signals import recorded
 
-DESCRIPTION = (
-    "Train a Vision Transformer on pictures: a folder with one folder per class (with train/, val/ and test/ above,\n"
-    "or without), a CSV of path,label, an .npz of x and y, or scikit-learn's digits. Without --init a new model is made,\n"
-    "whose size fits the pictures; with it a trained one goes on, with a head for these classes.\n\n"
-    "The folder (--out, by default runs/NAME, then runs/NAME-2, …) then holds model.safetensors, the best model, and\n"
-    "last.safetensors, history.csv, predictions.csv, run.json, checkpoint/, the plots and report.html. Ctrl-C,\n"
-    "SIGTERM and SIGHUP stop early: what was learnt is saved, --resume goes on, and the exit status is 128 + the\n"
-    "signal's number."
-)
+DESCRIPTION = """\
+Train a Vision Transformer on pictures: a folder with one folder per class (with train/, val/ and test/ above, or
+without), a CSV of path,label, an .npz of x and y, or scikit-learn's digits. Without --init a new model is made, whose
+size fits the pictures; with it a trained one goes on, with a head for these classes.
+
+The folder (--out, by default runs/NAME, then runs/NAME-2, …) then holds model.safetensors, the best model, and
+last.safetensors, history.csv, predictions.csv, run.json, checkpoint/, the plots and report.html. Ctrl-C, SIGTERM and
+SIGHUP stop early: what was learnt is saved, --resume goes on, and the exit status is 128 + the signal's number."""
 EXAMPLE = "cvit train photos/ --init vit_small.safetensors --epochs 20"
 SETTINGS = (  # flag, kind, help: what is given replaces the preset's
     ("--epochs", whole(1, 10**9), "passes over the training pictures"),

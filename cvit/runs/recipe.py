@@ -171,7 +171,9 @@ def scratch(edge: int, count: int) -> Recipe:
             epochs=60 if count < 10_000 else 20, batch_size=32 if count < 10_000 else 128, lr=2e-3, clip_norm=1.0,
             augmentation=dataclasses.replace(Augmentation.none(), affine=Affine()),
         )  # fmt: skip
-    common: dict[str, Any] = dict(epochs=100, batch_size=32, lr=1e-3, drop_path=0.1, mixup=0.2, cutmix=1.0, mix_prob=0.5, ema=0.999)
+    common: dict[str, Any] = dict(
+        epochs=100, batch_size=32, lr=1e-3, drop_path=0.1, mixup=0.2, cutmix=1.0, mix_prob=0.5, ema=0.999
+    )  # fmt: skip
     if edge <= MIDDLE:
         crops = Augmentation(
             crop_scale=(0.4, 1.0), flip=0.5, rand_augment=None, color_jitter=0.2, erasing=0.1, interpolation="bicubic"

@@ -68,10 +68,16 @@ def feed_of(train, model, batch_size: int, augment, seed: int):
     if hasattr(train, "epoch") and hasattr(train, "steps"):
         check(augment is None, "augment goes with arrays; a feed has an augmentation of its own")
         return train
-    if is_pair(train) or isinstance(train, np.ndarray) or not (callable(train) or isinstance(train, Iterable)):
+    whole = is_pair(train) or isinstance(train, np.ndarray) or _is_tuple_of_arrays(train)
+    if whole or not (callable(train) or isinstance(train, Iterable)):
         from ..data.array_feed import ArrayFeed  # `import cvit` goes without
 
         images, labels = checked_pair("train", train, model)
         return ArrayFeed(images, labels, batch_size, augment=augment, seed=seed)
     check(augment is None, "augment goes with arrays; batches of an iterable are taken as they are")
     return IterableFeed(train, model)
+
+
+def _is_tuple_of_arrays(train) -> bool:
+    """Whether `train` was meant as (images, labels), of whatever length: no tuple of batches."""
+    return isinstance(train, tuple) and not all(isinstance(part, tuple) for part in train)
