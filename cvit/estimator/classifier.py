@@ -94,9 +94,9 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
 
     Notes
     -----
-    Without augmentation `fit` trains on distinct examples with the sums of their weights: an example of weight 3 and
-    one that stands in X three times give the same bits, one of weight 0 counts as left out, and the order of X does not
-    matter. `classes_` has every label of y, whatever its weight.
+    Without augmentation and early stopping, `fit` trains on distinct examples with the sums of their weights: an
+    example of weight 3 and one that stands in X three times give the same bits, one of weight 0 counts as left out, and
+    the order of X does not matter. `classes_` has every label of y, whatever its weight.
 
     The predictions for an image do not depend on the other images of X, bit for bit.
 
@@ -181,8 +181,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         rows, seen, y = validated(self, X, y, reset=True, with_y=True)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
-        self._begin(rows, seen)
         weights = self._weights(sample_weight, rows, labels)
+        self._begin(rows, seen)
         held = self._held_back(labels) if self.early_stopping else np.zeros(len(labels), bool)
         check(bool(weights[~held].any()), "sample_weight must not be zero for all examples that are trained on")
         samples = self._learn(rows, seen, labels, np.where(held, 0.0, weights))
@@ -243,9 +243,10 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         check(len(strangers) == 0, f"y has labels that are not in classes: {shown(strangers)}")
         labels = np.searchsorted(known, y)
         self.classes_ = known
+        weights = self._weights(sample_weight, rows, labels)
         if first:
             self._begin(rows, seen)
-        samples = self._learn(rows, seen, labels, self._weights(sample_weight, rows, labels))
+        samples = self._learn(rows, seen, labels, weights)
         trainer = self._trainer(samples, getattr(self, "_optimizer", None))
         with limited(self.n_threads):
             self._after_epoch(trainer.epoch(samples, self._standardizer, self.n_iter_))
@@ -272,7 +273,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
 
     # ------------------------------------------------------------------------------------------------------ inside
     def _checked(self) -> tuple[int, float, int]:
-        """Parameters that nothing else checks before training begins: epochs, warmup and n_iter_no_change."""
+        """Check what nothing else checks before training begins; epochs, warmup and n_iter_no_change as numbers."""
         epochs, warmup = as_int("epochs", self.epochs), finite("warmup", self.warmup)
         check(warmup <= 1, f"warmup must be a share of the steps, at most 1, got {shown(self.warmup)}")
         known = self.standardize in (None, "channel", "pixel")
@@ -311,18 +312,22 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         """The weight of each example (n,) float64: sample_weight times the weight of its class."""
         weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         check(bool(weights.any()), "sample_weight must contain at least one number that is not zero")
-        if self.class_weight is None:
-            return weights
-        if self.class_weight == "balanced":
-            sums = np.bincount(labels, weights, minlength=len(self.classes_))
-            factors = np.divide(sums.sum(), np.count_nonzero(sums) * sums, out=np.zeros_like(sums), where=sums > 0)
-        else:
-            factors = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[labels])
-            right = bool(np.isfinite(factors).all() and (factors >= 0).all())
-            check(right, f"class_weight must hold finite weights of at least 0, got {shown(self.class_weight)}")
-        weights = weights * factors[labels]
+        with np.errstate(over="ignore"):
+            if self.class_weight is not None:
+                weights = weights * self._class_weights(weights, labels)[labels]
+            check(bool(np.isfinite(weights.sum())), "sample_weight times class_weight must have a finite sum")
         check(bool(np.any(weights)), "class_weight makes the weight of every example zero")
         return weights
+
+    def _class_weights(self, weights, labels) -> np.ndarray:
+        """The factor of each class (classes,)."""
+        if self.class_weight == "balanced":
+            sums = np.bincount(labels, weights, minlength=len(self.classes_))
+            return np.divide(sums.sum(), np.count_nonzero(sums) * sums, out=np.zeros_like(sums), where=sums > 0)
+        factors = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[labels])
+        right = bool(np.isfinite(factors).all() and (factors >= 0).all())
+        check(right, f"class_weight must hold finite weights of at least 0, got {shown(self.class_weight)}")
+        return factors
 
     def _held_back(self, labels) -> np.ndarray:
         """The validation part, a bool vector (n,)."""
@@ -370,5 +375,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
     def _logits_of(self, rows, seen) -> np.ndarray:
         """Logits (n, classes) float64 of rows that are checked."""
         images, size = self._form.images(rows, seen), self.model_.config.image_size
-        parts = [self.model_.forward(padded(self._standardizer(images[some]), size)) for some in chunks(len(images))]
+        parts = [
+            self.model_.forward(padded(self._standardizer(images[some]), size))
+            for some in chunks(len(images), images.shape[1:])
+        ]
         return np.concatenate(parts).astype(np.float64)

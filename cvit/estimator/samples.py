@@ -27,7 +27,7 @@ def distinct(images, labels, weights, rows: np.ndarray) -> tuple[np.ndarray, np.
     Values are compared as float64, whatever their dtype, and in the order of their digests (128 bits of BLAKE2).
     """
     digests = bytearray()
-    for some in chunks(len(rows)):
+    for some in chunks(len(rows), images.shape[1:]):
         values = np.ascontiguousarray(images[rows[some]], np.float64) + 0.0  # -0.0 becomes 0.0
         for image, label in zip(values, labels[rows[some]]):
             digests += hashlib.blake2b(image.tobytes() + int(label).to_bytes(8, "little"), digest_size=16).digest()

@@ -8,6 +8,7 @@ would drown all others: standardised values are clipped at `LARGEST`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,13 +16,14 @@ import numpy as np
 from ..base.errors import check
 
 LARGEST = 5.0  # standard deviations from the mean
-SOME = 512  # images taken together: bounds the memory of copies in float64
+TOGETHER = 1 << 22  # values of images that are taken together: 32 MB as float64
 
 
-def chunks(count: int) -> Iterator[slice]:
-    """Slices of at most `SOME` of `count` images."""
-    for start in range(0, count, SOME):
-        yield slice(start, start + SOME)
+def chunks(count: int, shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of `count` images of a shape, of at most `TOGETHER` values each, or of one image."""
+    some = max(1, TOGETHER // math.prod(shape))
+    for start in range(0, count, some):
+        yield slice(start, start + some)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Standardizer:
         def mean_of(values) -> np.ndarray:
             """The weighted mean of `values(x)` over the images, in their order."""
             result = np.zeros((images.shape[1], 1, 1) if by_channel else images.shape[1:])
-            for some in chunks(len(rows)):
+            for some in chunks(len(rows), images.shape[1:]):
                 weighted = values(images[rows[some]].astype(np.float64)) * weights[some, None, None, None]
                 result += weighted.sum(axis=axes, keepdims=True)[0]
             return result / total

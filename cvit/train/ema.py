@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..base.arrays import as_float, as_vector
+from ..base.arrays import as_vector
 from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
 from ..engine import update
@@ -98,7 +98,7 @@ class EMA:
         check(not unknown, f"state has keys that EMA does not know: {', '.join(map(shown, unknown[:8]))}")
         decay = representable("decay", state["decay"], self._weights.dtype, below_one=True)
         updates = as_int("updates", state["updates"], minimum=0, maximum=2**53)
-        weights = as_float("weights", state["weights"], self._weights.shape)  # a file's may be of an explicit byte order
-        if weights.dtype != self._weights.dtype:
-            raise TypeError(f"weights must be {self._weights.dtype}, as the average is, got {weights.dtype}")
-        self._weights, self._decay, self._warmup, self._updates = weights.copy(), decay, bool(state["warmup"]), updates
+        weights = as_vector("weights", state["weights"], self._weights.size, self._weights.dtype)
+        own = np.empty_like(self._weights)
+        own[...] = weights  # whose byte order a file may have said
+        self._weights, self._decay, self._warmup, self._updates = own, decay, bool(state["warmup"]), updates
