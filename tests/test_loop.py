@@ -1,5 +1,5 @@
-"""What `fit` takes beside arrays, and does beside plain steps: parts of batches, weights, frozen fronts, averages, early
-stops, and runs that are written down and taken up again."""
+"""What `fit` takes beside arrays, and does beside plain steps: parts of batches, weights, frozen fronts, averages,
+early stops, runs that are written down and taken up again."""
 
 import json
 
@@ -134,9 +134,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
             return loss, grad
 
     model.__class__ = Endless
-    with pytest.raises(
-        FloatingPointError, match=r"gradient is not finite.* epoch 1, step 1 \(learning rate 0.001\)"
-    ):
+    with pytest.raises(FloatingPointError, match=r"gradient is not finite.* epoch 1, step 1 \(learning rate 0.001\)"):
         trained(model)
     np.testing.assert_array_equal(model.weights, before)
 

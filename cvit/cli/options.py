@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import math
 import warnings
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from .output import one_line
 
-DEMO_MODULES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 MOST_THREADS = 4096
 MOST_IMAGES = 2**31 - 1  # in a batch
 MOST_EDGE = 1 << 15  # pixels of an image's edge
@@ -118,10 +116,3 @@ def quiet_decoders() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def need_demo_extra(modules) -> None:
-    """Raise for packages that are missing before any work is done, rather than at its end."""
-    missing = [DEMO_MODULES[module] for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ModuleNotFoundError(f'{", ".join(missing)} missing: pip install "cvit-cpu[demo]"')

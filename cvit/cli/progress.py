@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import shutil
 import sys
@@ -10,9 +11,10 @@ import time
 
 
 def progress(epochs: int, images: int):
-    """A context manager with `on_step` and `on_epoch`, as `fit` calls them, for `epochs` passes over `images`
-    images."""
-    return (Bar if sys.stdout.isatty() else Lines)(epochs, images)
+    """A context manager with `on_step` and `on_epoch`, as `fit` calls them, for `epochs` passes over `images` images:
+    a bar on a terminal, where tqdm is installed, else lines."""
+    bar = sys.stdout.isatty() and importlib.util.find_spec("tqdm") is not None
+    return (Bar if bar else Lines)(epochs, images)
 
 
 class Lines:

@@ -80,7 +80,7 @@ def add_arguments(parser) -> None:
         for flag, kind, text in rows:
             group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=text)
         if rows is SETTINGS:
-            group.add_argument("--optimizer", choices=("adamw", "sgd"))
+            group.add_argument("--optimizer", choices=("adamw", "sgd"), help="AdamW, or SGD with momentum")
             group.add_argument("--freeze", action="append", metavar="PATTERN", help="tensors that stay: patch_embed.*")
             group.add_argument(
                 "--class-weight", choices=("balanced",), help="rare classes count as much as common ones"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..base.errors import check, listed
+from ..base.files import check_writable
 from ..base.version import VERSION
 from ..engine import runtime
 from ..formats.load import load
@@ -149,6 +150,7 @@ def run_job(
     what follows it."""
     say = say or NOTHING
     with folder.held():
+        check_writable(folder.file(MODEL), job.model.weights.nbytes)  # a full disk is an error now, not after an epoch
         if not resume:
             folder.clear()
             folder.write_facts(_facts(job))
