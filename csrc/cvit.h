@@ -171,12 +171,13 @@ typedef struct {
     void *sums;         /* (n), assigned */
 } cvit_unscale;
 
-/* softmax cross-entropy of a row against (1 - smoothing) onehot(label) + smoothing / n; returned */
+/* softmax cross-entropy of a row against (1 - smoothing) target + smoothing / n; returned */
 typedef struct {
     ptrdiff_t n, label;
+    const void *target; /* (n), none negative; NULL: onehot(label) */
     const void *logits; /* (n) */
     double smoothing, weight;
-    void *dlogits; /* (n) = weight * (softmax - target), or NULL */
+    void *dlogits; /* (n) = weight * the gradient, or NULL */
 } cvit_cross_entropy;
 
 /* ------------------------------------------------------------------------------------------------------ attention */

@@ -380,11 +380,11 @@ def tokens_of(config, weights, x, layers=None):
     return tokens if layers is None else (tokens, [outputs[i] for i in layers])
 
 
-def loss_and_grad(config, flat_weights, x, y, label_smoothing=0.0):
-    """Mean softmax cross-entropy of labels y (N,) as a float, and its flat gradient (size,)."""
+def loss_and_grad(config, flat_weights, x, y, label_smoothing=0.0, sample_weight=None):
+    """Softmax cross-entropy of labels or targets y as a float, the mean or a weighted sum, and its flat gradient."""
     logits, _, cache = forward(config, Layout.of(config).views(np.asarray(flat_weights, np.float64)), x)
-    loss, logp = cross_entropy_forward(logits, y, label_smoothing)
-    return loss, backward(config, cache, cross_entropy_backward(logp, y, label_smoothing))
+    loss, logp = cross_entropy_forward(logits, y, label_smoothing, sample_weight)
+    return loss, backward(config, cache, cross_entropy_backward(logp, y, label_smoothing, sample_weight))
 
 
 # ----------------------------------------------------------------------------------------------- the optimizers

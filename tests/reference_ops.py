@@ -234,17 +234,28 @@ def pool_backward(dfeatures, T, pool, p=0, classes=1):
 
 
 def smooth_targets(y, classes, label_smoothing):
-    """Labels (...) -> target distributions (..., classes): (1 - s) · onehot + s / classes."""
-    return (1.0 - label_smoothing) * np.eye(classes)[y] + label_smoothing / classes
+    """Labels (...), or target distributions (..., classes), t -> (1 - s) · t + s / classes, t = onehot(y) of labels."""
+    y = np.asarray(y)
+    targets = y if y.dtype.kind == "f" else np.eye(classes)[y]
+    return (1.0 - label_smoothing) * targets + label_smoothing / classes
 
 
-def cross_entropy_forward(logits, y, label_smoothing=0.0):
-    """Mean over the batch of -Σ target · log softmax(logits). Returns it and the log-probabilities (N, classes)."""
+def row_weights(shape, sample_weight=None):
+    """Of rows (N, ...) the weight of each: an image's share of the loss, evenly over its rows; 1 / rows without."""
+    weights = np.full(shape[0], 1.0 / shape[0]) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    return np.broadcast_to((weights * shape[0] / np.prod(shape)).reshape(-1, *[1] * (len(shape) - 1)), shape)
+
+
+def cross_entropy_forward(logits, y, label_smoothing=0.0, sample_weight=None):
+    """Sum of weight · -Σ target · log softmax(logits), by default the mean. Returns it and the log-probabilities."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     logp = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return float(-(smooth_targets(y, logits.shape[-1], label_smoothing) * logp).sum(axis=-1).mean()), logp
+    losses = -(smooth_targets(y, logits.shape[-1], label_smoothing) * logp).sum(axis=-1)
+    return float((row_weights(losses.shape, sample_weight) * losses).sum()), logp
 
 
-def cross_entropy_backward(logp, y, label_smoothing=0.0):
-    """dlogits = (softmax(logits) - target) / N, N the number of labels."""
-    return (np.exp(logp) - smooth_targets(y, logp.shape[-1], label_smoothing)) / np.size(y)
+def cross_entropy_backward(logp, y, label_smoothing=0.0, sample_weight=None):
+    """dlogits = weight · (softmax(logits) · Σ target - target)."""
+    targets = smooth_targets(y, logp.shape[-1], label_smoothing)
+    weights = row_weights(logp.shape[:-1], sample_weight)[..., None]
+    return weights * (np.exp(logp) * targets.sum(axis=-1, keepdims=True) - targets)

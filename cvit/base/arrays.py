@@ -93,6 +93,40 @@ def as_labels(name: str, value, count: int, classes: int, tokens: int = 0) -> np
     return labels
 
 
+def as_targets(name: str, value, count: int, classes: int, dtype: np.dtype, tokens: int = 0) -> np.ndarray:
+    """What each row is to be: labels as `as_labels` gives them, or, of floats with an axis more, the classes' shares.
+
+    Targets (count, classes), with `tokens` (count, tokens, classes), are finite and not negative; they come back in
+    `dtype`, C-contiguous, and copied only where that is needed.
+    """
+    array = as_array(name, value)
+    rows = (count, tokens) if tokens else (count,)
+    if array.dtype.kind != "f" or array.ndim == len(rows):
+        return as_labels(name, array, count, classes, tokens)
+    targets = any_float(name, array, (*rows, classes))
+    with np.errstate(over="ignore"):
+        targets = laid_out(targets, dtype)
+    if not (targets.size == 0 or (targets.min() >= 0 and targets.max() < np.inf)):
+        raise ValueError(
+            f"{name} must be finite and not negative in {dtype}, got values from {targets.min()} to {targets.max()}"
+        )
+    return targets
+
+
+def as_sample_weight(name: str, value, count: int, dtype: np.dtype) -> np.ndarray:
+    """Weights (count,) of any real dtype as a float64 vector of its own, finite in `dtype` and not negative."""
+    array = as_array(name, value)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
+    if array.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), one weight an image, got {array.shape}")
+    weights = np.array(array, np.float64, order="C")
+    if not (count == 0 or (weights.min() >= 0 and weights.max() <= np.finfo(dtype).max)):
+        low, high = weights.min(), weights.max()
+        raise ValueError(f"{name} must be finite and not negative in {dtype}, got values from {low} to {high}")
+    return weights
+
+
 def laid_out(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The array itself if it is of `dtype`, C-contiguous and aligned, else a copy that is."""
     if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:

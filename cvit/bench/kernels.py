@@ -153,7 +153,7 @@ def _cross_entropy_kernels(draw, m, classes):
     logits, labels = draw(m, classes), draw.rng.integers(classes, size=m)
     losses, dlogits = _empty(m), _empty(m, classes)
     yield Kernel(
-        "cross-entropy", f"{m}x{classes}", lambda: _ops.cross_entropy(logits, labels, 0.0, losses, dlogits),
+        "cross-entropy", f"{m}x{classes}", lambda: _ops.cross_entropy(logits, labels, None, 0.0, losses, dlogits),
         (losses, dlogits), lambda: _cross_entropy(logits, labels), CROSS_ENTROPY * m * classes, 2 * m * classes,
         classes,
     )  # fmt: skip

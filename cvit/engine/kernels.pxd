@@ -124,6 +124,7 @@ cdef extern from "cvit.h" nogil:
         void* sums
     ctypedef struct CrossEntropy "cvit_cross_entropy":
         Py_ssize_t n, label
+        const void* target
         const void* logits
         double smoothing, weight
         void* dlogits
@@ -351,6 +352,14 @@ cdef inline ColumnSums summing(Py_ssize_t rows, Py_ssize_t n, Matrix x, void* su
     cdef ColumnSums call
     call.rows, call.n, call.x, call.sums = rows, n, x, sums
     call.accumulate, call.scale = 0, 1
+    return call
+
+
+cdef inline CrossEntropy crossing(Py_ssize_t n, double smoothing, double weight) noexcept nogil:
+    cdef CrossEntropy call
+    call.n, call.smoothing, call.weight, call.label = n, smoothing, weight, 0
+    call.target = call.logits = NULL
+    call.dlogits = NULL
     return call
 
 

@@ -43,5 +43,11 @@ class Plan(Building):
     def embed(self, weights: np.ndarray, images: np.ndarray) -> np.ndarray: ...
     def blocks(self, weights: np.ndarray, tokens: np.ndarray) -> np.ndarray: ...
     def run_training(
-        self, weights: np.ndarray, images: np.ndarray, labels: np.ndarray, smoothing: float, grad: np.ndarray
+        self,
+        weights: np.ndarray,
+        images: np.ndarray,
+        labels: np.ndarray,
+        smoothing: float,
+        grad: np.ndarray,
+        sample_weight: np.ndarray | None = None,
     ) -> float: ...

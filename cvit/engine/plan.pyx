@@ -303,21 +303,40 @@ cdef class Plan(Building):
         self._run((0, self.p.L), weights)
         return view
 
-    def run_training(self, weights, images, const long long[::1] labels, double smoothing, grad):
-        """Forward and backward; fills grad and returns the mean loss."""
-        cdef Py_ssize_t row
-        cdef double loss = 0
-        cdef double* losses
+    def run_training(self, weights, images, labels, double smoothing, grad, sample_weight=None):
+        """Forward and backward; fills grad and returns the loss: the mean, or the sum with the images' weights.
+
+        labels: int64, one for each pooled row, or of the plan's dtype (rows, classes), the targets.
+        """
         self.p.images = <char*> address(images)
-        self.p.labels = &labels[0]
+        self.p.labels, self.p.targets = NULL, NULL
+        if labels.dtype == self.dtype:
+            self.p.targets = <char*> address(labels)
+        else:
+            self.p.labels = <const long long*> address(labels)
+        self.p.sample_weight = NULL
+        if sample_weight is not None:
+            self.p.sample_weight = <const double*> address(sample_weight)
         self.p.smoothing = smoothing
         self.p.grad = <char*> address(grad)
         self.p.lent = <char*> (<size_t> self.p.grad + LINE_MASK & ~<size_t> LINE_MASK)
         self._run("training", weights)
-        losses = <double*> (self.p.arena + self.p.losses)
+        return self._loss()
+
+    cdef double _loss(self):
+        """The rows' losses, added in order; a row of weight 0 does not count, even where its loss is infinite."""
+        cdef Py_ssize_t row, per_image = self.p.pool.rows // self.p.N
+        cdef double weight, loss = 0
+        cdef const double* losses = <double*> (self.p.arena + self.p.losses)
+        if self.p.sample_weight == NULL:
+            for row in range(self.p.pool.rows):
+                loss += losses[row]
+            return loss / self.p.pool.rows
         for row in range(self.p.pool.rows):
-            loss += losses[row]
-        return loss / self.p.pool.rows
+            weight = self.p.sample_weight[row // per_image]
+            if weight > 0:
+                loss += weight * losses[row]
+        return loss / per_image
 
     # ------------------------------------------------------------------------------------------ what others look at
     @property

@@ -172,7 +172,9 @@ ctypedef struct Pass:
     int heads                  # classifiers, whose mean the logits are
     # memory
     char* images
-    const long long* labels
+    const long long* labels    # one for each pooled row,
+    char* targets              # or a row of the classes' shares for each
+    const double* sample_weight   # one for each image; NULL: the mean
     char* weights
     char* grad
     char* lent                 # grad's first whole cache line

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from ..base.arrays import any_float, as_array, as_float, as_labels, as_vector, float_dtype, laid_out
+from ..base.arrays import any_float, as_array, as_float, as_sample_weight, as_targets, as_vector, float_dtype, laid_out
 from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
 from ..engine import runtime
@@ -328,16 +328,21 @@ class ViT:
         return how(images)
 
     def loss_and_grad(
-        self, x, y, *, label_smoothing: float = 0.0, out=None, accumulate: bool = False
+        self, x, y, *, label_smoothing: float = 0.0, sample_weight=None, out=None, accumulate: bool = False
     ) -> tuple[float, np.ndarray]:
-        """Mean softmax cross-entropy of a batch, and its gradient with respect to every weight.
+        """Softmax cross-entropy of a batch, the mean or a weighted sum, and its gradient with respect to every weight.
 
         Parameters
         ----------
         x : array (N, C, H, W), float32 or float64
         y : array (N,) of any integer dtype, labels in [0, classes); (N, T) for a model with pool="none"
+            Or floats with an axis more, (N, classes) or (N, T, classes): target distributions, as mixup makes them,
+            finite and not negative. A row that does not add up to 1 is taken as it is.
         label_smoothing : float in [0, 1)
-            s in the target (1 - s) onehot(y) + s / classes (Szegedy et al. 2016, arXiv:1512.00567).
+            s in the target (1 - s) t + s / classes (Szegedy et al. 2016, arXiv:1512.00567), t = onehot(y) or y's row.
+        sample_weight : array (N,), optional
+            The loss is the sum of each image's loss times its weight, which is finite and not negative: None is 1 / N.
+            An image's loss is the mean of its tokens' for a model with pool="none".
         out : array (size,), optional
             Where the gradient goes: a contiguous vector of the model's dtype. Until the gradient is written it holds
             activations. By default the model gives a vector of its own, see "What a call returns" in the class.
@@ -352,7 +357,9 @@ class ViT:
         """
         self._check_head()
         x = self._images(x)
-        labels = as_labels("y", y, len(x), self._config.classes, self._token_rows)
+        targets = as_targets("y", y, len(x), self._config.classes, self._dtype, self._token_rows)
+        if sample_weight is not None:
+            sample_weight = as_sample_weight("sample_weight", sample_weight, len(x), self._dtype)
         smoothing = representable("label_smoothing", label_smoothing, self._dtype, below_one=True)
         if not isinstance(accumulate, bool):
             raise TypeError(f"accumulate must be True or False, got {shown(accumulate)}")
@@ -370,7 +377,7 @@ class ViT:
                 check(not np.may_share_memory(target, state.weights), "out must not overlap the weights")
             grad = self._gradients.take() if target is None or accumulate else target
             engine = self._engine(len(x), "train")
-            loss = engine.run_training(state.weights, x, labels, smoothing, grad)
+            loss = engine.run_training(state.weights, x, targets, smoothing, grad, sample_weight)
             self._own.logits = engine.logits().copy()
         if target is None:
             return loss, grad

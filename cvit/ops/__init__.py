@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..base.arrays import as_array, as_float, as_labels, common_dtype
+from ..base.arrays import as_array, as_float, as_targets, common_dtype
 from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
 from . import _heads
@@ -353,24 +353,24 @@ def rotate_frequencies(dy, y, coordinates) -> np.ndarray:
 def _cross_entropy(logits, labels, label_smoothing, wanted: bool):
     logits = as_float("logits", logits, ("N", "classes"))
     _not_empty(logits=logits)
-    labels = as_labels("labels", labels, *logits.shape)
+    goal = as_targets("labels", labels, len(logits), logits.shape[1], logits.dtype)
+    labels, targets = (goal, None) if goal.ndim == 1 else (None, goal)
     smoothing = representable("label_smoothing", label_smoothing, logits.dtype, below_one=True)
     losses = np.empty(len(logits), logits.dtype)
     dlogits = np.empty_like(logits) if wanted else None
-    _ops.cross_entropy(logits, labels, smoothing, losses, dlogits)
+    _ops.cross_entropy(logits, labels, targets, smoothing, losses, dlogits)
     return losses, dlogits
 
 
 def cross_entropy(logits, labels, label_smoothing: float = 0.0) -> float:
-    """Mean softmax cross-entropy of logits (N, classes) against labels (N,).
-
-    The target is (1 - s) onehot + s / classes, with s = label_smoothing.
+    """Mean softmax cross-entropy of logits (N, classes) against labels (N,), or targets (N, classes) not negative:
+    against (1 - s) t + s / classes, with s = label_smoothing, t = onehot(label) or the target's row.
     """
     return float(_cross_entropy(logits, labels, label_smoothing, False)[0].mean(dtype=np.float64))
 
 
 def cross_entropy_backward(logits, labels, label_smoothing: float = 0.0) -> np.ndarray:
-    """dlogits (N, classes) of that mean: (softmax(logits) - target) / N."""
+    """dlogits (N, classes) of that mean: (softmax(logits) · sum(target) - target) / N."""
     return _cross_entropy(logits, labels, label_smoothing, True)[1]
 
 

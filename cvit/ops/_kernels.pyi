@@ -44,6 +44,11 @@ def attention_backward(
     dv: np.ndarray,
 ) -> None: ...
 def cross_entropy(
-    logits: np.ndarray, labels: np.ndarray, smoothing: float, losses: np.ndarray, dlogits: np.ndarray | None
+    logits: np.ndarray,
+    labels: np.ndarray | None,
+    targets: np.ndarray | None,
+    smoothing: float,
+    losses: np.ndarray,
+    dlogits: np.ndarray | None,
 ) -> None: ...
 def apply(function: int, x: np.ndarray, y: np.ndarray) -> None: ...

@@ -12,7 +12,7 @@ from ..engine.kernels cimport (
     Activation, ActivationBackward, Attention, AttentionBackward, ColumnSums, CrossEntropy, Gemm, GemmColumns,
     Kernels, Norm,
     NormBackward, PackColumns, PackPanels, PackRows, activating, activating_backward, ceil_div, column_room,
-    columns_product, matrix,
+    columns_product, crossing, matrix,
     normalisation, normalisation_backward, packed_rows_size, packing_columns, packing_panels,
     packing_rows, panel_size,
     panels, product, summing,
@@ -310,24 +310,24 @@ cdef void head_attention_backward(const Kernels* K, AttentionBackward call, Py_s
 
 # --------------------------------------------------------------------------------------------------- loss, elementary
 # functions
-def cross_entropy(const real[:, ::1] logits, const long long[::1] labels, double smoothing, real[::1] losses,
-                  real[:, ::1] dlogits):
-    """Losses (N,), and the gradient of their mean unless dlogits is None."""
+def cross_entropy(const real[:, ::1] logits, const long long[::1] labels, const real[:, ::1] targets, double smoothing,
+                  real[::1] losses, real[:, ::1] dlogits):
+    """Losses (N,), and the gradient of their mean unless dlogits is None; labels or targets are None."""
     cdef const Kernels* K = table_of(&losses[0])
     cdef Py_ssize_t n, N = logits.shape[0], classes = logits.shape[1]
-    cdef bint wanted = dlogits is not None
+    cdef bint wanted = dlogits is not None, labelled = labels is not None
     for n in prange(N, nogil=True, num_threads=team_size(ceil_div(N, 8)), schedule="dynamic", chunksize=8):
-        row_loss(K, classes, <real*> &logits[n, 0], <Py_ssize_t> labels[n], smoothing, N, &losses[n],
+        row_loss(K, classes, <real*> &logits[n, 0], <Py_ssize_t> labels[n] if labelled else 0,
+                 NULL if labelled else <real*> &targets[n, 0], smoothing, N, &losses[n],
                  &dlogits[n, 0] if wanted else NULL)
 
 
-cdef void row_loss(const Kernels* K, Py_ssize_t classes, real* logits, Py_ssize_t label, double smoothing, Py_ssize_t N,
-                   real* loss, real* dlogits) noexcept nogil:
+cdef void row_loss(const Kernels* K, Py_ssize_t classes, real* logits, Py_ssize_t label, real* target, double smoothing,
+                   Py_ssize_t N, real* loss, real* dlogits) noexcept nogil:
     """Of one of N rows."""
     cdef FloatMode before = float_enter()
-    cdef CrossEntropy call
-    call.n, call.label, call.logits, call.dlogits = classes, label, logits, dlogits
-    call.smoothing, call.weight = smoothing, float_fence(1 / float_fence(N))
+    cdef CrossEntropy call = crossing(classes, smoothing, float_fence(1 / float_fence(N)))
+    call.label, call.target, call.logits, call.dlogits = label, target, logits, dlogits
     loss[0] = <real> K.cross_entropy(&call)
     float_fence(loss[0])
     float_leave(before)

@@ -1,17 +1,17 @@
 """The head and the loss.
 
-    logits = features @ W + b,   loss = mean over rows of the softmax cross-entropy
-    dlogits = (softmax - target) / rows,   dfeatures = dlogits @ Wᵀ
+    logits = features @ W + b,   loss = sum over rows of weight · softmax cross-entropy
+    dlogits = weight (softmax · sum(target) - target),   dfeatures = dlogits @ Wᵀ
 
 Two heads, each with its own columns of the features, make logits that are the mean of theirs: then dlogits are those of
-one of them. Rows are the pooled ones: an image each, or a token each where nothing is pooled. Forward keeps features
-and logits. Tasks: groups of images; for the products with W a block of rows by a strip of columns. dW is in
-weights.pyx.
+one of them. Rows are the pooled ones: an image each, or a token each where nothing is pooled. A row's target is a label
+or a row of the classes' shares; its weight is 1 / rows, or an even share of its image's own. Forward keeps features and
+logits. Tasks: groups of images; for the products with W a block of rows by a strip of columns. dW is in weights.pyx.
 """
 
 from ..kernels cimport (
-    AddRows, CrossEntropy, Gemm, Matrix, PackRows, adding, ceil_div, matrix, packed_rows, packed_rows_size,
-    packing_rows, product,
+    AddRows, CrossEntropy, Gemm, Matrix, PackRows, adding, ceil_div, crossing, matrix, packed_rows,
+    packed_rows_size, packing_rows, product,
 )
 from ..task cimport Linear, Pass, Task, columns, part_start, row_of
 from .linear cimport bias_of, panels_of
@@ -81,11 +81,15 @@ cdef void loss_task(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef const Pass* p = t.p
     cdef Py_ssize_t row, per_image = p.pool.rows // p.N
     cdef double* losses = <double*> (p.arena + p.losses)
-    cdef CrossEntropy call
-    call.n, call.smoothing, call.weight = p.classes, p.smoothing, 1.0 / (p.pool.rows * p.heads)
+    cdef CrossEntropy call = crossing(p.classes, p.smoothing, 1.0 / (p.pool.rows * p.heads))
     cdef Py_ssize_t first = part_start(p.N, p.image_groups, task), last = part_start(p.N, p.image_groups, task + 1)
     for row in range(first * per_image, last * per_image):
-        call.label = <Py_ssize_t> p.labels[row]
+        if p.sample_weight != NULL:
+            call.weight = p.sample_weight[row // per_image] / (per_image * p.heads)
+        if p.targets != NULL:
+            call.target = p.targets + row * p.classes * t.K.size
+        else:
+            call.label = <Py_ssize_t> p.labels[row]
         call.logits = p.arena + p.logits + row * p.classes * t.K.size
         call.dlogits = p.arena + p.dlogits + row * p.classes * t.K.size
         losses[row] = t.K.cross_entropy(&call)
