@@ -4,10 +4,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .building import Building
 from .program import Program
+from .tables import Tables
 
-class Plan(Building):
+class Plan(Tables):
     def __init__(
         self,
         program: Program,
@@ -22,6 +22,10 @@ class Plan(Building):
         hints: bool = True,
         kernels: int = 0,
     ) -> None: ...
+    @property
+    def given(self) -> np.ndarray: ...
+    @property
+    def trained(self) -> int: ...
     @property
     def buffers(self) -> dict[str, int]: ...
     @property
@@ -45,7 +49,7 @@ class Plan(Building):
     def run_training(
         self,
         weights: np.ndarray,
-        images: np.ndarray,
+        images: np.ndarray | None,
         labels: np.ndarray,
         smoothing: float,
         grad: np.ndarray,

@@ -24,16 +24,18 @@ from ..engine import runtime
 from ..engine.plan import Plan as Engine
 from ..engine.vectors import Vectors
 from ..pictures.preprocessing import Preprocessing
+from . import inference
 from .config import ViTConfig
+from .inference import as_first
 from .initialize import init_weights
 from .layout import Layout
-from .memory import Plan
+from .memory import Plan, buffers_of
 from .origin import Origin
-from .program import program_of
+from .program import First, program_of, tail_of
 
 Mode = Literal["train", "infer", "tokens"]
 
-ENGINES_KEPT = 4  # for training and evaluation, each with a last, smaller batch
+ENGINES_KEPT = 6  # for a frozen front, training and evaluation, each with a last, smaller batch
 
 # Inference takes a batch in pieces whose activations need at most so many bytes, whatever the batch.
 PIECE_BYTES = 256 << 20
@@ -51,13 +53,6 @@ class _State(NamedTuple):
 
 
 _models: weakref.WeakValueDictionary[int, ViT] = weakref.WeakValueDictionary()
-
-
-def _layer(layer, depth: int) -> int:
-    """The number of a block, counted from the end where it is negative."""
-    number = as_int("layers", layer, minimum=-depth)
-    check(number < depth, f"layers must be below the depth {depth}, got {number}")
-    return number % depth
 
 
 def _in_forked_child() -> None:
@@ -267,7 +262,7 @@ class ViT:
         the memory it takes is bounded (`PIECE_BYTES`), but for the result.
         """
         self._check_head()
-        return self._infer(x, 0)
+        return inference.forward(self, x, inference.LOGITS)
 
     __call__ = forward
 
@@ -278,7 +273,7 @@ class ViT:
         `pre_logits`). Of a model with a head for the distillation token the mean of the two tokens. Computed as by
         `forward`.
         """
-        features = self._infer(x, 1)
+        features = inference.forward(self, x, inference.FEATURES)
         if self._config.dist_head:
             D = self._config.width
             return (features[:, :D] + features[:, D:]) / self._dtype.type(2)
@@ -297,26 +292,19 @@ class ViT:
 
         Tokens stand in the order class tokens, distillation token, registers, patches row by row.
         """
-        x = self._images(x)
-        depth, N = self._config.depth, len(x)
-        wanted = [depth - 1] if layers is None else [_layer(layer, depth) for layer in layers]
         norm = layers is None if norm is None else norm
         if not isinstance(norm, bool):
             raise TypeError(f"norm must be True, False or None, got {shown(norm)}")
-        result = {layer: np.empty((N, self._config.tokens, self._config.width), self._dtype) for layer in wanted}
-        piece = self._piece(N)
-        with self._lock:
-            weights = self._checked_state().weights
-            engine = self._engine(piece, "tokens")
-            for start in range(0, N, piece):
-                start = min(start, N - piece)  # the last piece begins within the one before
-                images = laid_out(x[start : start + piece], self._dtype)
-                if layers is None and norm:
-                    result[depth - 1][start : start + piece] = engine.tokens(weights, images)
-                    continue
-                for layer, tokens in zip(sorted(result), engine.layers(weights, images, sorted(result), norm)):
-                    result[layer][start : start + piece] = tokens
-        return result[depth - 1] if layers is None else [result[layer] for layer in wanted]
+        return inference.tokens(self, x, layers, norm)
+
+    def front(self, x, first: First) -> np.ndarray:
+        """What training with the same `first` begins with, of images x (N, C, H, W): a new array, to be kept where the
+        same images are trained on again.
+
+        Tokens (N, T, D) before block `first`, behind all blocks for first = depth; for "head" what the head reads, (N,
+        width), which is the features, or (N, T, width) with pool="none". Computed as by `forward`, in pieces.
+        """
+        return inference.front(self, x, as_first(first, self._config.depth))
 
     def preprocess(self, images) -> np.ndarray:
         """Pictures as `forward` takes them, float32 (N, C, H, W).
@@ -328,13 +316,21 @@ class ViT:
         return how(images)
 
     def loss_and_grad(
-        self, x, y, *, label_smoothing: float = 0.0, sample_weight=None, out=None, accumulate: bool = False
+        self,
+        x,
+        y,
+        *,
+        label_smoothing: float = 0.0,
+        sample_weight=None,
+        first: First | None = None,
+        out=None,
+        accumulate: bool = False,
     ) -> tuple[float, np.ndarray]:
         """Softmax cross-entropy of a batch, the mean or a weighted sum, and its gradient with respect to every weight.
 
         Parameters
         ----------
-        x : array (N, C, H, W), float32 or float64
+        x : array (N, C, H, W), float32 or float64; with `first` also what `front` gives
         y : array (N,) of any integer dtype, labels in [0, classes); (N, T) for a model with pool="none"
             Or floats with an axis more, (N, classes) or (N, T, classes): target distributions, as mixup makes them,
             finite and not negative. A row that does not add up to 1 is taken as it is.
@@ -343,6 +339,10 @@ class ViT:
         sample_weight : array (N,), optional
             The loss is the sum of each image's loss times its weight, which is finite and not negative: None is 1 / N.
             An image's loss is the mean of its tokens' for a model with pool="none".
+        first : int or "head", optional
+            What lies before block `first` is frozen: it runs as in inference, keeps nothing, and its part of the
+            gradient is left as it is (in a vector of the model's own it is zero). 0 freezes the embedding, `depth` all
+            blocks, "head" all but the head. The other gradients have the bits that they have without `first`.
         out : array (size,), optional
             Where the gradient goes: a contiguous vector of the model's dtype. Until the gradient is written it holds
             activations. By default the model gives a vector of its own, see "What a call returns" in the class.
@@ -356,7 +356,9 @@ class ViT:
         grad : array (size,), in the order of `layout`; `out` itself where that was given
         """
         self._check_head()
-        x = self._images(x)
+        if first is not None:
+            first = as_first(first, self._config.depth)
+        x = self._images(x) if first is None else inference.images_or_rows(self, x, first)
         targets = as_targets("y", y, len(x), self._config.classes, self._dtype, self._token_rows)
         if sample_weight is not None:
             sample_weight = as_sample_weight("sample_weight", sample_weight, len(x), self._dtype)
@@ -369,20 +371,27 @@ class ViT:
             target = as_vector("out", out, self._size, self._dtype, writable=True)
             for name, array in (("x", x), ("y", as_array("y", y))):
                 check(not np.may_share_memory(target, array), f"out must not overlap {name}")
-        x = laid_out(x, self._dtype)
+        if first is None:
+            x = laid_out(x, self._dtype)
         with self._lock:
             state = self._checked_state()
             check(state.packed is None, "this model is frozen: call unfreeze() before training it")
             if out is not None:
                 check(not np.may_share_memory(target, state.weights), "out must not overlap the weights")
-            grad = self._gradients.take() if target is None or accumulate else target
-            engine = self._engine(len(x), "train")
+            if first is not None and target is None:
+                grad = np.zeros(self._size, self._dtype)  # whose frozen part takes no memory: it is never touched
+            else:
+                grad = self._gradients.take() if target is None or accumulate else target
+            engine = self._engine(len(x), "train", first)
+            if first is not None:
+                inference.fill_front(self, state.weights, x, first, engine.given)
             loss = engine.run_training(state.weights, x, targets, smoothing, grad, sample_weight)
             self._own.logits = engine.logits().copy()
         if target is None:
             return loss, grad
         if accumulate:
-            np.add(target, grad, out=target)
+            trained = slice(engine.trained, None)
+            np.add(target[trained], grad[trained], out=target[trained])
         return loss, out
 
     def freeze(self) -> ViT:
@@ -407,16 +416,25 @@ class ViT:
                 self._state = _State(self._state.thawed, None, None, {})
         return self
 
-    def plan(self, batch: int, mode: Mode = "train") -> Plan:
+    def plan(self, batch: int, mode: Mode = "train", *, first: First | None = None) -> Plan:
         """The memory that a call on `batch` images takes beside weights, gradient and results.
 
-        mode: "train" for `loss_and_grad`, "infer" for `forward` and `features`.
+        mode: "train" for `loss_and_grad`, with `first` as that call gets it and images for x; "infer" for `forward` and
+        `features`.
         """
         batch = as_int("batch", batch)
         check(mode in ("train", "infer"), f"mode must be 'train' or 'infer', got {shown(mode)}")
         piece = batch if mode == "train" else self._piece(batch)
-        engine = self._make_engine(piece, mode, dry=True)
-        return Plan(mode, batch, engine.threads(), self._buffers(engine), engine.lent, piece)
+        if first is not None:
+            first = as_first(first, self._config.depth)
+            check(mode == "train", f"first is of training: mode must be 'train', got {shown(mode)}")
+            self._check_head()
+        engine = self._make_engine(piece, mode, first, dry=True)
+        buffers = buffers_of(engine)
+        if first is not None:
+            at_once = self._piece(batch)
+            buffers[f"frozen front, {at_once} at a time"] = self._bytes(at_once, inference.front_mode(first))
+        return Plan(mode, batch, engine.threads(), buffers, engine.lent, piece)
 
     def save(self, path: str | os.PathLike, names: str = "cvit") -> None:
         """Write the model, preprocessing and class names included, for `cvit.load` or for another library.
@@ -483,25 +501,6 @@ class ViT:
             )
         return state
 
-    def _infer(self, x, which: int) -> np.ndarray:
-        """Logits (which = 0) or pooled features (1) of images x, a new array (N, width)."""
-        x = self._images(x)
-        N, piece = len(x), self._piece(len(x))
-        with self._lock:
-            weights = self._checked_state().weights
-            engine = self._engine(piece, "infer")
-            if piece == N:
-                return engine.forward(weights, laid_out(x, self._dtype))[which].copy()
-            width = self._config.feature_width if which else self._config.classes
-            result = np.empty((N, *[self._token_rows] * (self._token_rows > 0), width), self._dtype)
-            for start in range(0, N, piece):
-                start = min(
-                    start, N - piece
-                )  # the last piece is as large as the others and begins within the one before
-                images = laid_out(x[start : start + piece], self._dtype)
-                result[start : start + piece] = engine.forward(weights, images)[which]
-        return result
-
     def _check_head(self) -> None:
         if not self._config.classes:
             raise ValueError("this model has no head (classes=0): features() gives what a head would see")
@@ -518,40 +517,34 @@ class ViT:
         pieces = -(-N // self._most_in_piece)
         return -(-N // pieces)
 
-    def _buffers(self, engine: Engine) -> dict[str, int]:
-        """Bytes of everything that the engine needs, by name."""
-        buffers = engine.buffers
-        threads = engine.threads()
-        buffers[f"scratch of {threads} threads"] = buffers.pop("scratch of a thread") * threads
-        return buffers
-
     def _bytes(self, batch: int, mode: Mode) -> int:
-        return sum(self._buffers(self._make_engine(batch, mode, dry=True)).values())
+        return sum(buffers_of(self._make_engine(batch, mode, dry=True)).values())
 
     def _pack_all(self, weights: np.ndarray) -> Engine:
         engine = Engine(program_of(self._config), 1, self._dtype, "infer", frozen=True)
         engine.freeze(weights)
         return engine
 
-    def _make_engine(self, batch: int, mode: Mode, dry: bool = False) -> Engine:
+    def _make_engine(self, batch: int, mode: Mode, first: First | None = None, dry: bool = False) -> Engine:
         if batch > 1:
             most = MOST_BYTES // self._bytes(1, mode)
             check(batch <= most, f"batch must be at most {most} for this model, got {batch}: more than 2^47 bytes")
         packed = self._state.packed
+        program = program_of(self._config) if first is None else tail_of(self._config, first)
         return Engine(
-            program_of(self._config), batch, self._dtype, mode, frozen=packed is not None, owner=packed,
+            program, batch, self._dtype, mode, frozen=packed is not None, owner=packed,
             checkpoint=mode == "train" and self._checkpoint == "block", dry=dry,
         )  # fmt: skip
 
-    def _engine(self, batch: int, mode: Mode) -> Engine:
+    def _engine(self, batch: int, mode: Mode, first: First | None = None) -> Engine:
         """The engine for a batch size and mode, kept from earlier or made; the least recently used one goes."""
         isa, state = runtime.get_isa(), self._state
         if state.packed is not None and state.packed.isa != isa:
             self._state = state = state._replace(packed=self._pack_all(state.weights), engines={})
-        engines, key = state.engines, (batch, mode, isa)
+        engines, key = state.engines, (batch, mode, first, isa)
         engine = engines.pop(key, None)
         if engine is None:
-            engine = self._make_engine(batch, mode)
+            engine = self._make_engine(batch, mode, first)
             if len(engines) >= ENGINES_KEPT:
                 engines.pop(next(iter(engines)))
         engines[key] = engine
@@ -559,21 +552,7 @@ class ViT:
 
 
 # What a model holds beside attributes that a caller adds.
-_ATTRIBUTES = frozenset(
-    [
-        "_config",
-        "_checkpoint",
-        "_preprocessing",
-        "_class_names",
-        "_origin",
-        "_layout",
-        "_size",
-        "_token_rows",
-        "_dtype",
-        "_state",
-        "_gradients",
-        "_most_in_piece",
-        "_own",
-        "_lock",
-    ]
-)
+_ATTRIBUTES = frozenset([
+    "_config", "_checkpoint", "_preprocessing", "_class_names", "_origin", "_layout", "_size", "_token_rows", "_dtype",
+    "_state", "_gradients", "_most_in_piece", "_own", "_lock",
+])  # fmt: skip
