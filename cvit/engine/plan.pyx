@@ -35,12 +35,15 @@ cdef class Plan(Tables):
     mode: "train" for run_training, "infer" for the forward programs, "tokens" for all tokens and the outputs of blocks.
     With `checkpoint` training keeps only the blocks' inputs. With `frozen` the plan keeps all weights packed; `owner`
     may be another frozen plan of the same model, whose packed weights are shared. `dry` plans are not for running.
+    With `staged` no task takes whole blocks, so that what lies between their stages can be looked at.
     `fused=False` runs the steps as the program has them, `hints=False` without prefetching: to the same bits, both.
     `kernels` is the address of a cvit_kernels to use in place of the selected table.
     """
 
+    cdef bint staged
+
     def __init__(self, program, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
-                 bint dry=False, bint fused=True, bint hints=True, size_t kernels=0):
+                 bint dry=False, bint fused=True, bint hints=True, size_t kernels=0, bint staged=False):
         cdef Pass* p = &self.p
         self.program, self.batch, self.mode, self.owner = program, batch, mode, owner
         self.dtype = np.dtype(dtype)
@@ -55,7 +58,7 @@ cdef class Plan(Tables):
         }  # fmt: skip
         self.memory, self.schedules = [], {}
         p.training, p.frozen, p.checkpoint, p.hints = mode == "train", frozen, checkpoint, hints
-        self.packs_all = frozen
+        self.packs_all, self.staged = frozen, staged
         self._read_program()
         self._cut_tasks()
         self._place_kept()
@@ -88,7 +91,8 @@ cdef class Plan(Tables):
         rounds = ceil_div(p.token_rows.blocks, threads)
         # Whole blocks where few threads wait at the end.
         p.whole_blocks = (
-            p.token_rows.unit_rows > 0 and not p.checkpoint and 8 * rounds * threads <= 9 * p.token_rows.blocks
+            p.token_rows.unit_rows > 0 and not p.checkpoint and not self.staged
+            and 8 * rounds * threads <= 9 * p.token_rows.blocks
         )
         p.private_at = self.own
         p.scratch_stride = self.own + (lines(self.stage_width * p.block_rows * p.K.size) if p.whole_blocks else 0)
@@ -239,6 +243,19 @@ cdef class Plan(Tables):
             if norm:
                 self._run("pool", weights)
             yield self.features() if norm else self._view(self.p.last_x.at, self.p.N, self.p.T, self.p.D)
+
+    def queries_keys(self, weights, images, layers):
+        """Run a plan made with `staged`; yields of each of these blocks, which increase, what its heads read: a view
+        (N, T, 3 · width) of q, k and v, valid until the next one."""
+        cdef int done = 0
+        self.p.images = <char*> address(images)
+        self._run("embed", weights)
+        for layer in layers:
+            self._run((done, layer + 1), weights)
+            done = layer + 1
+            _, at, _, width = self.stage_slots[self.fused[layer][1].source]
+            rows = self.stage_rows[at : at + self.p.R * width * self.p.K.size]
+            yield rows.view(self.dtype).reshape(self.p.N, self.p.T, width)
 
     @property
     def given(self):

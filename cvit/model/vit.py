@@ -24,7 +24,7 @@ from ..engine import runtime
 from ..engine.plan import Plan as Engine
 from ..engine.vectors import Vectors
 from ..pictures.preprocessing import Preprocessing
-from . import inference
+from . import inference, maps
 from .config import ViTConfig
 from .inference import as_first
 from .initialize import init_weights
@@ -33,7 +33,7 @@ from .memory import Plan, buffers_of
 from .origin import Origin
 from .program import First, program_of, tail_of
 
-Mode = Literal["train", "infer", "tokens"]
+Mode = Literal["train", "infer", "tokens", "maps"]
 
 ENGINES_KEPT = 6  # for a frozen front, training and evaluation, each with a last, smaller batch
 
@@ -297,6 +297,14 @@ class ViT:
             raise TypeError(f"norm must be True, False or None, got {shown(norm)}")
         return inference.tokens(self, x, layers, norm)
 
+    def attention(self, x, layers=None) -> np.ndarray:
+        """Attention maps (N, L, H, T, T) of images x (N, C, H, W), a new array: row q of a map holds the softmax
+        probabilities of query q, for all L blocks or those of `layers`, tokens in the order of `tokens`.
+
+        Blocks in pairs have the heads of both attentions, 2 H. Beside its result a call takes what `forward` takes.
+        """
+        return maps.attention(self, x, layers)
+
     def front(self, x, first: First) -> np.ndarray:
         """What training with the same `first` begins with, of images x (N, C, H, W): a new array, to be kept where the
         same images are trained on again.
@@ -532,8 +540,8 @@ class ViT:
         packed = self._state.packed
         program = program_of(self._config) if first is None else tail_of(self._config, first)
         return Engine(
-            program, batch, self._dtype, mode, frozen=packed is not None, owner=packed,
-            checkpoint=mode == "train" and self._checkpoint == "block", dry=dry,
+            program, batch, self._dtype, "tokens" if mode == "maps" else mode, frozen=packed is not None, owner=packed,
+            checkpoint=mode == "train" and self._checkpoint == "block", dry=dry, staged=mode == "maps",
         )  # fmt: skip
 
     def _engine(self, batch: int, mode: Mode, first: First | None = None) -> Engine:
