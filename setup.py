@@ -35,7 +35,8 @@ except ImportError:
 
 # Extensions that plan and convert, and compute nothing: for size, a third of which the wheel saves.
 COLD = (
-    "cvit.engine.building", "cvit.engine.cutting", "cvit.engine.places", "cvit.engine.plan", "cvit.engine.update",
+    "cvit.engine.building", "cvit.engine.cutting", "cvit.engine.places", "cvit.engine.plan", "cvit.engine.tables",
+    "cvit.engine.update",
     "cvit.ops._kernels",
 )  # fmt: skip
 

@@ -61,6 +61,7 @@ class Model:
         self.config, self.masks = config, masks or (lambda name, shape: 1.0)
         self.weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
         self.grads = {}
+        self.maps = []  # of every attention of the blocks, the softmax's probabilities
 
     def add(self, name, grad):
         """Add to a tensor's gradient, if the configuration has that tensor."""
@@ -153,6 +154,8 @@ class Model:
             heads.append(y)
             backs.append((back_linear, back_norm, back_rotate))
         o, lse = attention_forward(*heads)
+        q, k, _ = heads
+        self.maps.append(np.exp(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]) - lse))
         y, back_inner = self.optional_norm(config.attn_norm, f"{at}.norm", merge_heads(o))
         y, back_proj = self.linear(f"{at}.proj", y)
         y, back_drop = self.drop(f"{at}.proj", y)
@@ -391,6 +394,15 @@ def tokens_of(config, weights, x, layers=None):
     before it."""
     tokens, outputs, _ = Model(config, weights).tokens(x)
     return tokens if layers is None else (tokens, [outputs[i] for i in layers])
+
+
+def attention_maps(config, weights, x):
+    """The probabilities (N, L, H, T, T) of all blocks; blocks in pairs have the heads of both attentions."""
+    model = Model(config, weights)
+    model.tokens(x)
+    N, T = len(x), config.tokens
+    shape = (N, config.depth, -1, T, T) if config.depth else (N, 0, config.heads, T, T)
+    return np.concatenate([np.empty((N, 0, T, T)), *model.maps], axis=1).reshape(shape)
 
 
 def loss_and_grad(config, flat_weights, x, y, label_smoothing=0.0, sample_weight=None, masks=None):

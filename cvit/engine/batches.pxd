@@ -27,6 +27,7 @@ cdef void run_logits(const Task* t, const Batch* batch, Py_ssize_t task) noexcep
 cdef void run_logits_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil
 cdef void run_loss(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil
 cdef void run_tokens_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil
+cdef void run_final_norm_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil
 cdef void run_patch_norm_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil
 cdef void run_patch_norm_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil
 cdef void run_query_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil

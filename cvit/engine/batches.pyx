@@ -108,6 +108,10 @@ cdef void run_tokens_backward(const Task* t, const Batch* batch, Py_ssize_t task
         final_norm_sums(t)
 
 
+cdef void run_final_norm_sums(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
+    final_norm_sums(t)
+
+
 cdef void run_patch_norm_backward(const Task* t, const Batch* batch, Py_ssize_t task) noexcept nogil:
     patch_norm_backward_task(t, task)
 

@@ -39,12 +39,15 @@ cdef class Cutting:
         p.channels, (p.height, p.width) = embed.channels, embed.image_size
         p.patch_height, p.patch_width = embed.patch_size
         p.patches = (p.height // p.patch_height) * (p.width // p.patch_width)
-        p.patch_values = p.channels * p.patch_height * p.patch_width
+        p.given = program.given
+        p.head_alone = p.given and p.L == 0 and p.heads > 0 and program.behind == program.heads[0].matrices[0].weight
+        p.patch_values = 0 if p.given else p.channels * p.patch_height * p.patch_width
         p.prefix, p.positions_of_prefix = len(embed.prefix), embed.positions_of_prefix
         p.prefix_tokens = embed.prefix[0] * size if embed.prefix else -1
         p.positions = embed.positions * size if embed.positions >= 0 else -1
-        p.patch_norm.given, p.patch_norm.scale, p.patch_norm.shift = embed.norm is not None, -1, -1
-        if embed.norm is not None:
+        p.patch_norm.given = embed.norm is not None and not p.given
+        p.patch_norm.scale = p.patch_norm.shift = -1
+        if p.patch_norm.given:
             p.patch_norm.rms, p.patch_norm.eps = embed.norm.rms, embed.norm.eps
             p.patch_norm.scale = bytes_of(embed.norm.scale, size)
             p.patch_norm.shift = bytes_of(embed.norm.shift, size)

@@ -115,18 +115,21 @@ cdef class Places(Cutting):
         """Where every block keeps what its backward needs: for each block a dict of slots.
 
         The gradient of a block's weights is written when all later blocks are done. Until then its room is lent to what
-        those keep, as much as fits; the embedding's gradient, the last of all, to every block. With checkpointing, or
-        without a backward, the blocks take turns in one place.
+        those keep, as much as fits; the embedding's gradient, the last of all, to every block. What lies before the
+        weights that are trained is never lent. With checkpointing, or without a backward, the blocks take turns in one
+        place.
         """
         cdef Pass* p = &self.p
         size, R = p.K.size, p.R
         self.placed = {"end": 0}
         self.stage_slots, self.stage_width = {}, 0
-        p.patches_at = self._place(
-            "patches", (p.N if p.training else p.image_groups) * p.patches * p.patch_values * size
-        )
+        if not p.given:
+            p.patches_at = self._place(
+                "patches", (p.N if p.training else p.image_groups) * p.patches * p.patch_values * size
+            )
         lent = 0
         starts = [first_weight(block) * size for block in self.program.blocks] + [self.program.behind * size]
+        p.trained = starts[0] if p.given else 0
         self.kept = []
         for layer in range(p.L + 1):
             slots = {}
@@ -138,7 +141,7 @@ cdef class Places(Cutting):
                 title = TITLES.get(name, TITLES["stats"] if name.startswith("stats") else name)
                 if layer and (not p.training or p.checkpoint and name != "x"):
                     slots[name] = self.kept[0][name]
-                elif p.training and lent + count + 2 * LINE <= starts[layer]:
+                elif p.training and p.trained + lent + count + 2 * LINE <= starts[layer]:
                     slots[name] = (LENT, lent, 0, width)
                     lent += lines(count)
                     self.placed.setdefault(title, 0)
@@ -303,7 +306,7 @@ cdef class Places(Cutting):
         self.gradients = {group: {} for group in ("blocks", "before", "after", "query", "end")}
         if not p.training:
             return
-        p.dx = self._place("gradient of the residual stream", p.R * p.D * size)
+        p.dx = self._place("gradient of the residual stream", 0 if p.head_alone else p.R * p.D * size)
         residual = (ARENA, p.dx, 0, p.D)
         self.gradients["blocks"] = {"x": residual, "y": residual}
         self.gradients["before"] = {"x": residual, "x0": residual}

@@ -4,10 +4,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .building import Building
 from .program import Program
+from .tables import Tables
 
-class Plan(Building):
+class Plan(Tables):
     def __init__(
         self,
         program: Program,
@@ -21,7 +21,12 @@ class Plan(Building):
         fused: bool = True,
         hints: bool = True,
         kernels: int = 0,
+        staged: bool = False,
     ) -> None: ...
+    @property
+    def given(self) -> np.ndarray: ...
+    @property
+    def trained(self) -> int: ...
     @property
     def buffers(self) -> dict[str, int]: ...
     @property
@@ -40,12 +45,13 @@ class Plan(Building):
     def layers(
         self, weights: np.ndarray, images: np.ndarray, layers: list[int], norm: bool
     ) -> Iterator[np.ndarray]: ...
+    def queries_keys(self, weights: np.ndarray, images: np.ndarray, layers: list[int]) -> Iterator[np.ndarray]: ...
     def embed(self, weights: np.ndarray, images: np.ndarray) -> np.ndarray: ...
     def blocks(self, weights: np.ndarray, tokens: np.ndarray) -> np.ndarray: ...
     def run_training(
         self,
         weights: np.ndarray,
-        images: np.ndarray,
+        images: np.ndarray | None,
         labels: np.ndarray,
         smoothing: float,
         grad: np.ndarray,

@@ -8,18 +8,19 @@ steps are made in building.pyx, and the passes themselves are in stages.pyx.
 
 import numpy as np
 
-from .building cimport Building, address
+from .building cimport address
 from .hints cimport derive_hints, derive_section_hints
 from .kernels cimport Kernels, ceil_div
 from .places cimport lines
 from .stages cimport Job, Schedule, work
+from .tables cimport Tables
 from .task cimport Pass
-from .team cimport F32, F64, FloatMode, float_enter, float_leave, run_team, selected, team_size
+from .team cimport F32, F64, run_team, selected, team_size
 from .memory import allocate
 from .cutting import LEAST_ROWS, MOST_HEAD_TASKS
-from .program import Rotate, fuse
+from .program import fuse
 from .slots import linears_of
-from .team import get_isa
+from .team import get_isa, in_own_mode
 
 # Of a pass for each of its threads: with less to do, waiting for each other takes longer than it saves.
 THREAD_FLOPS = 1.2e7
@@ -28,21 +29,21 @@ cdef enum:
     LINE_MASK = 63
 
 
-cdef class Plan(Building):
+cdef class Plan(Tables):
     """One plan for (program, batch, dtype, mode). See `cvit.model.ViT`, which makes and keeps these.
 
     mode: "train" for run_training, "infer" for the forward programs, "tokens" for all tokens and the outputs of blocks.
     With `checkpoint` training keeps only the blocks' inputs. With `frozen` the plan keeps all weights packed; `owner`
     may be another frozen plan of the same model, whose packed weights are shared. `dry` plans are not for running.
+    With `staged` no task takes whole blocks, so that what lies between their stages can be looked at.
     `fused=False` runs the steps as the program has them, `hints=False` without prefetching: to the same bits, both.
     `kernels` is the address of a cvit_kernels to use in place of the selected table.
     """
 
-    cdef int tables_done               # learned rotary positions: of a frozen model's weights
-    cdef object learned                # their offsets, block by block
+    cdef bint staged
 
     def __init__(self, program, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
-                 bint dry=False, bint fused=True, bint hints=True, size_t kernels=0):
+                 bint dry=False, bint fused=True, bint hints=True, size_t kernels=0, bint staged=False):
         cdef Pass* p = &self.p
         self.program, self.batch, self.mode, self.owner = program, batch, mode, owner
         self.dtype = np.dtype(dtype)
@@ -57,7 +58,7 @@ cdef class Plan(Building):
         }  # fmt: skip
         self.memory, self.schedules = [], {}
         p.training, p.frozen, p.checkpoint, p.hints = mode == "train", frozen, checkpoint, hints
-        self.packs_all = frozen
+        self.packs_all, self.staged = frozen, staged
         self._read_program()
         self._cut_tasks()
         self._place_kept()
@@ -90,7 +91,8 @@ cdef class Plan(Building):
         rounds = ceil_div(p.token_rows.blocks, threads)
         # Whole blocks where few threads wait at the end.
         p.whole_blocks = (
-            p.token_rows.unit_rows > 0 and not p.checkpoint and 8 * rounds * threads <= 9 * p.token_rows.blocks
+            p.token_rows.unit_rows > 0 and not p.checkpoint and not self.staged
+            and 8 * rounds * threads <= 9 * p.token_rows.blocks
         )
         p.private_at = self.own
         p.scratch_stride = self.own + (lines(self.stage_width * p.block_rows * p.K.size) if p.whole_blocks else 0)
@@ -111,54 +113,6 @@ cdef class Plan(Building):
         derive_section_hints(p, &p.end, p.hints)
         self.schedules.clear()
         self.cut_threads = threads
-
-    # ---------------------------------------------------------------------------------------------- rotary positions
-    def _place_tables(self):
-        """The cosines and sines of rotary positions; of learned ones for each block, and the patches' coordinates."""
-        cdef Pass* p = &self.p
-        rotation = self.program.rotation
-        self.tables, self.learned = np.empty(0, self.dtype), []
-        if rotation is None:
-            return
-        if rotation.angles is not None:
-            in_own_mode(self._fill_fixed_tables, rotation.angles)
-            return
-        self.learned = [
-            (part.frequencies, part.heads * part.width // 2)
-            for block in self.program.blocks for part in block.before if isinstance(part, Rotate)
-        ]  # fmt: skip
-        p.tables_of_weights = 1
-        p.coordinates = sum(2 * p.patches * pairs for _, pairs in self.learned) * p.K.size
-        self.tables = np.empty(p.coordinates // p.K.size + 2 * p.patches, self.dtype)
-        self.tables[p.coordinates // p.K.size :] = rotation.coordinates.ravel()
-
-    def _tables_of(self, Py_ssize_t layer):
-        """Where a block's cosines and sines lie, in bytes."""
-        cdef Py_ssize_t size = self.p.K.size
-        if not self.learned:
-            return 0, self.tables.nbytes // 2
-        first = sum(2 * self.p.patches * pairs for _, pairs in self.learned[:layer])
-        return first * size, (first + self.p.patches * self.learned[layer][1]) * size
-
-    def _fill_fixed_tables(self, angles):
-        """The cosines of all angles, then their sines."""
-        self.tables = np.concatenate([np.cos(angles).ravel(), np.sin(angles).ravel()]).astype(self.dtype)
-
-    def _fill_learned_tables(self, weights):
-        """The angles of learned frequencies: a patch's coordinates times those of both axes."""
-        cdef Py_ssize_t layer
-        size = self.dtype.itemsize
-        at = self.tables[self.p.coordinates // size :].reshape(-1, 2)
-        for layer, (offset, pairs) in enumerate(self.learned):
-            both = weights[offset : offset + 2 * pairs].reshape(2, pairs)
-            cosines, sines = (start // size for start in self._tables_of(layer))
-            count = self.p.patches * pairs
-            angles = self.tables[sines : sines + count].reshape(-1, pairs)
-            np.multiply(at[:, :1], both[0], out=angles)
-            np.add(angles, at[:, 1:] * both[1], out=angles)
-            np.cos(angles, out=self.tables[cosines : cosines + count].reshape(-1, pairs))
-            np.sin(angles, out=angles)
-        self.tables_done = True
 
     # --------------------------------------------------------------------------------------------------------- calls
     def _packed_size(self):
@@ -290,6 +244,29 @@ cdef class Plan(Building):
                 self._run("pool", weights)
             yield self.features() if norm else self._view(self.p.last_x.at, self.p.N, self.p.T, self.p.D)
 
+    def queries_keys(self, weights, images, layers):
+        """Run a plan made with `staged`; yields of each of these blocks, which increase, what its heads read: a view
+        (N, T, 3 · width) of q, k and v, valid until the next one."""
+        cdef int done = 0
+        self.p.images = <char*> address(images)
+        self._run("embed", weights)
+        for layer in layers:
+            self._run((done, layer + 1), weights)
+            done = layer + 1
+            _, at, _, width = self.stage_slots[self.fused[layer][1].source]
+            rows = self.stage_rows[at : at + self.p.R * width * self.p.K.size]
+            yield rows.view(self.dtype).reshape(self.p.N, self.p.T, width)
+
+    @property
+    def given(self):
+        """A view (N, T, D) of the tokens that the passes of a program with `given` begin with: to be written first."""
+        return self._view(self.p.first_x.at, self.p.N, self.p.T, self.p.D)
+
+    @property
+    def trained(self):
+        """The first weight that has a gradient."""
+        return self.p.trained // self.p.K.size
+
     def embed(self, weights, images):
         """Run the embedding; returns a view of the tokens (N, T, D)."""
         self.p.images = <char*> address(images)
@@ -306,10 +283,13 @@ cdef class Plan(Building):
     def run_training(self, weights, images, labels, double smoothing, grad, sample_weight=None, drop=(0, 0, 0, 0)):
         """Forward and backward; fills grad and returns the loss: the mean, or the sum with the images' weights.
 
-        labels: int64, one for each pooled row, or of the plan's dtype (rows, classes), the targets. Steps that drop do
-        so with `drop` = (rate of the last block's branches, rate of elements, seed, number of the first image).
+        labels: int64, one for each pooled row, or of the plan's dtype (rows, classes), the targets. sample_weight: (N,)
+        float64. Where tokens are `given`, images are not read, and of grad only what lies from `trained` on is touched.
+        Steps that drop do so with `drop` = (rate of the last block's branches, rate of elements, seed, number of the
+        first image).
         """
-        self.p.images = <char*> address(images)
+        if not self.p.given:
+            self.p.images = <char*> address(images)
         self.p.labels, self.p.targets = NULL, NULL
         if labels.dtype == self.dtype:
             self.p.targets = <char*> address(labels)
@@ -321,7 +301,7 @@ cdef class Plan(Building):
         self.p.smoothing = smoothing
         self.p.drop.path, self.p.drop.rate, self.p.drop.seed, self.p.drop.first = drop
         self.p.grad = <char*> address(grad)
-        self.p.lent = <char*> (<size_t> self.p.grad + LINE_MASK & ~<size_t> LINE_MASK)
+        self.p.lent = <char*> (<size_t> (self.p.grad + self.p.trained) + LINE_MASK & ~<size_t> LINE_MASK)
         self._run("training", weights)
         return self._loss()
 
@@ -365,12 +345,3 @@ cdef class Plan(Building):
         tasks)."""
         self._cut_for(self.threads())
         return self._schedule(kind or ("training" if self.p.training else "forward")).listing()
-
-
-cdef in_own_mode(function, argument):
-    """Call a function of NumPy's arithmetic in cvit's floating-point mode, not the caller's."""
-    cdef FloatMode before = float_enter()
-    try:
-        return function(argument)
-    finally:
-        float_leave(before)

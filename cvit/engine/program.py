@@ -243,14 +243,14 @@ class Program:
     feature_width: int
     heads: tuple[Linear, ...]  # the logits are their mean
     rotation: Rotation | None
+    given: bool = False  # passes begin with tokens, not with images: weights before `blocks` have no gradient
 
     def __str__(self) -> str:
         """One line a step; equal blocks are shown once."""
         embed, pool = self.embed, self.pool
-        lines = [
-            f"embed    images ({embed.channels}, {embed.image_size[0]}, {embed.image_size[1]}) "
-            f"-> x ({self.tokens}, {self.width})",
-        ]
+        source = f"images ({embed.channels}, {embed.image_size[0]}, {embed.image_size[1]})"
+        source = "given    tokens" if self.given else f"embed    {source}"
+        lines = [f"{source} -> x ({self.tokens}, {self.width})"]
         lines += _section("rows", fuse(self.before))
         i = 0
         while i < len(self.blocks):

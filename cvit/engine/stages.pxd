@@ -25,6 +25,7 @@ cdef class Schedule:
     cdef void stage(self, Batch tasks) except *
     cdef void beside(self, Batch tasks) except *
     cdef void embed(self) except *
+    cdef void start(self) except *
     cdef void extra_packs(self, bint transposed) except *
     cdef void blocks(self, int first, int last) except *
     cdef void pool(self) except *

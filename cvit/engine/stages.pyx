@@ -9,7 +9,8 @@ import numpy as np
 
 from .batches cimport (
     Batch, Run, batch, gradients, gradients_of, layer_scales, of_rows, pack, pack_section, run_block,
-    run_block_backward, run_embed, run_heads, run_heads_backward, run_logits, run_logits_backward, run_loss,
+    run_block_backward, run_embed, run_final_norm_sums, run_heads, run_heads_backward, run_logits,
+    run_logits_backward, run_loss,
     run_patch_norm_backward, run_patch_norm_sums, run_pool, run_pool_backward, run_query_sums, run_rows,
     run_rows_again, run_rows_backward, run_tokens_backward,
 )
@@ -56,7 +57,10 @@ cdef class Schedule:
     # ------------------------------------------------------------------------------------------------------- forward
     cdef void forward(self) except *:
         cdef Pass* p = self.p
-        self.embed()
+        if p.given:
+            self.start()
+        else:
+            self.embed()
         self.extra_packs(False)
         self.blocks(0, <int> p.L)
         if p.after.count:
@@ -77,6 +81,13 @@ cdef class Schedule:
             self.beside(pack_section(p, 0, True, False))
         if p.before.count:
             self.stage(of_rows(p, "rows before the blocks", -1, &p.before, run_rows))
+
+    cdef void start(self) except *:
+        """What the stage behind given tokens needs of packed weights."""
+        cdef Pass* p = self.p
+        self.stage(pack_section(p, 0, False, False) if p.L else pack(p, -1, p.head, p.heads, False))
+        if p.whole_blocks:
+            self.beside(pack_section(p, 0, True, False))
 
     cdef void blocks(self, int first, int last) except *:
         """Blocks [first, last). Each stage also packs the weights that the next one needs."""
@@ -113,11 +124,15 @@ cdef class Schedule:
         cdef Block* block
         cdef int i, last = <int> p.L - 1
         self.stage(batch("loss", p.image_groups, run_loss))
-        self.beside(pack(p, -1, p.head, p.heads, True))
-        self.extra_packs(True)
-        self.stage(batch("logits backward", p.heads * head_tasks(p, p.head[0].k), run_logits_backward))
+        if not p.head_alone:
+            self.beside(pack(p, -1, p.head, p.heads, True))
+            self.extra_packs(True)
+        self.stage(batch("logits backward", 0 if p.head_alone else p.heads * head_tasks(p, p.head[0].k),
+                         run_logits_backward))
         for i in range(p.heads):
             self.beside(gradients_of(p, &p.head[i]))
+        if p.head_alone:
+            return
         if p.end.count:
             self.stage(of_rows(p, "pooled rows, backward", -1, &p.end, run_rows_backward))
         self.stage(batch("pool backward", p.image_groups, run_pool_backward))
@@ -154,7 +169,12 @@ cdef class Schedule:
             self.beside(pack_section(p, i - 1, False, False) if p.checkpoint else pack_section(p, i - 1, True, True))
         if p.before.count:
             self.stage(of_rows(p, "rows before the blocks, backward", -1, &p.before, run_rows_backward))
-        self.embed_backward()
+        if not p.given:
+            self.embed_backward()
+            return
+        self.stage(batch("final norm sums", 1, run_final_norm_sums))
+        if p.whole_blocks:
+            self.beside(layer_scales(p, 0))
 
     cdef void embed_backward(self) except *:
         cdef Pass* p = self.p

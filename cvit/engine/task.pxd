@@ -161,6 +161,9 @@ ctypedef struct Pass:
     int hints                  # whether products fetch what is read next: no result depends on it
     int idle                   # tasks are taken and not done: what a pass costs beside its kernels
     int whole_blocks           # a task takes its rows, which are whole images, through a whole block
+    int given                  # passes begin with tokens that the caller gives: nothing before the blocks is run
+    int head_alone             # of such a pass: nothing but the head has a gradient
+    Py_ssize_t trained         # where the weights that have a gradient begin
     double smoothing
     Drops drop
     # how the work is cut

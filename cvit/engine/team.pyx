@@ -201,3 +201,12 @@ def measure_bandwidth(int threads=0, double seconds=0.5):
             run_team(size, stream_work, &probe)
         best = max(best, 12.0 * n / (time.perf_counter() - start))
     return best
+
+
+def in_own_mode(function, argument):
+    """Call a function of NumPy's arithmetic in cvit's floating-point mode, not the caller's."""
+    cdef FloatMode before = float_enter()
+    try:
+        return function(argument)
+    finally:
+        float_leave(before)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..engine.plan import Plan as Engine
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -29,3 +31,11 @@ class Plan:
         if self.lent:
             rows.insert(-1, ("(more in the gradient's room)", self.lent))
         return "\n".join([title, *(f"  {name:<38}{size / 1e6:>12.3f} MB" for name, size in rows)])
+
+
+def buffers_of(engine: Engine) -> dict[str, int]:
+    """Bytes of everything that an engine needs, by name."""
+    buffers = engine.buffers
+    threads = engine.threads()
+    buffers[f"scratch of {threads} threads"] = buffers.pop("scratch of a thread") * threads
+    return buffers

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Literal
 
 from ..engine.program import (
     Activation,
@@ -27,6 +28,8 @@ from .drop import with_drops
 from .layout import Layout
 from .parts import Kind, Part, Role
 from .rope import angles, coordinates
+
+First = int | Literal["head"]  # where training starts: a block, the depth, or the head; what lies before is frozen
 
 
 @functools.lru_cache(maxsize=64)
@@ -82,6 +85,22 @@ def program_of(config: ViTConfig, path: bool = False, rate: bool = False) -> Pro
         heads=tuple(make.linear(part) for part in heads),
         rotation=_rotation(config),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def tail_of(config: ViTConfig, first: First, path: bool = False, rate: bool = False) -> Program:
+    """The program of what is trained behind a frozen front: blocks `first` and on, which begin with tokens, and what
+    follows them; of "head" the head, which begins with its features. Offsets are those of the whole model."""
+    program = program_of(config, path, rate)  # whose drops know their places in the whole model
+    if first != "head":
+        return dataclasses.replace(program, given=True, before=(), blocks=program.blocks[first:])
+    each = config.pool == "none"
+    tokens = config.tokens if each else 1  # the features are tokens, of which each is its own mean
+    return dataclasses.replace(
+        program, given=True, tokens=tokens, width=program.feature_width, before=(), blocks=(), norm=None, latent=-1,
+        query=(), after=(), pool=Pool(((0, tokens),), each), end=(), features="pooled", rotation=None,
+        behind=program.heads[0].matrices[0].weight,
+    )  # fmt: skip
 
 
 def _ranges(config: ViTConfig) -> tuple[tuple[int, int], ...]:

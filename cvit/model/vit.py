@@ -24,19 +24,20 @@ from ..engine import runtime
 from ..engine.plan import Plan as Engine
 from ..engine.vectors import Vectors
 from ..pictures.preprocessing import Preprocessing
-from . import recognition
+from . import inference, maps, recognition
 from .config import ViTConfig
 from .drop import NOTHING, Drop, as_drop
+from .inference import as_first
 from .initialize import init_weights
 from .layout import Layout
-from .memory import Plan
+from .memory import Plan, buffers_of
 from .origin import Origin
-from .program import program_of
+from .program import First, program_of, tail_of
 from .recognition import Guess
 
-Mode = Literal["train", "infer", "tokens"]
+Mode = Literal["train", "infer", "tokens", "maps"]
 
-ENGINES_KEPT = 4  # for training and evaluation, each with a last, smaller batch
+ENGINES_KEPT = 6  # for a frozen front, training and evaluation, each with a last, smaller batch
 
 # Inference takes a batch in pieces whose activations need at most so many bytes, whatever the batch.
 PIECE_BYTES = 256 << 20
@@ -54,13 +55,6 @@ class _State(NamedTuple):
 
 
 _models: weakref.WeakValueDictionary[int, ViT] = weakref.WeakValueDictionary()
-
-
-def _layer(layer, depth: int) -> int:
-    """The number of a block, counted from the end where it is negative."""
-    number = as_int("layers", layer, minimum=-depth)
-    check(number < depth, f"layers must be below the depth {depth}, got {number}")
-    return number % depth
 
 
 def _in_forked_child() -> None:
@@ -272,7 +266,7 @@ class ViT:
         the memory it takes is bounded (`PIECE_BYTES`), but for the result.
         """
         self._check_head()
-        return self._infer(x, 0)
+        return inference.forward(self, x, inference.LOGITS)
 
     __call__ = forward
 
@@ -283,7 +277,7 @@ class ViT:
         `pre_logits`). Of a model with a head for the distillation token the mean of the two tokens. Computed as by
         `forward`.
         """
-        features = self._infer(x, 1)
+        features = inference.forward(self, x, inference.FEATURES)
         if self._config.dist_head:
             D = self._config.width
             return (features[:, :D] + features[:, D:]) / self._dtype.type(2)
@@ -302,26 +296,27 @@ class ViT:
 
         Tokens stand in the order class tokens, distillation token, registers, patches row by row.
         """
-        x = self._images(x)
-        depth, N = self._config.depth, len(x)
-        wanted = [depth - 1] if layers is None else [_layer(layer, depth) for layer in layers]
         norm = layers is None if norm is None else norm
         if not isinstance(norm, bool):
             raise TypeError(f"norm must be True, False or None, got {shown(norm)}")
-        result = {layer: np.empty((N, self._config.tokens, self._config.width), self._dtype) for layer in wanted}
-        piece = self._piece(N)
-        with self._lock:
-            weights = self._checked_state().weights
-            engine = self._engine(piece, "tokens")
-            for start in range(0, N, piece):
-                start = min(start, N - piece)  # the last piece begins within the one before
-                images = laid_out(x[start : start + piece], self._dtype)
-                if layers is None and norm:
-                    result[depth - 1][start : start + piece] = engine.tokens(weights, images)
-                    continue
-                for layer, tokens in zip(sorted(result), engine.layers(weights, images, sorted(result), norm)):
-                    result[layer][start : start + piece] = tokens
-        return result[depth - 1] if layers is None else [result[layer] for layer in wanted]
+        return inference.tokens(self, x, layers, norm)
+
+    def attention(self, x, layers=None) -> np.ndarray:
+        """Attention maps (N, L, H, T, T) of images x (N, C, H, W), a new array: row q of a map holds the softmax
+        probabilities of query q, for all L blocks or those of `layers`, tokens in the order of `tokens`.
+
+        Blocks in pairs have the heads of both attentions, 2 H. Beside its result a call takes what `forward` takes.
+        """
+        return maps.attention(self, x, layers)
+
+    def front(self, x, first: First) -> np.ndarray:
+        """What training with the same `first` begins with, of images x (N, C, H, W): a new array, to be kept where the
+        same images are trained on again.
+
+        Tokens (N, T, D) before block `first`, behind all blocks for first = depth; for "head" what the head reads, (N,
+        width), which is the features, or (N, T, width) with pool="none". Computed as by `forward`, in pieces.
+        """
+        return inference.front(self, x, as_first(first, self._config.depth))
 
     def preprocess(self, images) -> np.ndarray:
         """Pictures as `forward` takes them, float32 (N, C, H, W).
@@ -352,6 +347,7 @@ class ViT:
         label_smoothing: float = 0.0,
         sample_weight=None,
         drop: Drop | None = None,
+        first: First | None = None,
         out=None,
         accumulate: bool = False,
     ) -> tuple[float, np.ndarray]:
@@ -359,7 +355,7 @@ class ViT:
 
         Parameters
         ----------
-        x : array (N, C, H, W), float32 or float64
+        x : array (N, C, H, W), float32 or float64; with `first` also what `front` gives
         y : array (N,) of any integer dtype, labels in [0, classes); (N, T) for a model with pool="none"
             Or floats with an axis more, (N, classes) or (N, T, classes): target distributions, as mixup makes them,
             finite and not negative. A row that does not add up to 1 is taken as it is.
@@ -370,6 +366,10 @@ class ViT:
             An image's loss is the mean of its tokens' for a model with pool="none".
         drop : Drop, optional
             Stochastic depth and dropout: the loss, the gradient and `logits` are then those of the thinned model.
+        first : int or "head", optional
+            What lies before block `first` is frozen: it runs as in inference, keeps nothing, drops nothing, and its part
+            of the gradient is left as it is (in a vector of the model's own it is zero). 0 freezes the embedding, `depth`
+            all blocks, "head" all but the head. The other gradients have the bits that they have without `first`.
         out : array (size,), optional
             Where the gradient goes: a contiguous vector of the model's dtype. Until the gradient is written it holds
             activations. By default the model gives a vector of its own, see "What a call returns" in the class.
@@ -383,7 +383,9 @@ class ViT:
         grad : array (size,), in the order of `layout`; `out` itself where that was given
         """
         self._check_head()
-        x = self._images(x)
+        if first is not None:
+            first = as_first(first, self._config.depth)
+        x = self._images(x) if first is None else inference.images_or_rows(self, x, first)
         targets = as_targets("y", y, len(x), self._config.classes, self._dtype, self._token_rows)
         if sample_weight is not None:
             sample_weight = as_sample_weight("sample_weight", sample_weight, len(x), self._dtype)
@@ -397,20 +399,27 @@ class ViT:
             target = as_vector("out", out, self._size, self._dtype, writable=True)
             for name, array in (("x", x), ("y", as_array("y", y))):
                 check(not np.may_share_memory(target, array), f"out must not overlap {name}")
-        x = laid_out(x, self._dtype)
+        if first is None:
+            x = laid_out(x, self._dtype)
         with self._lock:
             state = self._checked_state()
             check(state.packed is None, "this model is frozen: call unfreeze() before training it")
             if out is not None:
                 check(not np.may_share_memory(target, state.weights), "out must not overlap the weights")
-            grad = self._gradients.take() if target is None or accumulate else target
-            engine = self._engine(len(x), "train", drop.steps)
+            if first is not None and target is None:
+                grad = np.zeros(self._size, self._dtype)  # whose frozen part takes no memory: it is never touched
+            else:
+                grad = self._gradients.take() if target is None or accumulate else target
+            engine = self._engine(len(x), "train", first, drop.steps)
+            if first is not None:
+                inference.fill_front(self, state.weights, x, first, engine.given)
             loss = engine.run_training(state.weights, x, targets, smoothing, grad, sample_weight, drop)
             self._own.logits = engine.logits().copy()
         if target is None:
             return loss, grad
         if accumulate:
-            np.add(target, grad, out=target)
+            trained = slice(engine.trained, None)
+            np.add(target[trained], grad[trained], out=target[trained])
         return loss, out
 
     def freeze(self) -> ViT:
@@ -435,16 +444,27 @@ class ViT:
                 self._state = _State(self._state.thawed, None, None, {})
         return self
 
-    def plan(self, batch: int, mode: Mode = "train", *, drop: Drop | None = None) -> Plan:
+    def plan(
+        self, batch: int, mode: Mode = "train", *, drop: Drop | None = None, first: First | None = None
+    ) -> Plan:
         """The memory that a call on `batch` images takes beside weights, gradient and results.
 
-        mode: "train" for `loss_and_grad`, with `drop` as that call gets it; "infer" for `forward` and `features`.
+        mode: "train" for `loss_and_grad`, with `drop` and `first` as that call gets them and images for x; "infer" for
+        `forward` and `features`.
         """
         batch, drop = as_int("batch", batch), as_drop(drop, self._dtype)
         check(mode in ("train", "infer"), f"mode must be 'train' or 'infer', got {shown(mode)}")
         piece = batch if mode == "train" else self._piece(batch)
-        engine = self._make_engine(piece, mode, drop.steps if mode == "train" else NOTHING.steps, dry=True)
-        return Plan(mode, batch, engine.threads(), self._buffers(engine), engine.lent, piece)
+        if first is not None:
+            first = as_first(first, self._config.depth)
+            check(mode == "train", f"first is of training: mode must be 'train', got {shown(mode)}")
+            self._check_head()
+        engine = self._make_engine(piece, mode, first, drop.steps if mode == "train" else NOTHING.steps, dry=True)
+        buffers = buffers_of(engine)
+        if first is not None:
+            at_once = self._piece(batch)
+            buffers[f"frozen front, {at_once} at a time"] = self._bytes(at_once, inference.front_mode(first))
+        return Plan(mode, batch, engine.threads(), buffers, engine.lent, piece)
 
     def save(self, path: str | os.PathLike, names: str | None = None) -> None:
         """Write the model, preprocessing and class names included, for `cvit.load` or for another library.
@@ -515,25 +535,6 @@ class ViT:
             )
         return state
 
-    def _infer(self, x, which: int) -> np.ndarray:
-        """Logits (which = 0) or pooled features (1) of images x, a new array (N, width)."""
-        x = self._images(x)
-        N, piece = len(x), self._piece(len(x))
-        with self._lock:
-            weights = self._checked_state().weights
-            engine = self._engine(piece, "infer")
-            if piece == N:
-                return engine.forward(weights, laid_out(x, self._dtype))[which].copy()
-            width = self._config.feature_width if which else self._config.classes
-            result = np.empty((N, *[self._token_rows] * (self._token_rows > 0), width), self._dtype)
-            for start in range(0, N, piece):
-                start = min(
-                    start, N - piece
-                )  # the last piece is as large as the others and begins within the one before
-                images = laid_out(x[start : start + piece], self._dtype)
-                result[start : start + piece] = engine.forward(weights, images)[which]
-        return result
-
     def _check_head(self) -> None:
         if not self._config.classes:
             raise ValueError("this model has no head (classes=0): features() gives what a head would see")
@@ -550,40 +551,36 @@ class ViT:
         pieces = -(-N // self._most_in_piece)
         return -(-N // pieces)
 
-    def _buffers(self, engine: Engine) -> dict[str, int]:
-        """Bytes of everything that the engine needs, by name."""
-        buffers = engine.buffers
-        threads = engine.threads()
-        buffers[f"scratch of {threads} threads"] = buffers.pop("scratch of a thread") * threads
-        return buffers
-
     def _bytes(self, batch: int, mode: Mode) -> int:
-        return sum(self._buffers(self._make_engine(batch, mode, dry=True)).values())
+        return sum(buffers_of(self._make_engine(batch, mode, dry=True)).values())
 
     def _pack_all(self, weights: np.ndarray) -> Engine:
         engine = Engine(program_of(self._config), 1, self._dtype, "infer", frozen=True)
         engine.freeze(weights)
         return engine
 
-    def _make_engine(self, batch: int, mode: Mode, drops=NOTHING.steps, dry: bool = False) -> Engine:
+    def _make_engine(
+        self, batch: int, mode: Mode, first: First | None = None, drops=NOTHING.steps, dry: bool = False
+    ) -> Engine:
         if batch > 1:
             most = MOST_BYTES // self._bytes(1, mode)
             check(batch <= most, f"batch must be at most {most} for this model, got {batch}: more than 2^47 bytes")
         packed = self._state.packed
+        program = program_of(self._config, *drops) if first is None else tail_of(self._config, first, *drops)
         return Engine(
-            program_of(self._config, *drops), batch, self._dtype, mode, frozen=packed is not None, owner=packed,
-            checkpoint=mode == "train" and self._checkpoint == "block", dry=dry,
+            program, batch, self._dtype, "tokens" if mode == "maps" else mode, frozen=packed is not None, owner=packed,
+            checkpoint=mode == "train" and self._checkpoint == "block", dry=dry, staged=mode == "maps",
         )  # fmt: skip
 
-    def _engine(self, batch: int, mode: Mode, drops=NOTHING.steps) -> Engine:
+    def _engine(self, batch: int, mode: Mode, first: First | None = None, drops=NOTHING.steps) -> Engine:
         """The engine for a batch size and mode, kept from earlier or made; the least recently used one goes."""
         isa, state = runtime.get_isa(), self._state
         if state.packed is not None and state.packed.isa != isa:
             self._state = state = state._replace(packed=self._pack_all(state.weights), engines={})
-        engines, key = state.engines, (batch, mode, drops, isa)
+        engines, key = state.engines, (batch, mode, first, drops, isa)
         engine = engines.pop(key, None)
         if engine is None:
-            engine = self._make_engine(batch, mode, drops)
+            engine = self._make_engine(batch, mode, first, drops)
             if len(engines) >= ENGINES_KEPT:
                 engines.pop(next(iter(engines)))
         engines[key] = engine
@@ -591,21 +588,7 @@ class ViT:
 
 
 # What a model holds beside attributes that a caller adds.
-_ATTRIBUTES = frozenset(
-    [
-        "_config",
-        "_checkpoint",
-        "_preprocessing",
-        "_class_names",
-        "_origin",
-        "_layout",
-        "_size",
-        "_token_rows",
-        "_dtype",
-        "_state",
-        "_gradients",
-        "_most_in_piece",
-        "_own",
-        "_lock",
-    ]
-)
+_ATTRIBUTES = frozenset([
+    "_config", "_checkpoint", "_preprocessing", "_class_names", "_origin", "_layout", "_size", "_token_rows", "_dtype",
+    "_state", "_gradients", "_most_in_piece", "_own", "_lock",
+])  # fmt: skip

@@ -1,0 +1,3 @@
+from .building import Building
+
+class Tables(Building): ...
