@@ -17,7 +17,7 @@ SMALL = dict(image_size=8, patch_size=4, channels=1, width=6, depth=2, heads=2, 
 
 def model_of(dtype=np.float32, **changes):
     model = ViT(ViTConfig(**{**SMALL, **changes}), dtype=dtype)
-    model.weights[:] = normal(np.random.default_rng(0), model.layout.size)
+    model.weights[:] = normal(np.random.default_rng(7), model.layout.size)
     return model
 
 
@@ -76,7 +76,7 @@ def test_what_is_not_trained_is_neither_read_nor_written(rng):
     for name, tensor in after.items():
         if not name.startswith("blocks.1."):
             assert same_bits(tensor, before[name])
-    np.testing.assert_allclose(after["blocks.1.attn.q.weight"], (before["blocks.1.attn.q.weight"] + 3) / 2, rtol=1e-6)
+    np.testing.assert_allclose(after["blocks.1.attn.q.weight"], (before["blocks.1.attn.q.weight"] + 3) / 2, 1e-6, 1e-6)
 
 
 def test_any_number_of_threads_gives_the_same_bits(rng):

@@ -738,7 +738,7 @@ def test_config_from_json(text):
 def test_config_from_json_with_a_wrong_value():
     with pytest.raises(ValueError, match="config: width must be an integer, got '12'"):
         ViTConfig.from_json(CONFIG.to_json().replace('"width": 12', '"width": "12"'))
-    with pytest.raises(ValueError, match="config has keys that format 3 does not know: breadth"):
+    with pytest.raises(ValueError, match="config has keys that format 4 does not know: breadth"):
         ViTConfig.from_json(CONFIG.to_json().replace("width", "breadth"))
 
 

@@ -22,7 +22,7 @@ from ..model.origin import Origin
 from ..model.vit import ViT
 from ..pictures.preprocessing import Preprocessing
 from .checksum import KEY as CHECKSUM_KEY
-from .checksum import read_checked, write_checked
+from .checksum import NUMBER, Checked, write_checked
 from .safetensors_file import CODES, read_safetensors
 from .tensors import Tensors
 
@@ -70,15 +70,21 @@ def load(path: str | os.PathLike) -> ViT:
     not exactly those of its config, is a `ValueError` naming the file and the reason. Nothing is allocated before the
     config, the shapes and the file's own size have been found to agree.
     """
-    tensors, checked = read_checked(path)
-    config, number = _config(path, tensors)
-    weights = _weights(path, tensors, config)
+    file = Checked(path)
     try:
-        model = ViT(config, weights, **_about_pictures(tensors))
+        config, number = _config(path, file.tensors)
+        dtype = _dtype(path, file.tensors, config)
+    except ValueError:
+        if file.has_checksum:  # if it is damaged, say that
+            file.verify()
+        raise
+    weights = _weights(file, Layout.of(config), dtype)
+    try:
+        model = ViT(config, weights, **_about_pictures(file.tensors))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {short(error, 500)}") from None
     check(
-        checked or number < CHECKSUM_SINCE,
+        file.has_checksum or number < CHECKSUM_SINCE,
         f"{path} is damaged or not written by cvit: a file of format {number} must have a checksum",
     )
     return model
@@ -125,7 +131,8 @@ def _about_pictures(tensors: Tensors) -> dict:
     )  # fmt: skip
 
 
-def _weights(path, tensors: Tensors, config: ViTConfig) -> np.ndarray:
+def _dtype(path, tensors: Tensors, config: ViTConfig) -> str:
+    """The dtype of all tensors, which are found to be those of the config."""
     names = set(tensors)
     # A block has six tensors or more; a config with more blocks than the file could hold must not even get a layout.
     enough = 6 * config.depth < len(names)
@@ -141,7 +148,17 @@ def _weights(path, tensors: Tensors, config: ViTConfig) -> np.ndarray:
         dtypes.add(tensors[name].dtype)
     codes = sorted(CODES.get(dtype, dtype) for dtype in dtypes)
     check(codes in (["F32"], ["F64"]), f"{path} must be all F32 or all F64, got {codes}")
-    weights = np.empty(layout.size, dtypes.pop())
+    return dtypes.pop()
+
+
+def _weights(file: Checked, layout: Layout, dtype: str) -> np.ndarray:
+    """The flat weights, checked if the file has a checksum."""
+    weights = np.empty(layout.size, dtype)
+    if file.has_checksum and file.order == list(layout.entries) and NUMBER.isnative:
+        file.verify(weights.view(np.uint8))
+        return weights
+    if file.has_checksum:
+        file.verify()
     for name, view in layout.views(weights).items():
-        view[...] = tensors[name].read()
+        view[...] = file.tensors[name].read()
     return weights

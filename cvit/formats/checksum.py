@@ -66,26 +66,48 @@ def write_checked(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], met
         file.write(digits.encode())
 
 
+class Checked:
+    """A safetensors file, mapped into memory, and its checksum if it has one.
+
+    Attributes
+    ----------
+    tensors : Tensors
+    has_checksum : bool
+    order : list of str
+        The tensors' names as their data follow each other.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """OSError and ValueError as `read_safetensors`. The contents are looked at by `verify`."""
+        self._path = path
+        self.tensors, self._data, self._start, self.order = read_mapped(path)
+        self.has_checksum = KEY in self.tensors.metadata
+
+    def verify(self, target: np.ndarray | None = None) -> None:
+        """Raise a `ValueError` that names the file unless its contents are those that its checksum was made of.
+
+        Into `target`, a vector of uint8 as long as the data, these are copied on the way, while they are in the cache.
+        """
+        said = self.tensors.metadata.get(KEY, "")
+        right = re.fullmatch("[0-9a-f]{32}", said) and len(PLACE.findall(self._data[: self._start])) == 1
+        check(
+            bool(right) and _digits(self._data, self._start, target) == said,
+            f"{self._path} is damaged: its contents are not those that its checksum was made of",
+        )
+
+
 def read_checked(path: str | os.PathLike) -> tuple[Tensors, bool]:
     """The tensors of a safetensors file, mapped into memory, and whether it has a checksum, which is right then.
 
     Raises
     ------
-    OSError
-        As `read_safetensors`.
-    ValueError
-        As `read_safetensors`, and for a file whose contents are not those that its checksum was made of.
+    OSError, ValueError
+        As `read_safetensors`, and as `Checked.verify`.
     """
-    tensors, data, start = read_mapped(path)
-    said = tensors.metadata.get(KEY)
-    if said is None:
-        return tensors, False
-    right = bool(re.fullmatch("[0-9a-f]{32}", said)) and len(PLACE.findall(data[:start])) == 1
-    check(
-        right and _digits(data, start) == said,
-        f"{path} is damaged: its contents are not those that its checksum was made of",
-    )
-    return tensors, True
+    file = Checked(path)
+    if file.has_checksum:
+        file.verify()
+    return file.tensors, file.has_checksum
 
 
 def _stored(name: str, array: np.ndarray) -> np.ndarray:
@@ -121,31 +143,34 @@ def _place(header: bytes | bytearray) -> int:
     return found.start(1)
 
 
-def _digits(data: mmap.mmap, start: int) -> str:
-    """The checksum of a file whose data begin at byte `start`."""
-    header, size = bytearray(data[:start]), len(data)
+def _digits(data: mmap.mmap, start: int, target: np.ndarray | None = None) -> str:
+    """The checksum of a file whose data begin at byte `start`; the data are copied to `target`."""
+    header = bytearray(data[:start])
     place = _place(header)
     header[place : place + len(BLANK)] = BLANK.encode()
     total = hashlib.blake2b(header, digest_size=len(BLANK) // 2)
-    parts = [(begin, min(begin + PART, size)) for begin in range(start, size, PART)]
+    values = np.frombuffer(data, np.uint8, len(data) - start, start)
+    parts = [slice(begin, begin + PART) for begin in range(0, len(values), PART)]
     threads = min(len(parts), get_num_threads())
     if threads < 2:
-        for begin, end in parts:
-            total.update(_sums(data, begin, end))
+        for part in parts:
+            total.update(_sums(values, part, target))
         return total.hexdigest()
-    with ThreadPoolExecutor(threads) as pool:  # NumPy lets other threads run while it adds up
-        for sums in pool.map(lambda part: _sums(data, *part), parts):
+    with ThreadPoolExecutor(threads) as pool:  # NumPy lets other threads run while it adds up and copies
+        for sums in pool.map(lambda part: _sums(values, part, target), parts):
             total.update(sums)
     return total.hexdigest()
 
 
-def _sums(data: mmap.mmap, begin: int, end: int) -> bytes:
-    """The sums of rows and columns of data[begin:end], and what is less than a row."""
+def _sums(values: np.ndarray, part: slice, target: np.ndarray | None) -> bytes:
+    """The sums of rows and columns of a part of `values`, bytes, and what is less than a row; copies it to `target`."""
     sums: list[bytes] = []
-    for first in range(begin, end, BLOCK):
-        rows = (min(first + BLOCK, end) - first) // (ROW * NUMBER.itemsize)
-        if rows:
-            matrix = np.frombuffer(data, NUMBER, rows * ROW, first).reshape(rows, ROW)
-            sums += [matrix.sum(axis=0).tobytes(), matrix.sum(axis=1).tobytes()]
-    rest = (end - begin) % (ROW * NUMBER.itemsize)
-    return b"".join([*sums, data[end - rest : end]])
+    width = ROW * NUMBER.itemsize
+    for first in range(part.start, min(part.stop, len(values)), BLOCK):
+        block = values[first : first + BLOCK]
+        rows = len(block) // width
+        matrix = block[: rows * width].view(NUMBER).reshape(rows, ROW)
+        sums += [matrix.sum(axis=0).tobytes(), matrix.sum(axis=1).tobytes(), block[rows * width :].tobytes()]
+        if target is not None:
+            target[first : first + BLOCK] = block
+    return b"".join(sums)

@@ -14,6 +14,7 @@ import mmap
 import os
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,11 +51,20 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
     ValueError
         The file is damaged or says something impossible. Names the file, and the tensor if it is one's.
     """
-    return read_mapped(path)[0]
+    return read_mapped(path).tensors
 
 
-def read_mapped(path: str | os.PathLike) -> tuple[Tensors, mmap.mmap, int]:
-    """What `read_safetensors` gives, the file's bytes, and where in them the data begin."""
+class Mapped(NamedTuple):
+    """A file of this format."""
+
+    tensors: Tensors
+    data: mmap.mmap  # all of its bytes
+    start: int  # where in them the tensors' data begin
+    order: list[str]  # the names as their data follow each other
+
+
+def read_mapped(path: str | os.PathLike) -> Mapped:
+    """As `read_safetensors`, with the file's bytes."""
     label, data = str(path), mapped(path, KIND)
     check(len(data) >= 8, f"{label} is not {KIND}: it has only {len(data)} bytes")
     length = int.from_bytes(data[:8], "little")
@@ -73,7 +83,7 @@ def read_mapped(path: str | os.PathLike) -> tuple[Tensors, mmap.mmap, int]:
         begin, end, entries[name] = _entry(label, data, start, name, entry)
         spans.append((begin, end, name))
     _check_tiling(label, spans, len(data) - start)
-    return Tensors(entries, label, metadata), data, start
+    return Mapped(Tensors(entries, label, metadata), data, start, [name for _, _, name in sorted(spans)])
 
 
 def _entry(label: str, data: mmap.mmap, start: int, name: str, entry: object) -> tuple[int, int, StoredTensor]:
