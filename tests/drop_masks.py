@@ -1,5 +1,5 @@
-"""What cvit drops at random, in NumPy: the hash of csrc/kernels/drop.inc and the places of cvit/model/drop.py, written a
-second time for tests/reference.py."""
+"""What cvit drops at random, in NumPy: the hash of csrc/kernels/drop.inc and the places of cvit/model/drop.py, written
+a second time for tests/reference.py."""
 
 import numpy as np
 

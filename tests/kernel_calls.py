@@ -15,7 +15,13 @@ import numpy as np
 from cvit.engine import team
 
 HEADER = (Path(__file__).resolve().parents[1] / "csrc" / "cvit.h").read_text(encoding="utf-8")
-PLAIN = {"ptrdiff_t": ctypes.c_ssize_t, "uint64_t": ctypes.c_uint64, "int": ctypes.c_int, "double": ctypes.c_double, "void": None}
+PLAIN = {
+    "ptrdiff_t": ctypes.c_ssize_t,
+    "uint64_t": ctypes.c_uint64,
+    "int": ctypes.c_int,
+    "double": ctypes.c_double,
+    "void": None,
+}
 
 
 def _members(body, structs):

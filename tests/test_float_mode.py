@@ -94,6 +94,7 @@ def calls(rng, dtype):
         "rotate": lambda: ops.rotate(q, angles),
         "rotate_backward": lambda: ops.rotate_backward(do, angles),
         "rotate_frequencies": lambda: ops.rotate_frequencies(do, q, angles[:, :2]),
+        "drop": lambda: ops.drop(q[0], 5, path=0.1, rate=0.3, add=q[0]),
         "cross_entropy": lambda: ops._cross_entropy(x, labels, 0.1, True),
         "exp": lambda: ops.exp(x),
         "sgd": lambda: step(update.sgd, zeros(), 0.1, 0.9, True, 0.01, runs, 0.3),

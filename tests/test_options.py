@@ -100,6 +100,9 @@ def test_fused_steps_and_hints_change_no_bit(isa, name, long):
         logits, _ = Plan(program_of(config), len(x), np.float32, "infer", **how).forward(weights, x)
         results.append((loss, grad, plan.logits().copy(), logits.copy()))
     assert same_bits(results[1], results[0]) and same_bits(results[3], results[2])
+    grad = np.empty_like(weights)
+    plan = Plan(program_of(config), len(x), np.float32, "train", fused=False, checkpoint=True)
+    assert same_bits((plan.run_training(weights, x, labels, 0.0, grad), grad), results[2][:2])
     if other_order:
         assert_close(results[2][1], results[0][1], 1e-5, name="gradient")
     else:

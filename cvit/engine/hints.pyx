@@ -9,7 +9,8 @@ and does not prefetch them. No result depends on a hint.
 
 from libc.string cimport memset
 from .task cimport (
-    ACTIVATION, DROP, HEAD_NORM, HIDDEN, HINTS, LINEAR, NORM, ROTATE, SCRATCH, STAGE, Block, Hint, Pass, Section, Slot, Step,
+    ACTIVATION, DROP, HEAD_NORM, HIDDEN, HINTS, LINEAR, NORM, ROTATE, SCRATCH, STAGE, Block, Hint, Pass, Section, Slot,
+    Step,
 )
 
 cdef enum:

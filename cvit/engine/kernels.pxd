@@ -266,8 +266,7 @@ cdef inline Panels panels(void* at, Py_ssize_t depth, Py_ssize_t row=0) noexcept
     return b
 
 
-# ------------------------------------------------------------------------------------ calls: every member set, then
-# those that differ
+# -------------------------------------------------------------------- calls: every member set, then those that differ
 cdef inline Gemm product(Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, PackedRows a, Panels b, Matrix c) noexcept nogil:
     cdef Gemm g
     g.m, g.n, g.k = m, n, k
@@ -363,9 +362,7 @@ cdef inline Drop dropping(Py_ssize_t n, uint64_t seed, int place) noexcept nogil
     """Without rows, which a caller sets."""
     cdef Drop call
     call.n, call.seed, call.place, call.branch = n, seed, place, place
-    call.rows = call.row = 0
-    call.sample = 0
-    call.path = call.rate = 0
+    call.rows, call.row, call.sample, call.path, call.rate = 0, 0, 0, 0, 0
     call.x = call.add = call.y = none()
     return call
 
@@ -377,8 +374,7 @@ cdef inline ColumnSums summing(Py_ssize_t rows, Py_ssize_t n, Matrix x, void* su
     return call
 
 
-# --------------------------------------------------------------------------------------------------------- sizes, in
-# elements
+# -------------------------------------------------------------------------------------------------- sizes, in elements
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
 

@@ -17,7 +17,6 @@ from .program import (
     target_of,
 )
 
-
 BRANCH = "branch"  # of a class of slots: residual branches before they are dropped and added, one at a time
 
 

@@ -26,9 +26,9 @@ class Drop(NamedTuple):
     tokens behind the positions, of the attention's projection, and of the MLP behind its activation and behind its
     second layer. There is none of the attention's probabilities, which timm and DeiT leave at 0.
 
-    What is dropped is a function of (seed, place in the model, image number, token, channel) alone: not of the number of
-    threads, the batch size, or the instruction set. Seeds that differ give independent masks, so a training loop takes
-    one for each step, such as `seed * 2**32 + step`.
+    What is dropped is a function of (seed, place in the model, image number, token, channel) alone: not of the number
+    of threads, the batch size, or the instruction set. Seeds that differ give independent masks, so a training loop
+    takes one for each step, such as `seed * 2**32 + step`.
 
     Fields
     ------

@@ -31,8 +31,8 @@ from .rope import angles, coordinates
 
 @functools.lru_cache(maxsize=64)
 def program_of(config: ViTConfig, path: bool = False, rate: bool = False) -> Program:
-    """The program of `config`, with the offsets of its layout; made once. With `path` it has steps for stochastic depth,
-    with `rate` for dropout."""
+    """The program of `config`, with the offsets of its layout; made once. With `path` it has steps for stochastic
+    depth, with `rate` for dropout."""
     if path or rate:
         return with_drops(program_of(config), path, rate, one_draw=config.block == "parallel")
     make = _Steps(config, Layout.of(config))

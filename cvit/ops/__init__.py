@@ -1,4 +1,4 @@
-"""Each kernel alone, with its backward: patches, linear, norms, activations, attention, rotary positions, loss.
+"""Each kernel alone, with its backward: linear, norms, activations, attention, dropout, loss and others.
 
 Plain functions from NumPy arrays to new NumPy arrays, float32 or float64 (all arguments of one call alike), run on all
 threads; no graph and no state: a backward takes what its forward took or gave. A gradient is named d + its array. What
@@ -18,32 +18,13 @@ from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
 from . import _heads
 from . import _kernels as _ops
+from .dropout import drop, drop_backward
 
 __all__ = [
-    "activation",
-    "activation_backward",
-    "attend",
-    "attend_backward",
-    "attention",
-    "attention_backward",
-    "cross_entropy",
-    "cross_entropy_backward",
-    "erf",
-    "exp",
-    "gelu",
-    "gelu_backward",
-    "layernorm",
-    "layernorm_backward",
-    "linear",
-    "linear_backward",
-    "patches",
-    "patches_backward",
-    "rmsnorm",
-    "rmsnorm_backward",
-    "rotate",
-    "rotate_backward",
-    "rotate_frequencies",
-    "tanh",
+    "activation", "activation_backward", "attend", "attend_backward", "attention", "attention_backward",
+    "cross_entropy", "cross_entropy_backward", "drop", "drop_backward", "erf", "exp", "gelu", "gelu_backward",
+    "layernorm", "layernorm_backward", "linear", "linear_backward", "patches", "patches_backward", "rmsnorm",
+    "rmsnorm_backward", "rotate", "rotate_backward", "rotate_frequencies", "tanh",
 ]  # fmt: skip
 
 FORMS = ("tanh", "erf")  # of GELU

@@ -43,6 +43,16 @@ def attention_backward(
     dk: np.ndarray,
     dv: np.ndarray,
 ) -> None: ...
+def drop(
+    x: np.ndarray,
+    add: np.ndarray | None,
+    y: np.ndarray,
+    seed: int,
+    place: int,
+    first: int,
+    path: float,
+    rate: float,
+) -> None: ...
 def cross_entropy(
     logits: np.ndarray, labels: np.ndarray, smoothing: float, losses: np.ndarray, dlogits: np.ndarray | None
 ) -> None: ...

@@ -7,12 +7,13 @@ by shapes alone, and every turn runs with a pass's floating-point mode (engine/t
 
 import numpy as np
 
+from libc.stdint cimport uint64_t
 from cython.parallel cimport prange, threadid
 from ..engine.kernels cimport (
-    Activation, ActivationBackward, Attention, AttentionBackward, ColumnSums, CrossEntropy, Gemm, GemmColumns,
+    Activation, ActivationBackward, Attention, AttentionBackward, ColumnSums, CrossEntropy, Drop, Gemm, GemmColumns,
     Kernels, Norm,
     NormBackward, PackColumns, PackPanels, PackRows, activating, activating_backward, ceil_div, column_room,
-    columns_product, matrix,
+    columns_product, dropping, matrix,
     normalisation, normalisation_backward, packed_rows_size, packing_columns, packing_panels,
     packing_rows, panel_size,
     panels, product, summing,
@@ -305,6 +306,28 @@ cdef void head_attention_backward(const Kernels* K, AttentionBackward call, Py_s
     call.dq.at, call.dk.at, call.dv.at = <char*> call.dq.at + skip, <char*> call.dk.at + skip, <char*> call.dv.at + skip
     call.lse, call.scratch = <char*> call.lse + head * call.tokens * K.size, scratch
     K.attention_backward(&call)
+    float_leave(before)
+
+
+# ------------------------------------------------------------------------------------------------------------- dropout
+def drop(const real[:, :, ::1] x, const real[:, :, ::1] add, real[:, :, ::1] y, uint64_t seed, int place,
+         uint64_t first, double path, double rate):
+    """y = x * mask + add over samples (N, T, D); add may be None."""
+    cdef const Kernels* K = table_of(&y[0, 0, 0])
+    cdef Py_ssize_t N = x.shape[0], D = x.shape[2], n
+    cdef Drop call = dropping(D, seed, place)
+    cdef bint added = add is not None
+    call.rows, call.path, call.rate = x.shape[1], path, rate
+    for n in prange(N, nogil=True, num_threads=team_size(N), schedule="dynamic"):
+        sample_drop(K, call, first + n, <real*> &x[n, 0, 0], <real*> &add[n, 0, 0] if added else NULL, &y[n, 0, 0])
+
+
+cdef void sample_drop(const Kernels* K, Drop call, uint64_t sample, real* x, real* add, real* y) noexcept nogil:
+    """One sample, of a call that lacks it."""
+    cdef FloatMode before = float_enter()
+    call.sample = sample
+    call.x, call.add, call.y = matrix(x, call.n), matrix(add, call.n), matrix(y, call.n)
+    K.drop(&call)
     float_leave(before)
 
 

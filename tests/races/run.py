@@ -10,7 +10,7 @@ import threading
 import numpy as np
 
 import cvit
-from cvit import SGD, AdamW, ViT, ViTConfig, ops
+from cvit import SGD, AdamW, Drop, ViT, ViTConfig, ops
 
 CONFIGS = [
     (9, ViTConfig(image_size=8, patch_size=2, channels=1, width=32, depth=2, heads=4, hidden=64, classes=10)),
@@ -45,6 +45,7 @@ def model_passes(seed):
             for _ in range(2):
                 _, grad = model.loss_and_grad(x, y)
                 optimizer.step(model.weights, grad, clip_norm=1.0)
+        model.loss_and_grad(x, y, drop=Drop(0.3, 0.2, seed))
         model.forward(x)
         model.freeze().forward(x)
     large = np.ones(300_000)
@@ -66,6 +67,7 @@ def kernels(seed):
         ops.attend(q[:, :, 0], q, q), ops.attend_backward(q[:, :, 0], q[:, :, 0], q, q)
         angles = rng.standard_normal((72, 4)).astype(dtype)
         ops.rotate_frequencies(q, ops.rotate(q, angles), angles[:, :2]), ops.rotate_backward(q, angles)
+        ops.drop(q[0], 3, path=0.2, rate=0.2, add=q[0])
         ops.rmsnorm_backward(x, x, ops.rmsnorm(x)[1], w[:, 0])
         labels = rng.integers(40, size=300)
         ops.cross_entropy_backward(x, labels)
