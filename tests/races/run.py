@@ -45,7 +45,11 @@ def model_passes(seed):
             for _ in range(2):
                 _, grad = model.loss_and_grad(x, y)
                 optimizer.step(model.weights, grad, clip_norm=1.0)
+        targets = np.full((N, config.classes), 1 / config.classes, np.float32)
+        for first in (0, config.depth, "head"):
+            model.loss_and_grad(x, targets, first=first, sample_weight=np.ones(N))
         model.forward(x)
+        model.attention(x)
         model.freeze().forward(x)
     large = np.ones(300_000)
     cvit.engine.update.sum_of_squares(large)
@@ -68,7 +72,7 @@ def kernels(seed):
         ops.rotate_frequencies(q, ops.rotate(q, angles), angles[:, :2]), ops.rotate_backward(q, angles)
         ops.rmsnorm_backward(x, x, ops.rmsnorm(x)[1], w[:, 0])
         labels = rng.integers(40, size=300)
-        ops.cross_entropy_backward(x, labels)
+        ops.cross_entropy_backward(x, labels), ops.cross_entropy_backward(x, np.abs(x))
         ops.patches_backward(ops.patches(q, 4), (7, 72, 8), 4)
 
 
