@@ -198,6 +198,16 @@ def test_wrong_targets_and_weights_are_refused(options, error, message):
         ViT(config, weights).loss_and_grad(x, **{"y": y, **options})
 
 
+@pytest.mark.parametrize("op", [ops.cross_entropy, ops.cross_entropy_backward])
+def test_the_kernel_refuses_them_too(op):
+    for targets, message in [
+        (GOOD[:1], "labels must have shape (2, 5), got (1, 5)"),
+        (-GOOD, "labels must be finite and not negative in float64, got values from -0.2 to -0.2"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            op(np.ones((2, 5)), targets)
+
+
 def test_targets_of_a_model_that_pools_nothing_have_a_row_a_token():
     config, weights, x, y = problem(OPTIONS["none"], N=2)
     message = f"y must have shape (2, {config.tokens}, 5), got (1, 2, 5)"

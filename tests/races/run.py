@@ -47,7 +47,11 @@ def model_passes(seed):
                 _, grad = model.loss_and_grad(x, y)
                 optimizer.step(model.weights, grad, clip_norm=1.0)
         model.loss_and_grad(x, y, drop=Drop(0.3, 0.2, seed))
+        targets = np.full((N, config.classes), 1 / config.classes, np.float32)
+        for first in (0, config.depth, "head"):
+            model.loss_and_grad(x, targets, first=first, sample_weight=np.ones(N))
         model.forward(x)
+        model.attention(x)
         model.freeze().forward(x)
     large = np.ones(300_000)
     run = update.run_of(5, 200_000, decay=True)
@@ -73,7 +77,7 @@ def kernels(seed):
         ops.drop(q[0], 3, path=0.2, rate=0.2, add=q[0])
         ops.rmsnorm_backward(x, x, ops.rmsnorm(x)[1], w[:, 0])
         labels = rng.integers(40, size=300)
-        ops.cross_entropy_backward(x, labels)
+        ops.cross_entropy_backward(x, labels), ops.cross_entropy_backward(x, np.abs(x))
         ops.patches_backward(ops.patches(q, 4), (7, 72, 8), 4)
 
 
