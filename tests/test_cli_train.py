@@ -147,7 +147,7 @@ def test_a_closed_output_costs_no_model(tmp_path):
     assert_learnt(tmp_path / "run")
 
 
-@pytest.mark.parametrize("room, name, epochs", [(500, "model.safetensors", 0), (16_000, "checkpoint", 0)])
+@pytest.mark.parametrize("room, name, epochs", [(2000, "model.safetensors", 0), (8000, "checkpoint", 0)])
 def test_a_full_disk_is_one_line(tmp_path, room, name, epochs):
     """A limit on the size of files: there is no room for the model before training begins, or for a checkpoint."""
     resource = pytest.importorskip("resource")

@@ -444,9 +444,7 @@ class ViT:
                 self._state = _State(self._state.thawed, None, None, {})
         return self
 
-    def plan(
-        self, batch: int, mode: Mode = "train", *, drop: Drop | None = None, first: First | None = None
-    ) -> Plan:
+    def plan(self, batch: int, mode: Mode = "train", *, drop: Drop | None = None, first: First | None = None) -> Plan:
         """The memory that a call on `batch` images takes beside weights, gradient and results.
 
         mode: "train" for `loss_and_grad`, with `drop` and `first` as that call gets them and images for x; "infer" for
