@@ -367,9 +367,10 @@ class ViT:
         drop : Drop, optional
             Stochastic depth and dropout: the loss, the gradient and `logits` are then those of the thinned model.
         first : int or "head", optional
-            What lies before block `first` is frozen: it runs as in inference, keeps nothing, drops nothing, and its part
-            of the gradient is left as it is (in a vector of the model's own it is zero). 0 freezes the embedding, `depth`
-            all blocks, "head" all but the head. The other gradients have the bits that they have without `first`.
+            What lies before block `first` is frozen: it runs as in inference, keeps nothing, drops nothing, and its
+            part of the gradient is left as it is (in a vector of the model's own it is zero). 0 freezes the embedding,
+            `depth` all blocks, "head" all but the head. Without `drop` the other gradients have the bits that they have
+            without `first`.
         out : array (size,), optional
             Where the gradient goes: a contiguous vector of the model's dtype. Until the gradient is written it holds
             activations. By default the model gives a vector of its own, see "What a call returns" in the class.

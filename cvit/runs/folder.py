@@ -50,8 +50,10 @@ class Folder:
 
     @property
     def is_free(self) -> bool:
-        """Whether there is nothing that a new run could overwrite."""
-        return not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+        """Whether there is nothing that a new run could overwrite; half a file of a killed run is nothing."""
+        if not self.path.exists():
+            return True
+        return self.path.is_dir() and all(TEMPORARY.fullmatch(path.name) for path in self.path.iterdir())
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
