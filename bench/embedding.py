@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import re
 import statistics
@@ -111,18 +112,24 @@ def installed_megabytes(packages: list[str]) -> float:
     """What these packages and all that they require take on the disk."""
     wanted, seen, total = list(packages), set(), 0
     while wanted:
-        name = re.sub(r"[-_.]+", "-", wanted.pop()).lower()
+        name = _normal(wanted.pop())
         if name in seen:
             continue
         seen.add(name)
         try:
             package = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            continue
+            if name in map(_normal, packages):  # what is not installed cannot be measured, and nothing is not its size
+                return math.nan
+            continue  # a requirement of another system
         total += sum(path.stat().st_size for file in package.files or [] if (path := Path(file.locate())).is_file())
         needs = [need for need in package.requires or [] if "extra ==" not in need]
         wanted += [re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in needs]
     return total / 1e6
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def main() -> None:
