@@ -1,6 +1,6 @@
 """Emoji of Noto as folders by category: python examples/emoji.py emoji-datasource-google-16.0.0.tgz emoji/
 
-The archive is what `npm pack emoji-datasource-google@16.0.0` brings: PNGs of 64 x 64, Apache-2.0. Skin tones are
+The archive is what `npm pack emoji-datasource-google@16.0.0` brings: pictures of 64 x 64, Apache-2.0. Skin tones are
 variants of one emoji: they go to the same part, training or validation, as the emoji, so that none leaks.
 Then: cvit train emoji/
 """

@@ -33,10 +33,10 @@ class Panel(NamedTuple):
 
 PANELS = {
     "loss": Panel("Loss", "cross-entropy (lower is better)", 1, (
-        ("training", "train_loss", BLUE, "--"), ("test", "test_loss", VERMILION, "-"),
+        ("training", "train_loss", BLUE, "--"), ("validation", "test_loss", VERMILION, "-"),
     )),
     "accuracy": Panel("Accuracy", "correctly classified (%)", 100, (
-        ("training", "train_accuracy", BLUE, "--"), ("test", "test_accuracy", VERMILION, "-"),
+        ("training", "train_accuracy", BLUE, "--"), ("validation", "test_accuracy", VERMILION, "-"),
     )),
     "lr": Panel("Learning rate", "learning rate at the epoch's end", 1, (("learning rate", "lr", GREEN, "-"),)),
 }  # fmt: skip
@@ -55,7 +55,7 @@ def is_curves(path: str | os.PathLike) -> bool:
 def draw(history: History | Columns, panels: Sequence[str] = tuple(PANELS), width: float = 4.4) -> Figure:
     """The `panels` ("loss", "accuracy", "lr") side by side, with the best epoch marked.
 
-    Augmented images and smoothed labels are harder than plain ones, so training may well look worse than test.
+    Augmented images and smoothed labels are harder than plain ones, so training may well look worse than validation.
 
     Parameters
     ----------
@@ -164,6 +164,6 @@ def _best_label(panel: Panel, columns: Columns, best: int) -> str:
     """The epoch's number, with the test's value where the panel shows one."""
     text = f"best epoch: {columns['epoch'][best]:.0f}"
     value = columns[panel.lines[-1][1]][best]
-    if panel.lines[-1][0] != "test" or not math.isfinite(value):
+    if panel.lines[-1][0] != "validation" or not math.isfinite(value):
         return text
     return f"{text} ({100 * value:.1f} %)" if panel.factor == 100 else f"{text} ({value:.3g})"
