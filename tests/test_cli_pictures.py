@@ -75,6 +75,40 @@ def test_predict_json(folder, capsys):
         assert all(entry["name"] == NAMES[entry["class"]] for entry in result["classes"])
 
 
+def test_predict_a_folder_as_csv(folder, capsys):
+    """Broken pictures of a folder are named and left out; those given by their names are an error."""
+    assert cli.main(["predict", "m.safetensors", "photos", "--csv", "--top", "2"]) == 0
+    printed, errors = capsys.readouterr()
+    rows = list(csv.DictReader(printed.splitlines()))
+    assert [row["image"] for row in rows[::2]] == GOOD and [row["rank"] for row in rows] == ["1", "2"] * 5
+    model = checkpoint.load("m.safetensors")
+    for name, row in zip(GOOD, rows[::2]):
+        [(best, probability)] = model.predict(f"photos/{name}", top=1)
+        assert row["name"] == best and float(row["probability"]) == pytest.approx(probability, abs=1e-6)
+    assert "cvit: left out: photos/cut.jpg" in errors and "cvit: left out: photos/text.png" in errors
+
+
+def test_predict_and_embed_in_python(folder):
+    """A path, a Pillow image, an array, a list or a folder: one reader."""
+    model = checkpoint.load("m.safetensors")
+    paths = [f"photos/{name}" for name in GOOD]
+    one = model.predict(paths[0], top=3)
+    assert (
+        len(one) == 3 and one[0][0] in NAMES and sum(share for _, share in model.predict(paths[0])) == pytest.approx(1)
+    )
+    with Image.open(paths[1]) as image:
+        pixels = np.asarray(image)
+        assert model.predict(image) == model.predict(pixels) == model.predict(paths[1])
+    assert model.predict(paths, top=3)[0] == one
+    np.testing.assert_array_equal(model.embed(paths), features_of(GOOD))
+    for name in ("cut.jpg", "text.png"):
+        os.remove(f"photos/{name}")
+    np.testing.assert_array_equal(model.embed("photos"), features_of(GOOD))
+    assert model.predict("photos", top=1) == model.predict(paths, top=1)
+    nameless = checkpoint.load("nameless.safetensors")
+    assert isinstance(nameless.predict(paths[0], top=1)[0][0], int)
+
+
 def test_predict_without_names_prints_numbers(folder, capsys):
     assert cli.main(["predict", "nameless.safetensors", "photos/a.jpg", "--top", "1"]) == 0
     assert "  class " in capsys.readouterr().out
@@ -195,12 +229,13 @@ def test_progress_on_a_terminal_is_one_line(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("predict", "the following arguments are required: MODEL, IMAGE (see cvit predict --help)"),
+        ("predict", "the following arguments are required: MODEL, IMAGE|DIR (see cvit predict --help)"),
         ("predict none photos/a.jpg", "there is no file 'none'"),
         ("predict m.safetensors none.jpg", "none.jpg: No such file or directory"),
         ("predict m.safetensors photos/a.jpg photos/cut.jpg", "photos/cut.jpg cannot be decoded: image file is trunc"),
         ("predict m.safetensors photos/text.png", "photos/text.png is not a picture in a format that is read here"),
-        ("predict m.safetensors photos", "photos: Is a directory"),
+        ("predict m.safetensors none", "none: No such file or directory"),
+        ("predict m.safetensors photos --csv --json", "argument --json: not allowed with argument --csv"),
         ("predict m.safetensors photos/a.jpg --top 0", "argument --top: must be a whole number from 1"),
         ("embed m.safetensors photos", "the following arguments are required: --out"),
         ("embed m.safetensors photos --out f.parquet", "--out must end in .npz, .npy or .csv, got 'f.parquet'"),

@@ -52,7 +52,7 @@ def test_loss_and_gradient_are_the_references(isa, name, drop):
     config, weights, x, y = problem(CASES[name], N=5)
     masks = Masks(config, drop)
     logits, _, _ = ref.forward(config, Layout.of(config).views(weights), x, masks)
-    expected = ref.loss_and_grad(config, weights, x, y, 0.1, masks)
+    expected = ref.loss_and_grad(config, weights, x, y, 0.1, masks=masks)
     model = ViT(config, weights)
     loss, grad = on_all_threads(lambda: model.loss_and_grad(x, y, label_smoothing=0.1, drop=drop))
     assert_close(loss, expected[0], name="loss")
@@ -86,7 +86,7 @@ def test_checkpointed_unfused_and_without_hints_are_the_same_bits(dtype, name, d
     for how in ({"fused": False}, {"hints": False}, {"fused": False, "checkpoint": True}):
         grad = np.empty_like(weights)
         plan = Plan(program_of(config, *drop.steps), len(x), dtype, "train", **how)
-        loss = plan.run_training(weights, x, labels, 0.0, grad, drop)
+        loss = plan.run_training(weights, x, labels, 0.0, grad, drop=drop)
         if "wide" in name and "fused" in how:  # the unfused steps add up two matrices' parts in another order
             assert_close(grad, expected[1], 1e-4 if dtype == np.float32 else 1e-10)
         else:

@@ -58,7 +58,9 @@ def run(args) -> None:
     from .features import writer_for
 
     writer = writer_for(args.out)
-    names, files, _ = listed_pictures(args.paths)
+    found = {name: path for name, path, _ in listed_pictures(args.paths)}
+    names = sorted(found)
+    files = [found[name] for name in names]
     model = load(args.model).freeze()
     with quiet_decoders(), expendable() as output:
         skipped = _embed(model, names, files, writer, args)

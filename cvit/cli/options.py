@@ -88,26 +88,21 @@ def use_threads(threads: int | None) -> None:
         set_num_threads(threads)
 
 
-def listed_pictures(paths: list[str]) -> tuple[list[str], list[Path], set[str]]:
-    """Pictures and folders of pictures as names, sorted, and files; and which names were given one by one.
+def listed_pictures(paths: list[str]) -> Iterator[tuple[str, Path, bool]]:
+    """The pictures that pictures and folders stand for, as name, file, and whether it was given by its name.
 
-    Of a single folder the names are relative to it, else they are paths as given.
+    Of a folder they come sorted. Of a single folder the names are relative to it, else they are paths as given.
     """
     from ..pictures.listing import pictures_in
 
-    found: dict[str, Path] = {}
-    named = set()
     for path in map(Path, paths):
         if path.is_dir():
             for name in pictures_in(path):
-                found[str(name if len(paths) == 1 else path / name)] = path / name
+                yield str(name if len(paths) == 1 else path / name), path / name, False
         else:
             with open(path, "rb"):  # a missing file is an error now, and not one picture less
                 pass
-            found[str(path)] = path
-            named.add(str(path))
-    names = sorted(found)
-    return names, [found[name] for name in names], named
+            yield str(path), path, True
 
 
 @contextlib.contextmanager

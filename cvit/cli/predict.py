@@ -36,32 +36,31 @@ def run(args) -> None:
     use_threads(args.threads)
     from .. import load
 
-    names, files, named = listed_pictures(args.images)
+    pictures = list(listed_pictures(args.images))
     model = load(args.model).freeze()
     show = _json if args.json else _csv if args.csv else _text
-    show(_results(model, names, files, args.top, named))
+    show(_results(model, pictures, args.top))
 
 
-def _results(model, names, files, top: int, named: set[str]):
+def _results(model, pictures, top: int):
     """For each picture its name and its `top` classes: number, name where the model has names, probability."""
     done = 0
-    for start in range(0, len(files), BATCH):
-        some = slice(start, start + BATCH)
+    for start in range(0, len(pictures), BATCH):
         with quiet_decoders():
-            good = list(_decoded(model, names[some], files[some], named))
+            good = list(_decoded(model, pictures[start : start + BATCH]))
         for name, guesses in zip([name for name, _ in good], _guesses(model, [values for _, values in good], top)):
             done += 1
             yield {"image": name, "classes": [_class(model, *guess) for guess in guesses]}
     if not done:
-        raise ValueError(f"none of the {len(files)} pictures could be decoded")
+        raise ValueError(f"none of the {len(pictures)} pictures could be decoded")
 
 
-def _decoded(model, names, files, named: set[str]):
-    for name, file in zip(names, files):
+def _decoded(model, pictures):
+    for name, file, named in pictures:
         try:
             yield name, model.preprocess(file)
         except (ValueError, OSError) as error:
-            if name in named:
+            if named:
                 raise
             print(f"cvit: left out: {one_line(str(error))}", file=sys.stderr, flush=True)
 

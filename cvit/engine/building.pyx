@@ -26,7 +26,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-def again(target, behind, kept, ends):
+def _again(target, behind, kept, ends):
     """Whether a checkpointed block's backward makes the slot `target` again: where it is kept, or where a step behind
     reads it whose result is made again."""
     read = any(source_of(part) == target and target_of(part) not in {*ends, target} for part in behind)
@@ -141,14 +141,14 @@ cdef class Building(Places):
                 step.linear = self._build_linear(section, group, layer, parts[:i], part, shared)
             elif isinstance(part, Activation):
                 step.role, step.forward, step.backward = ACTIVATION, activation, activation_backward
-                if again(target, parts[i + 1 :], kept, ends):
+                if _again(target, parts[i + 1 :], kept, ends):
                     step.recompute = activation
                 step.kind, step.gated, step.width = ACTIVATIONS[part.kind], part.gated, part.n
                 if i + 1 < len(parts) and isinstance(parts[i + 1], Drop) and target not in kept:
                     step.dropped = &section.steps[i + 1]
             elif isinstance(part, Drop):
                 step.role, step.forward, step.backward = DROP, run_drop, drop_backward
-                if again(target, parts[i + 1 :], kept, ends):
+                if _again(target, parts[i + 1 :], kept, ends):
                     step.recompute = run_drop
                 step.width, step.place, step.branch, step.share = part.width, part.place, part.branch, part.share
                 step.elements = part.elements
