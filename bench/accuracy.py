@@ -25,8 +25,8 @@ from cvit.train.ema import EMA
 from cvit.train.loop import Loop
 
 
-def with_cvit(job, judge):
-    """(seconds, accuracy) after every epoch."""
+def with_cvit(job, judge, limit):
+    """(seconds, accuracy) after every epoch, until `limit` seconds are over."""
     recipe, curve, start, out = job.recipe, [], time.perf_counter(), [0.0]
 
     def on_epoch(epoch):
@@ -34,6 +34,8 @@ def with_cvit(job, judge):
         accuracy = evaluate_checked(loop.evaluated, judge).accuracy
         curve.append((now - start - out[0], accuracy))
         out[0] += time.perf_counter() - now
+        if now - start - out[0] > limit:
+            raise KeyboardInterrupt
 
     loop = Loop(
         job.model, job.feed, epochs=recipe.epochs, optimizer=recipe.make_optimizer(job.model, job.trained),
@@ -45,7 +47,7 @@ def with_cvit(job, judge):
     return curve
 
 
-def with_torch(job, judge):
+def with_torch(job, judge, limit):
     """The same with torch and timm: module, loss, gradient, clipping and AdamW are theirs."""
     import timm
     import torch
@@ -90,10 +92,12 @@ def with_torch(job, judge):
             )
         curve.append((now - start - out, right / judge.images))
         out += time.perf_counter() - now
+        if curve[-1][0] > limit:
+            break
     return curve
 
 
-def with_svc(job, judge):
+def with_svc(job, judge, limit):
     """scikit-learn's support vector classifier on the pixels, at most 10,000 of the training pictures."""
     from sklearn.svm import SVC
 
@@ -120,6 +124,7 @@ def main():
     parser.add_argument("--with", dest="participants", default="cvit,torch,svc")
     parser.add_argument("--target", type=float, default=0.0, help="accuracy whose time is told")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of training, after which a participant stops")
     parser.add_argument("--json")
     args = parser.parse_args()
     settings = {}
@@ -130,7 +135,7 @@ def main():
     for seed in range(args.seeds):
         for name in results:
             job = prepare(args.data, seed=seed, **settings)
-            curve = PARTICIPANTS[name](job, job.test or job.validation)
+            curve = PARTICIPANTS[name](job, job.test or job.validation, args.seconds)
             results[name].append(curve)
             print(f"{name}, seed {seed}: {curve[-1][1]:.2%} after {curve[-1][0]:.1f} s", flush=True)
     print(f"\n{'':8}{'accuracy, mean':>16}{'least':>9}{'most':>9}{'seconds':>10}" + (" to" if args.target else ""))
