@@ -180,6 +180,25 @@ def test_a_front_is_computed_once_for_pictures_that_stay(monkeypatch):
     assert sum(calls) == 250
 
 
+@pytest.mark.parametrize("patterns", [["head.*"], ["norm.*", "head.*"]])
+def test_evaluations_behind_a_front_are_those_of_the_whole_model(monkeypatch, patterns):
+    """The test pictures go through the front once, and the figures are the same bits."""
+    histories = []
+    for cache in (100, 0):
+        model, calls = model_of(), []
+        forward = ViT.forward
+        monkeypatch.setattr(ViT, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
+        average = EMA(model, decay=0.5)
+        history = fit(
+            model, (IMAGES, LABELS), TEST, epochs=3, batch_size=16, cache_mb=cache, ema=average,
+            optimizer=AdamW(model, lr=1e-2, trained=patterns),
+        )  # fmt: skip
+        monkeypatch.undo()
+        histories.append([epoch[:6] for epoch in history.epochs])
+        assert sum(calls) == (0 if cache else 60)
+    assert histories[0] == histories[1]
+
+
 def test_a_front_keeps_no_more_than_it_may():
     model = model_of()
     row = model.front(IMAGES[:1], 2).nbytes

@@ -277,10 +277,10 @@ def test_what_copies_share():
 
 def test_what_a_copy_leaves_out_is_all_that_a_model_holds():
     """A new private attribute must be listed, or it would travel with a copy."""
-    from cvit.model import vit
+    from cvit.model import copies
 
     model = ViT(TINY)
-    assert set(vars(model)) == vit._ATTRIBUTES
+    assert set(vars(model)) == copies.ATTRIBUTES
     assert set(model.__getstate__()) == {"model", "added"} and not model.__getstate__()["added"]
 
 

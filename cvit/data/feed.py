@@ -136,6 +136,11 @@ class Feed:
         return self.pictures.labels
 
     @property
+    def weights(self) -> np.ndarray | None:
+        """How much each image counts in the loss (N,), None for all the same."""
+        return self.pictures.weights
+
+    @property
     def fixed(self) -> bool:
         """Whether an image is the same in every epoch."""
         return self.augmentation is None and self.mixing is None

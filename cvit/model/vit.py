@@ -24,7 +24,7 @@ from ..engine import runtime
 from ..engine.plan import Plan as Engine
 from ..engine.vectors import Vectors
 from ..pictures.preprocessing import Preprocessing
-from . import inference, maps, recognition
+from . import copies, inference, maps, recognition
 from .config import ViTConfig
 from .drop import NOTHING, Drop, as_drop
 from .inference import as_first
@@ -495,21 +495,10 @@ class ViT:
 
     # ---------------------------------------------------------------------------------------------------- copies
     def __getstate__(self) -> dict:
-        """What makes the model again: no lock, no engine, no gradient. Attributes that the caller added go along."""
-        state = self._state
-        inside = dict(
-            config=self._config, weights=state.weights, checkpoint=self._checkpoint, frozen=state.packed is not None,
-            preprocessing=self._preprocessing, class_names=self._class_names, origin=self._origin,
-        )  # fmt: skip
-        return {"model": inside, "added": {name: v for name, v in vars(self).items() if name not in _ATTRIBUTES}}
+        return copies.state_of(self)
 
     def __setstate__(self, state: dict) -> None:
-        inside = state["model"]
-        names = "checkpoint", "preprocessing", "class_names", "origin"
-        ViT.__init__(self, inside["config"], inside["weights"], **{name: inside.get(name) for name in names})
-        if inside["frozen"]:
-            self.freeze()
-        vars(self).update(state["added"])
+        copies.restore(self, state, ViT.__init__)
 
     # ---------------------------------------------------------------------------------------------------- inside
     @property
@@ -584,10 +573,3 @@ class ViT:
                 engines.pop(next(iter(engines)))
         engines[key] = engine
         return engine
-
-
-# What a model holds beside attributes that a caller adds.
-_ATTRIBUTES = frozenset([
-    "_config", "_checkpoint", "_preprocessing", "_class_names", "_origin", "_layout", "_size", "_token_rows", "_dtype",
-    "_state", "_gradients", "_most_in_piece", "_own", "_lock",
-])  # fmt: skip

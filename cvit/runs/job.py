@@ -32,6 +32,7 @@ class Job:
     test: Feed | None
     trained: frozenset[str] | None
     first: int | str | None  # of `ViT.loss_and_grad`
+    cache_mb: float
     settings: dict[str, Any]
 
 
@@ -127,5 +128,5 @@ def _assembled(arguments, found, preset, model, recipe, decoders, cache_mb) -> J
         settings["data"][name] = None if pictures is None else pictures.digest()
     return Job(
         arguments, found, preset, model, how, recipe, feed, plain(found.validation), plain(found.test),
-        None if everything else trained, first, settings,
+        None if everything else trained, first, cache_mb, settings,
     )  # fmt: skip

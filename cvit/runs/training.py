@@ -182,7 +182,7 @@ class _Saver:
             label_smoothing=0.0 if recipe.mixing else recipe.label_smoothing,  # mixed targets have it already
             drop_path=recipe.drop_path, dropout=recipe.dropout, class_weight=recipe.class_weight,
             ema=None if recipe.ema is None else EMA(model, recipe.ema), patience=recipe.patience, seed=recipe.seed,
-            on_step=self._after_step, on_epoch=self._after_epoch,
+            cache_mb=job.cache_mb, on_step=self._after_step, on_epoch=self._after_epoch,
         )  # fmt: skip
 
     def restore(self, say) -> None:

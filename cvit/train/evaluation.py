@@ -30,7 +30,11 @@ def evaluate(model, images: np.ndarray, labels: np.ndarray, batch_size: int = 25
 
 def evaluate_checked(model, data, batch_size: int = 256) -> Evaluation:
     """`evaluate` on what `checked_arrays` or `checked_pair` gave, or on a feed."""
-    logits, labels = logits_of(model, data, batch_size)
+    return evaluation_of(*logits_of(model, data, batch_size))
+
+
+def evaluation_of(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """The evaluation that logits (N, classes) and labels (N,) make."""
     predictions = logits.argmax(axis=1)
     return Evaluation(cross_entropy(logits, labels), float(np.mean(predictions == labels)), predictions)
 

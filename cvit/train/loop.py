@@ -25,7 +25,7 @@ from .ema import EMA
 from .evaluation import Evaluation, checked_pair, evaluate_checked
 from .feeds import feed_of
 from .freezing import first_trained
-from .front import Front
+from .front import Front, KeptTest
 from .history import Epoch, History, Step
 from .optim import AdamW
 from .step import Stepper
@@ -161,6 +161,7 @@ class Loop:
         first = None if groups is None else first_trained(model.layout, groups.names)
         most = int(finite("cache_mb", cache_mb) * 1e6)
         self.front = Front(model, first, keep=self.feed.fixed, most_bytes=most)
+        self.kept_test = self._kept_test()
         self.stepper = Stepper(
             model, self.optimizer, self.front, label_smoothing=label_smoothing, clip_norm=clip_norm,
             accumulate=as_int("accumulate", accumulate),
@@ -193,6 +194,7 @@ class Loop:
         """The rest of the epoch at hand, and its evaluation."""
         position = self.position
         before, start = position.images, time.perf_counter()
+        self.feed = self.front.behind(self.feed)
         batches = self.feed.epoch(position.epoch, skip=position.step)
         try:
             for batch in batches:
@@ -202,7 +204,7 @@ class Loop:
                 batches.close()  # ends the threads that decode ahead
         seconds = time.perf_counter() - start
         check(position.images > 0, f"train gave no batch in epoch {position.epoch + 1}")
-        result = NOT_EVALUATED if self.test is None else evaluate_checked(self.evaluated, self.test)
+        result = self._evaluation()
         epoch = Epoch(
             position.epoch + 1, position.lr, position.loss / position.images, position.right / position.images,
             result.loss, result.accuracy, (position.images - before) / seconds,
@@ -211,6 +213,20 @@ class Loop:
         self.position = Position(position.epoch + 1, total=position.total, lr=position.lr)
         if self.on_epoch is not None:
             self.on_epoch(epoch)
+
+    def _evaluation(self) -> Evaluation:
+        if self.test is None:
+            return NOT_EVALUATED
+        if self.kept_test is not None:
+            return self.kept_test(self.evaluated, self.stepper.grad)
+        return evaluate_checked(self.evaluated, self.test)
+
+    def _kept_test(self) -> KeptTest | None:
+        """The test pictures' rows, where that saves their way through a front that is frozen."""
+        if self.test is None:
+            return None
+        plain = self.test if hasattr(self.test, "plain") else feed_of(self.test, self.model, 256, None, 0)
+        return KeptTest(self.front, plain.plain(256)) if KeptTest.suits(self.front, plain.images) else None
 
     def _step(self, batch) -> None:
         position = self.position
