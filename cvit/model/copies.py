@@ -24,7 +24,7 @@ def state_of(model: ViT) -> dict[str, Any]:
 
 
 def restore(model: ViT, state: dict[str, Any], construct: Callable[..., None]) -> None:
-    """Make `model`, which has nothing yet, that of `state` by the constructor `construct`; a frozen one is packed again."""
+    """Make `model`, which has nothing yet, that of `state`, by the constructor `construct`."""
     inside = state["model"]
     construct(model, inside["config"], inside["weights"], **{name: inside.get(name) for name in ABOUT})
     if inside["frozen"]:

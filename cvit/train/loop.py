@@ -12,6 +12,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -225,7 +226,7 @@ class Loop:
         """The test pictures' rows, where that saves their way through a front that is frozen."""
         if self.test is None:
             return None
-        plain = self.test if hasattr(self.test, "plain") else feed_of(self.test, self.model, 256, None, 0)
+        plain: Any = self.test if hasattr(self.test, "plain") else feed_of(self.test, self.model, 256, None, 0)
         return KeptTest(self.front, plain.plain(256)) if KeptTest.suits(self.front, plain.images) else None
 
     def _step(self, batch) -> None:
