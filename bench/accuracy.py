@@ -52,6 +52,8 @@ def with_torch(job, judge, limit):
     import timm
     import torch
 
+    import cvit.families.census.peers  # noqa: F401  # lets torchvision be imported beside a CPU build of torch
+
     torch.set_num_threads(get_num_threads())
     with tempfile.TemporaryDirectory() as folder:
         job.model.save(folder, names="timm")

@@ -287,3 +287,35 @@ def test_durations(seconds, text):
 def test_differences_are_sentences():
     assert differences({"a": {"b": 1, "c": [1]}}, {"a": {"b": 2, "c": (1,)}}) == ["a.b was 1, is 2"]
     assert math.isfinite(len(differences({}, {"x": None})))
+
+
+def test_tensorboard_reads_the_figures_of_every_epoch(data):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = train(data, **TINY, tensorboard=True)
+    events = EventAccumulator(f"{done.folder}/tensorboard")
+    events.Reload()
+    for tag in ("train_loss", "test_accuracy", "lr"):
+        values = [(event.step, event.value) for event in events.Scalars(tag)]
+        expected = [(epoch.epoch, np.float32(getattr(epoch, tag))) for epoch in done.history.epochs]
+        assert values == expected
+
+
+def test_data_of_several_kinds_in_one_line(data, tmp_path):
+    """A folder of pictures, and arrays in memory; a broken picture is left out and said."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for label, colour in (("a", 60), ("b", 190)):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.normal(colour, 20, (12, 10, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / label / f"{number}.png")
+    (tmp_path / "set/a/broken.png").write_bytes(b"no picture")
+    told = []
+    done = train(tmp_path / "set", **TINY, say=told.append)
+    assert done.model.class_names == ("a", "b") and done.folder == os.path.join("runs", "set")
+    assert "broken.png" in json.loads(Folder(done.folder).file("run.json").read_text())["remarks"][0]
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        train(tmp_path / "set", **TINY, strict=True)
