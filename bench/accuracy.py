@@ -10,6 +10,7 @@ none on those held out; "to" is the time to the first epoch that is as accurate 
 """
 
 import argparse
+import importlib
 import json
 import math
 import statistics
@@ -49,10 +50,9 @@ def with_cvit(job, judge, limit):
 
 def with_torch(job, judge, limit):
     """The same with torch and timm: module, loss, gradient, clipping and AdamW are theirs."""
+    importlib.import_module("cvit.families.census.peers")  # lets torchvision be imported beside a CPU build of torch
     import timm
     import torch
-
-    import cvit.families.census.peers  # noqa: F401  # lets torchvision be imported beside a CPU build of torch
 
     torch.set_num_threads(get_num_threads())
     with tempfile.TemporaryDirectory() as folder:
