@@ -167,8 +167,9 @@ def scratch(edge: int, count: int) -> Recipe:
     digits.
     """
     if edge <= SMALL:
+        few = count < 10_000  # of more pictures fewer passes make as many steps
         return Recipe(
-            epochs=60 if count < 10_000 else 20, batch_size=32 if count < 10_000 else 128, lr=2e-3, clip_norm=1.0,
+            epochs=60 if few else 20, batch_size=32, lr=2e-3 if few else 1e-3,
             augmentation=dataclasses.replace(Augmentation.none(), affine=Affine()),
         )  # fmt: skip
     common: dict[str, Any] = dict(
