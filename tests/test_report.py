@@ -115,7 +115,7 @@ def test_every_picture_can_be_opened_and_has_a_text(page):
         kind, content = re.fullmatch("data:image/(png|jpeg);base64,(.*)", image["src"]).groups()
         opened = Image.open(io.BytesIO(base64.b64decode(content)))
         assert opened.format.lower() == kind and opened.size == (int(image["width"]), int(image["height"]))
-    assert images[0]["alt"] == "Loss over the epochs: training from 2 to 1, test from 2 to 1.5."
+    assert images[0]["alt"] == "Loss over the epochs: training from 2 to 1, validation from 2 to 1.5."
 
 
 def test_mistakes_stand_in_order_with_their_attention(page):
