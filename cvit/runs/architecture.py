@@ -53,9 +53,9 @@ def new_model(
         step = patches if isinstance(patches, int) else max(patches)
         fields["image_size"] = max(size // step, 1) * step
     config = ViTConfig(channels=channels, classes=len(class_names), **fields)
-    model = ViT(
-        config, seed=seed, preprocessing=Preprocessing.default(config.image_size, channels), class_names=class_names
-    )
+    # Transparent pictures are seen as on paper; the colour that a file has where it is transparent may be anything.
+    how = dataclasses.replace(Preprocessing.default(config.image_size, channels), alpha="white")
+    model = ViT(config, seed=seed, preprocessing=how, class_names=class_names)
     if "pos_embed" in model.layout.entries:
         # The usual positions, 50 times smaller than the embedded patches, leave a model that sees little data blind to
         # where a patch lies for many epochs; as large as the patches they are seen at once.
