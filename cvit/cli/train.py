@@ -126,10 +126,10 @@ def run(args) -> int:
         )  # fmt: skip
         stop.check()
         if args.dry_run:
-            from ..runs.forecast import forecast
+            from ..runs.forecast import LABEL, forecast
 
             for line in forecast(job, folder):
-                print(one_line(line), flush=True)
+                print(line[:LABEL] + one_line(line[LABEL:]), flush=True)
             return 0
         _print_start(job, folder)
         with progress(job.recipe.epochs, job.feed.images) as shown:

@@ -16,6 +16,7 @@ from .folder import Folder
 from .job import Job
 from .recipe import Recipe
 
+LABEL = 11  # columns of the word that a line begins with
 STEPS = 3  # that are measured, after one that makes the plans
 
 
