@@ -190,3 +190,17 @@ def test_copies_in_arrays(tmp_path):
     found = find(saved(tmp_path / "d.npz", x=images, y=Y, x_val=images[:3], y_val=Y[:3]))
     check_one(found.remarks, "1 picture is a copy of another one there: train[5] = train[2]")
     check_one(found.remarks, "validation: 3 pictures are copies of one that is trained on", "validation[0] = train[0]")
+
+
+@pytest.mark.parametrize("offset, byte", [(10, 99), (10, 14), (8, 1)])
+def test_an_archive_that_says_something_impossible_is_a_value_error(tmp_path, offset, byte):
+    """An unknown compression method, LZMA of what is none, and an encrypted member: in the archive's directory."""
+    path = tmp_path / "d.npz"
+    np.savez_compressed(path, x=pictures(), y=Y)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    local = content.index(b"PK\x03\x04")
+    content[entry + offset] = content[local + offset - 2] = byte
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="d.npz cannot be read as an .npz file"):
+        find(path)

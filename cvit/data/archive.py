@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ..base.archives import DAMAGED
 from ..base.arrays import as_array
 from ..base.errors import check, listed, short
 from .parts import PARTS, Part, Reading, Remarks, counted
@@ -60,7 +59,7 @@ def _arrays_of(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
         check(isinstance(file, np.lib.npyio.NpzFile), "it is not a zip archive")
         with file:
             return file.files, {name.lower(): file[name] for name in file.files if name.lower() in wanted}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path} cannot be read as an .npz file: {short(error, 200)}") from None
 
 

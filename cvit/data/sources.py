@@ -116,12 +116,16 @@ class Files(Source):
         return open_picture(self.paths[index], channels=channels, alpha=alpha, short_edge=short_edge)
 
     def prepared(self, index, how):
-        image = how.opened(self.paths[index])
-        if not how.rescale_first:
-            return pixels(image, how)
-        out = np.empty(how.shape, np.float32)
-        values(image, how, out)
-        return out
+        return _prepared(how.opened(self.paths[index]), how)
+
+
+def _prepared(image: Image.Image, how: Preprocessing) -> np.ndarray:
+    """`Source.prepared` of an opened picture."""
+    if not how.rescale_first:
+        return pixels(image, how)
+    out = np.empty(how.shape, np.float32)
+    values(image, how, out)
+    return out
 
 
 def _looked_at(path: Path) -> tuple[tuple | None, str]:
@@ -162,12 +166,7 @@ class Arrays(Source):
         return open_picture(self.images[index], channels=channels, alpha=alpha)
 
     def prepared(self, index, how):
-        image = how.opened(self.images[index])
-        if not how.rescale_first:
-            return pixels(image, how)
-        out = np.empty(how.shape, np.float32)
-        values(image, how, out)
-        return out
+        return _prepared(how.opened(self.images[index]), how)
 
     def batch(self, indices, how):
         channels = self.images.shape[3]

@@ -231,15 +231,20 @@ cdef class Plan(Tables):
         self._run("tokens", weights)
         return self.features()
 
-    def layers(self, weights, images, layers, bint norm):
-        """Run a plan for "tokens"; yields a view of the tokens (N, T, D) behind each of these blocks, which increase,
-        valid until the next one; with `norm` after the final norm."""
-        cdef int done = 0
+    def _block_by_block(self, weights, images, layers):
+        """Run the embedding and the blocks up to each of `layers`, which increase, and yield its number behind it."""
+        done = 0
         self.p.images = <char*> address(images)
         self._run("embed", weights)
         for layer in layers:
             self._run((done, layer + 1), weights)
             done = layer + 1
+            yield layer
+
+    def layers(self, weights, images, layers, bint norm):
+        """Run a plan for "tokens"; yields a view of the tokens (N, T, D) behind each of these blocks, which increase,
+        valid until the next one; with `norm` after the final norm."""
+        for _ in self._block_by_block(weights, images, layers):
             if norm:
                 self._run("pool", weights)
             yield self.features() if norm else self._view(self.p.last_x.at, self.p.N, self.p.T, self.p.D)
@@ -247,12 +252,7 @@ cdef class Plan(Tables):
     def queries_keys(self, weights, images, layers):
         """Run a plan made with `staged`; yields of each of these blocks, which increase, what its heads read: a view
         (N, T, 3 · width) of q, k and v, valid until the next one."""
-        cdef int done = 0
-        self.p.images = <char*> address(images)
-        self._run("embed", weights)
-        for layer in layers:
-            self._run((done, layer + 1), weights)
-            done = layer + 1
+        for layer in self._block_by_block(weights, images, layers):
             _, at, _, width = self.stage_slots[self.fused[layer][1].source]
             rows = self.stage_rows[at : at + self.p.R * width * self.p.K.size]
             yield rows.view(self.dtype).reshape(self.p.N, self.p.T, width)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import ast
 import io
-import lzma
 import mmap
 import os
-import struct
 import zipfile
-import zlib
 from functools import partial
 
 import numpy as np
 
+from ..base import archives
 from ..base.errors import check, short
 from ..base.numbers import shown
 from .reading import mapped
@@ -30,10 +28,7 @@ NPY_HEADER_BYTES = 10_000  # NumPy's own limit
 UNPACKED_BYTES, UNPACKED_RATIO = 1 << 26, 16
 PIECE = 1 << 20
 KIND = "an .npz file"
-DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError),
-    *(RuntimeError, ValueError, OverflowError, OSError),
-)
+DAMAGED = (*archives.DAMAGED, OSError)
 CODES = {  # the descr of an .npy file, without the byte order; 2 bytes without a meaning are bfloat16, as JAX saves it
     "f4": "float32",
     "f8": "float64",
