@@ -50,6 +50,8 @@ ISA_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
     "neon": [],
 }
+# bfloat16's results are the same bits on every machine: what is fused, the source says (docs/bfloat16.md).
+ELEMENT_FLAGS = {"f32": [], "f64": [], "bf16": ["-ffp-contract=off"]}
 MACHINE_ISAS = {"x86_64": ["avx2", "avx512"], "AMD64": ["avx2", "avx512"], "aarch64": ["neon"], "arm64": ["neon"]}
 CYTHON_DIRECTIVES = {
     "language_level": 3,
@@ -148,7 +150,8 @@ def kernel_libraries():
         stem = pathlib.Path(source).stem
         isa = next((isa for isa in ISA_FLAGS if stem.startswith(f"{isa}_")), "")
         if isa in libraries:
-            flags = CFLAGS + WARNINGS + ISA_FLAGS.get(isa, []) + SANITIZE + DEBUG
+            element = ELEMENT_FLAGS[stem.rpartition("_")[2]] if isa else []
+            flags = CFLAGS + WARNINGS + ISA_FLAGS.get(isa, []) + element + SANITIZE + DEBUG
             build = {"sources": [source], "cflags": flags, "include_dirs": ["csrc"], "obj_deps": {"": headers}}
             libraries[isa].append((f"cvit_{stem}", build))
     return [library for isa in libraries.values() for library in isa]

@@ -5,7 +5,12 @@
  * which element they hold, the table knows. There are two kinds:
  *
  *   real     tokens, statistics, biases, gradients: what arithmetic is done in, `size` bytes each
- *   packed   the operands of a product, as the packers lay them out, `packed_size` bytes each
+ *   packed   the operands of a product, as the packers lay them out: `rows_size` bytes an element of packed rows and
+ *            columns, `panels_size` one of panels
+ *
+ * Of the bfloat16 tables reals are floats, and what a product reads is rounded to bfloat16 as it is packed; rows that
+ * products alone read may be kept in bfloat16, see `half`. docs/bfloat16.md defines their arithmetic, which is the same
+ * to the bit in every table.
  *
  * Letters: m, n, k are a product's rows, columns and depth. `ld` is the distance between rows in elements, d… a
  * gradient. A pointer that may be NULL says so; strides, offsets and sizes count elements unless they say bytes.
@@ -21,6 +26,7 @@
 typedef struct {
     void *at;
     ptrdiff_t ld;
+    int half; /* 1: elements of half the size, bfloat16; where a comment says that a kernel takes them, else 0 */
 } cvit_matrix;
 
 /* the left operand of a product: `rows` packed rows, in blocks of kc columns with row stride lda, see gemm.inc */
@@ -41,7 +47,7 @@ typedef struct {      /* hints: they change when memory is fetched and no result
     cvit_matrix next; /* what the caller reads after this product, fetched while it runs; at NULL: nothing */
 } cvit_prefetch;
 
-/* c (m, n) = a @ b[row : row + k] + bias + add */
+/* c (m, n) = a @ b[row : row + k] + bias + add; c may be half, without add */
 typedef struct {
     ptrdiff_t m, n, k;
     cvit_rows a;
@@ -63,7 +69,7 @@ typedef struct {
     cvit_prefetch hint; /* next has k rows of m */
 } cvit_gemm_columns;
 
-/* x (rows, k), times `scale`, as packed rows; pack_both writes it also as rows [row, row + rows) of panels b */
+/* x (rows, k), may be half, times `scale`, as packed rows; pack_both writes it also as rows [row, row + rows) of panels b */
 typedef struct {
     ptrdiff_t rows, k;
     cvit_matrix x;
@@ -72,7 +78,7 @@ typedef struct {
     cvit_panels b;
 } cvit_pack_rows;
 
-/* x (k, m) as gemm_columns' left operand, with `mean` normalised on the way: (x - mean) rstd scale + shift */
+/* x (k, m), may be half, as gemm_columns' left operand, with `mean` normalised on the way: (x - mean) rstd scale + shift */
 typedef struct {
     ptrdiff_t k, m;
     cvit_matrix x;
@@ -121,17 +127,19 @@ typedef struct {
 #define CVIT_ENUMERATOR(name) CVIT_##name,
 enum { CVIT_ACTIVATIONS(CVIT_ENUMERATOR) CVIT_ACTIVATION_COUNT };
 
-/* y = f(x), or f(x) * value where that is given; to `y`, or to packed rows `a`, which hold one block of kc columns */
+/* y = f(x), or f(x) * value where that is given; to `y`, or to packed rows `a`, which hold one block of kc columns; x,
+ * value and y may be half */
 typedef struct {
     int kind; /* one of CVIT_ACTIVATIONS */
     ptrdiff_t rows, n;
     cvit_matrix x;
     cvit_matrix value; /* (rows, n) of a gated MLP, or none */
     cvit_matrix y;     /* may be x */
-    cvit_rows a;       /* may begin where x does */
+    cvit_rows a;       /* may begin where x does, unless that is half */
 } cvit_activation;
 
-/* From dy: dx = dy value f'(x), dvalue = dy f(x); and x becomes f(x) value, which the next weight gradient reads. */
+/* From dy: dx = dy value f'(x), dvalue = dy f(x); and x becomes f(x) value, which the next weight gradient reads; x
+ * and value may be half */
 typedef struct {
     int kind;
     ptrdiff_t rows, n;
@@ -182,7 +190,8 @@ typedef struct {
 } cvit_cross_entropy;
 
 /* ------------------------------------------------------------------------------------------------------ attention */
-/* o = softmax(q kᵀ / sqrt(dh)) v for queries [first, first + count) of one head of `tokens` tokens */
+/* o = softmax(q kᵀ / sqrt(dh)) v for queries [first, first + count) of one head of `tokens` tokens; q, k, v may be half,
+ * together, and o */
 typedef struct {
     ptrdiff_t tokens, dh, first, count;
     cvit_matrix q, k, v; /* row 0 is token 0's; one ld for all three */
@@ -191,7 +200,8 @@ typedef struct {
     void *scratch;       /* aligned to 64 bytes, attention_scratch(tokens, dh, 0) real elements */
 } cvit_attention;
 
-/* dk and dv of keys [first, first + count), and their part of dq, all assigned; every row 0 is token 0's */
+/* dk and dv of keys [first, first + count), and their part of dq, all assigned; every row 0 is token 0's; q, k, v, o as
+ * in the forward */
 typedef struct {
     ptrdiff_t tokens, dh, first, count;
     cvit_matrix q, k, v, o, d_o; /* one ld for q, k, v; one for o, d_o */
@@ -216,7 +226,8 @@ typedef struct {
     void *sums;
 } cvit_rotate_frequencies;
 
-/* y = x * factor + add: elements are dropped with probability `rate`, all rows together with `path`; see drop.inc. The
+/* y = x * factor + add: elements are dropped with probability `rate`, all rows together with `path`; see drop.inc; x
+ * and y may be half, together. The
  * random bits are those of a seed, a place in the computation, a sample of the batch and a row and column of it. */
 typedef struct {
     ptrdiff_t rows, n;
@@ -296,11 +307,17 @@ typedef struct {
 
 #define CVIT_MEMBER(result, name, arguments) result(*name) arguments;
 typedef struct {
-    const char *isa, *element;   /* "portable", "avx2", "avx512", "neon"; "f32", "f64" */
-    ptrdiff_t size, packed_size; /* bytes of a real and of a packed element */
-    ptrdiff_t vl;                /* lanes of a vector of real elements */
-    ptrdiff_t mr, nr;            /* rows and columns of a register tile */
-    ptrdiff_t kc, lda;           /* columns of a block of packed rows, and their row stride */
+    const char *isa, *element; /* "portable", "avx2", "avx512", "amx", "neon"; "f32", "f64", "bf16" */
+    ptrdiff_t size;            /* bytes of a real, */
+    ptrdiff_t rows_size;       /* of an element of packed rows and columns, */
+    ptrdiff_t panels_size;     /* and of panels */
+    int half;                  /* whether rows that products alone read may be kept in half the size */
+    ptrdiff_t vl;              /* lanes of a vector of real elements */
+    ptrdiff_t mr, nr;          /* rows and columns of a register tile */
+    ptrdiff_t kc, lda;         /* columns of a block of packed rows, and their row stride */
+    ptrdiff_t rows_unit;       /* packed rows have room for a multiple of this, */
+    ptrdiff_t depth_unit;      /* panels are a multiple of this deep, zero beyond their rows: the packer of the last one
+                                * sees to it. Products begin at multiples of it, packers at even rows */
     CVIT_KERNELS(CVIT_MEMBER)
 } cvit_kernels;
 #undef CVIT_MEMBER

@@ -229,3 +229,115 @@ INLINE vec max_rows(vec *rows)
 }
 
 INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+/* a * b + c. The bfloat16 tables' results are the same bits on every machine, so what is rounded once there says so
+ * here, and nothing else is contracted (setup.py); the others leave it to the compiler. */
+#if !BF16
+INLINE vec fused(vec a, vec b, vec c) { return a * b + c; }
+#elif VECTOR_BYTES == 64
+INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#elif VECTOR_BYTES == 32
+INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#elif defined(__ARM_NEON)
+INLINE vec fused(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+#else
+INLINE vec fused(vec a, vec b, vec c)
+{
+    for (int i = 0; i < VL; i++)
+        c[i] = fmaf(a[i], b[i], c[i]);
+    return c;
+}
+#endif
+
+#if BF16
+/* bfloat16, the upper half of a float: rounded to nearest even; a NaN stays one. */
+typedef uint16_t half;
+typedef uint32_t uvec __attribute__((vector_size(VECTOR_BYTES)));
+typedef half hvec __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+/* The bits of x rounded to bfloat16, in the upper halves; the lower ones are zero. */
+INLINE uvec round_bits(vec x)
+{
+    const uvec b = (uvec)x;
+    const uvec up = (b + 0x7fff + ((b >> 16) & 1)) & 0xffff0000u, quiet = (b | 0x400000u) & 0xffff0000u;
+    const uvec number = (uvec)(x == x);
+    return (number & up) | (~number & quiet);
+}
+INLINE vec rounded(vec x) { return (vec)round_bits(x); }
+
+INLINE vec load_half(const half *p)
+{
+    hvec h;
+    memcpy(&h, p, sizeof h);
+    return (vec)(__builtin_convertvector(h, uvec) << 16);
+}
+INLINE void store_half(half *p, vec v)
+{
+    const hvec h = __builtin_convertvector(round_bits(v) >> 16, hvec);
+    memcpy(p, &h, sizeof h);
+}
+INLINE vec load_half_upto(const half *p, ptrdiff_t n)
+{
+    if (n >= VL)
+        return load_half(p);
+    hvec h = {0};
+    memcpy(&h, p, (size_t)n * sizeof(half));
+    return (vec)(__builtin_convertvector(h, uvec) << 16);
+}
+INLINE void store_half_upto(half *p, vec v, ptrdiff_t n)
+{
+    const hvec h = __builtin_convertvector(round_bits(v) >> 16, hvec);
+    memcpy(p, &h, (size_t)least(n, VL) * sizeof(half));
+}
+#endif
+
+/* Elements [c, c + n) of a row that may be half, at most a vector of them. */
+#if BF16
+INLINE vec load_row(const void *row, int is_half, ptrdiff_t c, ptrdiff_t n)
+{
+    return is_half ? load_half_upto((const half *)row + c, n) : load_upto((const real *)row + c, n);
+}
+INLINE void store_row(void *row, int is_half, ptrdiff_t c, vec v, ptrdiff_t n)
+{
+    if (is_half)
+        store_half_upto((half *)row + c, v, n);
+    else
+        store_upto((real *)row + c, v, n);
+}
+INLINE void *row_at(void *x, int is_half, ptrdiff_t elements)
+{
+    return is_half ? (void *)((half *)x + elements) : (void *)((real *)x + elements);
+}
+#else
+INLINE vec rounded(vec x) { return x; } /* operands as they are */
+INLINE vec load_row(const void *row, int is_half, ptrdiff_t c, ptrdiff_t n)
+{
+    (void)is_half;
+    return load_upto((const real *)row + c, n);
+}
+INLINE void store_row(void *row, int is_half, ptrdiff_t c, vec v, ptrdiff_t n)
+{
+    (void)is_half;
+    store_upto((real *)row + c, v, n);
+}
+INLINE void *row_at(void *x, int is_half, ptrdiff_t elements)
+{
+    (void)is_half;
+    return (real *)x + elements;
+}
+#endif
+
+/* Vectors whose lanes are summed together: of the bfloat16 tables 16 lanes on every machine, so that sums are the same
+ * bits; WIDE vectors of such sums become one with `fold`, the upper half onto the lower as everywhere. */
+#if BF16
+enum { WIDE = 64 / VECTOR_BYTES };
+#else
+enum { WIDE = 1 };
+#endif
+INLINE vec fold(vec *v)
+{
+    for (int count = WIDE / 2; count > 0; count /= 2)
+        for (int i = 0; i < count; i++)
+            v[i] += v[i + count];
+    return v[0];
+}

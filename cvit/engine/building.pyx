@@ -6,7 +6,7 @@ One method builds a section; what a kind of part needs beyond slots is in the me
 import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from .kernels cimport GELU_ERF, GELU_TANH, QUICK_GELU, RELU, SILU, TANH, ceil_div, panel_size
+from .kernels cimport GELU_ERF, GELU_TANH, QUICK_GELU, RELU, SILU, TANH, ceil_div, panels_bytes
 from .places cimport Places, lines, slot_of
 from .steps.attention cimport add_query_parts
 from .steps.drop cimport drop as run_drop, drop_backward
@@ -238,7 +238,7 @@ cdef class Building(Places):
         key = f"panels {part.name}"
         if key not in shared:  # one block's at a time
             title = f"packed gradient of {part.name}"
-            room = lines(panel_size(section.cut.rows, part.n) * p.K.packed_size)
+            room = lines(panels_bytes(p.K, section.cut.rows, part.n))
             shared[key] = [self._place(title, room) for _ in part.matrices]
             if part.layer_scale >= 0:
                 title = f"layer scale gradient of {part.name} by panel of rows"

@@ -10,6 +10,7 @@ cdef extern from "cvit.h" nogil:
     ctypedef struct Matrix "cvit_matrix":
         void* at
         Py_ssize_t ld
+        int half
     ctypedef struct PackedRows "cvit_rows":
         void* at
         Py_ssize_t rows
@@ -204,7 +205,9 @@ cdef extern from "cvit.h" nogil:
     ctypedef struct Kernels "cvit_kernels":
         const char* isa
         const char* element
-        Py_ssize_t size, packed_size, vl, mr, nr, kc, lda
+        Py_ssize_t size, rows_size, panels_size
+        int half
+        Py_ssize_t vl, mr, nr, kc, lda, rows_unit, depth_unit
         void (*gemm)(const Gemm*) noexcept nogil
         void (*gemm_columns)(const GemmColumns*) noexcept nogil
         void (*pack_rows)(const PackRows*) noexcept nogil
@@ -247,7 +250,7 @@ cdef extern from "cvit.h" nogil:
 # ---------------------------------------------------------------------------------------------------------- operands
 cdef inline Matrix matrix(void* at, Py_ssize_t ld) noexcept nogil:
     cdef Matrix x
-    x.at, x.ld = at, ld
+    x.at, x.ld, x.half = at, ld, 0
     return x
 
 
@@ -389,16 +392,26 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
 
 
-cdef inline Py_ssize_t panel_size(Py_ssize_t k, Py_ssize_t n) noexcept nogil:
-    """Packed elements of a (k, n) right operand, for any instruction set."""
-    return k * (ceil_div(n, 32) * 32)
+cdef inline Py_ssize_t round_up(Py_ssize_t a, Py_ssize_t to) noexcept nogil:
+    return ceil_div(a, to) * to
 
 
-cdef inline Py_ssize_t packed_rows_size(const Kernels* K, Py_ssize_t rows, Py_ssize_t k) noexcept nogil:
-    """Packed elements of `rows` rows of k columns."""
-    return rows * K.lda * ceil_div(k, K.kc)
+cdef inline Py_ssize_t panel_depth(const Kernels* K, Py_ssize_t k) noexcept nogil:
+    """How deep panels of k rows are."""
+    return round_up(k, K.depth_unit)
 
 
-cdef inline Py_ssize_t column_room(const Kernels* K, Py_ssize_t m) noexcept nogil:
-    """Packed elements of pack_columns for each of the rows of m columns: whole register tiles in whole vectors."""
-    return ceil_div(m, K.mr) * ceil_div(K.mr, K.vl) * K.vl
+cdef inline Py_ssize_t panels_bytes(const Kernels* K, Py_ssize_t k, Py_ssize_t n) noexcept nogil:
+    """Bytes of a (k, n) right operand, for any instruction set; and of n of its columns, a multiple of the panels'
+    width."""
+    return panel_depth(K, k) * round_up(n, 32) * K.panels_size
+
+
+cdef inline Py_ssize_t rows_bytes(const Kernels* K, Py_ssize_t rows, Py_ssize_t k) noexcept nogil:
+    """Bytes of `rows` packed rows of k columns."""
+    return round_up(rows, K.rows_unit) * K.lda * ceil_div(k, K.kc) * K.rows_size
+
+
+cdef inline Py_ssize_t columns_bytes(const Kernels* K, Py_ssize_t k, Py_ssize_t m) noexcept nogil:
+    """Bytes of pack_columns' k rows of m columns: whole register tiles in whole vectors."""
+    return panel_depth(K, k) * ceil_div(m, K.mr) * round_up(K.mr, K.vl) * K.rows_size

@@ -12,7 +12,7 @@ and an activation's backward works in place. The residual stream's gradient is o
 """
 
 from .cutting cimport Cutting
-from .kernels cimport ceil_div, packed_rows_size, panel_size
+from .kernels cimport ceil_div, panels_bytes, rows_bytes
 from .steps.loss cimport head_scratch
 from .steps.pool cimport pool_scratch
 from .steps.weights cimport gradient_scratch
@@ -241,7 +241,7 @@ cdef class Places(Cutting):
         dh = max([block.heads.width // block.heads.heads for block in self.program.blocks], default=1)
         own = max(own, p.K.attention_scratch(p.T, dh, 0) * size)
         band = ceil_div(p.height // p.patch_height, p.bands) * (p.width // p.patch_width)
-        own = max(own, packed_rows_size(p.K, band, p.patch_values) * p.K.packed_size)
+        own = max(own, rows_bytes(p.K, band, p.patch_values))
         if p.training:
             own = max(own, p.K.attention_scratch(p.T, dh, 1) * size, gradient_scratch(p))
         self.own = lines(own) + LINE
@@ -278,7 +278,7 @@ cdef class Places(Cutting):
                     deepest = max(part.k, part.n)
                 else:
                     deepest = part.width if isinstance(part, Norm) else 1
-                need(PACKED, packed_rows_size(p.K, rows, deepest) * p.K.packed_size)
+                need(PACKED, rows_bytes(p.K, rows, deepest))
         offset = 0
         slots = {}
         for name, count in sizes.items():
@@ -350,17 +350,16 @@ cdef class Places(Cutting):
         """Where the packed matrices outside the blocks and of a block lie; a room takes W or its transpose."""
         cdef Pass* p = &self.p
         cdef int i
-        element = p.K.packed_size
         end = 0
 
         def room(k, n):
             nonlocal end
-            at, end = end, end + lines(max(panel_size(k, n), panel_size(n, k)) * element)
+            at, end = end, end + lines(max(panels_bytes(p.K, k, n), panels_bytes(p.K, n, k)))
             return at
 
         self.relative, self.fixed = [], {}
         p.embed.packed[0] = 0
-        end = lines(panel_size(p.patch_values, p.D) * element)
+        end = lines(panels_bytes(p.K, p.patch_values, p.D))
         for i, head in enumerate(self.program.heads):
             p.head[i].packed[0] = room(head.k, head.n)
         for group in ("before", "query", "after", "end"):

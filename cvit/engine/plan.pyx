@@ -15,7 +15,7 @@ from .places cimport lines
 from .stages cimport Job, Schedule, work
 from .tables cimport Tables
 from .task cimport Pass
-from .team cimport F32, F64, run_team, selected, team_size
+from .team cimport element_of, run_team, selected, team_size
 from .memory import allocate
 from .cutting import LEAST_ROWS, MOST_HEAD_TASKS
 from .program import fuse
@@ -37,18 +37,21 @@ cdef class Plan(Tables):
     may be another frozen plan of the same model, whose packed weights are shared. `dry` plans are not for running.
     With `staged` no task takes whole blocks, so that what lies between their stages can be looked at.
     `fused=False` runs the steps as the program has them, `hints=False` without prefetching: to the same bits, both.
-    `kernels` is the address of a cvit_kernels to use in place of the selected table.
+    `precision` is "f32", "f64" or "bf16", None the dtype's own. `kernels` is the address of a cvit_kernels to use in
+    place of the selected table.
     """
 
     cdef bint staged
+    cdef readonly object precision
 
     def __init__(self, program, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
-                 bint dry=False, bint fused=True, bint hints=True, size_t kernels=0, bint staged=False):
+                 bint dry=False, bint fused=True, bint hints=True, size_t kernels=0, bint staged=False, precision=None):
         cdef Pass* p = &self.p
         self.program, self.batch, self.mode, self.owner = program, batch, mode, owner
         self.dtype = np.dtype(dtype)
         self.isa = get_isa()
-        p.K = <const Kernels*> kernels if kernels else selected(F32 if self.dtype == np.float32 else F64)
+        self.precision = precision or ("f32" if self.dtype == np.float32 else "f64")
+        p.K = <const Kernels*> kernels if kernels else selected(element_of(self.precision))
         assert p.K.size == self.dtype.itemsize
         rewritten = fuse if fused else tuple
         self.fused = [(rewritten(block.before), block.heads, rewritten(block.after)) for block in program.blocks]

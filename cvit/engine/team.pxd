@@ -19,11 +19,12 @@ cdef extern from "team.h" nogil:
 
 # The element types that csrc has tables for.
 cdef enum Element:
-    F32, F64, ELEMENTS
+    F32, F64, BF16, ELEMENTS
 
 # What one thread of a team does: called once by each of them, with its number.
 ctypedef void (*Work)(void* job, Team* team, int thread) noexcept nogil
 
 cdef const Kernels* selected(int element) noexcept nogil
+cdef int element_of(precision) except -1
 cdef int team_size(Py_ssize_t tasks) noexcept nogil
 cdef void run_team(int size, Work work, void* job) noexcept nogil

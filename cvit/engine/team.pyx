@@ -20,7 +20,7 @@ cdef extern from "team.h" nogil:
     int cvit_omp_max_threads()
     int cvit_has_openmp()
 
-ELEMENT_NAMES = ("f32", "f64")  # in the order of Element
+ELEMENT_NAMES = ("f32", "f64", "bf16")  # in the order of Element
 
 cdef enum:
     MOST_ISAS = 8
@@ -66,14 +66,21 @@ def set_isa(name):
 
 
 cdef const Kernels* selected(int element) noexcept nogil:
-    """The selected instruction set's table for F32 or F64."""
+    """The selected instruction set's table for an element type."""
     return tables[chosen][element]
 
 
-def table_address(dtype=np.float32):
-    """Where the selected table of float32 or float64 stands in memory, a `cvit_kernels` of csrc/cvit.h: for tests of
-    single kernels."""
-    return <size_t> selected(F64 if np.dtype(dtype) == np.float64 else F32)
+cdef int element_of(precision) except -1:
+    """The element type of a precision's name."""
+    return ELEMENT_NAMES.index(precision)
+
+
+def table_address(dtype=np.float32, precision=None):
+    """Where the selected table of float32 or float64, or of a precision, stands in memory, a `cvit_kernels` of
+    csrc/cvit.h: for tests of single kernels."""
+    if precision is None:
+        precision = "f64" if np.dtype(dtype) == np.float64 else "f32"
+    return <size_t> selected(element_of(precision))
 
 
 def tile_sizes(dtype=np.float32):

@@ -12,10 +12,10 @@ from cython.parallel cimport prange, threadid
 from ..engine.kernels cimport (
     Activation, ActivationBackward, Attention, AttentionBackward, ColumnSums, CrossEntropy, Drop, Gemm, GemmColumns,
     Kernels, Norm,
-    NormBackward, PackColumns, PackPanels, PackRows, activating, activating_backward, ceil_div, column_room,
+    NormBackward, PackColumns, PackPanels, PackRows, activating, activating_backward, ceil_div, columns_bytes,
     columns_product, crossing, dropping, matrix,
-    normalisation, normalisation_backward, packed_rows_size, packing_columns, packing_panels,
-    packing_rows, panel_size,
+    normalisation, normalisation_backward, packing_columns, packing_panels,
+    packing_rows, panels_bytes, rows_bytes,
     panels, product, summing,
 )
 from ..engine.patches cimport cut_patches, join_patches
@@ -65,9 +65,9 @@ cdef multiply(const real[:, ::1] x, const real[:, ::1] w, bint transposed, const
     """y (M, N) = x (M, K) @ w + bias, with w (K, N), or (N, K) if transposed."""
     cdef const Kernels* K = table_of(&y[0, 0])
     cdef Py_ssize_t M = x.shape[0], N = y.shape[1], depth = x.shape[1], i, j
-    cdef Py_ssize_t strips = ceil_div(N, STRIP), tasks = ceil_div(M, ROWS), stride = packed_rows_size(K, ROWS, depth)
+    cdef Py_ssize_t strips = ceil_div(N, STRIP), tasks = ceil_div(M, ROWS), stride = rows_bytes(K, ROWS, depth) // K.size
     cdef int size = team_size(max(strips, tasks))
-    cdef real[::1] packed = room(&y[0, 0], panel_size(depth, N)), scratch = room(&y[0, 0], size * stride)
+    cdef real[::1] packed = room(&y[0, 0], panels_bytes(K, depth, N) // K.size), scratch = room(&y[0, 0], size * stride)
     cdef const real* b = &bias[0] if bias is not None else NULL
     for j in prange(strips, nogil=True, num_threads=size, schedule="dynamic"):
         pack_strip(K, depth, N, j, <real*> &w[0, 0], transposed, &packed[0])
@@ -109,7 +109,7 @@ def linear_backward(const real[:, ::1] dy, const real[:, ::1] x, const real[:, :
     cdef const Kernels* K = table_of(&dw[0, 0])
     cdef Py_ssize_t M = x.shape[0], m = x.shape[1], n = dy.shape[1], high = ceil_div(m, STRIP), wide = ceil_div(n,
             STRIP), t
-    cdef Py_ssize_t room_a = K.kc * column_room(K, STRIP), stride = room_a + K.kc * STRIP
+    cdef Py_ssize_t room_a = columns_bytes(K, K.kc, STRIP) // K.size, stride = room_a + K.kc * STRIP
     cdef int size = team_size(high * wide)
     cdef real[::1] scratch = room(&dw[0, 0], size * stride)
     cdef const real[::1] none = None

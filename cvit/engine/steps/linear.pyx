@@ -8,7 +8,7 @@ With a layer scale g (Touvron et al. 2021, arXiv:2103.17239) y = (x W + b) g is 
 g and the bias b g: nothing changes here, and weights.pyx derives dg.
 """
 
-from ..kernels cimport Gemm, Matrix, PackedRows, Panels, packed_rows, packing_rows, panels, product
+from ..kernels cimport Gemm, Matrix, PackedRows, Panels, packed_rows, packing_rows, panels, panels_bytes, product
 from ..task cimport Linear, Pass, Step, Task, columns, hinted, row_of, rows_of
 
 
@@ -24,7 +24,7 @@ cdef const void* bias_of(const Pass* p, const Linear* linear, int i, Py_ssize_t 
 cdef Panels panels_of(const Pass* p, const Linear* linear, int i, Py_ssize_t column, Py_ssize_t row,
                       Py_ssize_t depth) noexcept nogil:
     """Matrix i as a right operand of `depth` rows, from a column (a multiple of the panels' width) and a row on."""
-    return panels(p.packed + linear.packed[i] + column * depth * p.K.packed_size, depth, row)
+    return panels(p.packed + linear.packed[i] + panels_bytes(p.K, depth, column), depth, row)
 
 
 cdef PackedRows pack(const Task* t, const Step* step, Matrix x, Py_ssize_t k, const Linear* linear,

@@ -11,7 +11,7 @@ logits. Tasks: groups of images; for the products with W a block of rows by a st
 
 from ..kernels cimport (
     AddRows, CrossEntropy, Gemm, Matrix, PackRows, adding, ceil_div, crossing, matrix, packed_rows,
-    packed_rows_size, packing_rows, product,
+    packing_rows, product, rows_bytes,
 )
 from ..task cimport Linear, Pass, Task, columns, part_start, row_of
 from .linear cimport bias_of, panels_of
@@ -23,7 +23,7 @@ cdef enum:
 
 cdef Py_ssize_t head_scratch(const Pass* p) noexcept nogil:
     """Bytes."""
-    return packed_rows_size(p.K, IMAGES, max(p.head[0].k, p.classes)) * p.K.packed_size
+    return rows_bytes(p.K, IMAGES, max(p.head[0].k, p.classes))
 
 
 cdef Py_ssize_t head_tasks(const Pass* p, Py_ssize_t n) noexcept nogil:

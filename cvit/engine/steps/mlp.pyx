@@ -11,8 +11,8 @@ in the cache.
 """
 
 from ..kernels cimport (
-    Activation, ActivationBackward, Gemm, Matrix, PackedRows, activating, activating_backward, packed_rows, panels,
-    product,
+    Activation, ActivationBackward, Gemm, Matrix, PackedRows, activating, activating_backward, matrix, packed_rows, panels,
+    panels_bytes, product,
 )
 from ..task cimport Linear, SCRATCH, Step, Task, columns, hinted, row_of, rows_of
 from .drop cimport drop_again
@@ -72,7 +72,7 @@ cdef void hidden(const Task* t, const Step* step) noexcept nogil:
     cdef int kept = step.hidden.place != SCRATCH
     cdef Activation call
     cdef Gemm g
-    v = columns(t.K, u, F) if kept else Matrix(<char*> u.at + hidden_block(t, step), u.ld)
+    v = columns(t.K, u, F) if kept else matrix(<char*> u.at + hidden_block(t, step), u.ld)
     for f from 0 <= f < F by kc:
         width = min(kc, F - f)
         if kept and f:
@@ -110,7 +110,7 @@ cdef void hidden_backward(const Task* t, const Step* step) noexcept nogil:
     cdef const Linear* second = step.second
     cdef Py_ssize_t F = second.k, kc = t.K.kc, f, width
     cdef Matrix u = rows_of(t, &step.hidden), dg = rows_of(t, &step.d_hidden), dx = rows_of(t, &step.d_source)
-    cdef Matrix dv = Matrix(<char*> dg.at + hidden_block(t, step), dg.ld)
+    cdef Matrix dv = matrix(<char*> dg.at + hidden_block(t, step), dg.ld)
     cdef PackedRows dy = pack(t, step, rows_of(t, &step.d_target), second.n, second, 0)
     cdef ActivationBackward call
     cdef Gemm g
@@ -124,11 +124,11 @@ cdef void hidden_backward(const Task* t, const Step* step) noexcept nogil:
         t.K.gemm(&g)
         call = activating_backward(step.kind, t.rows, width, columns(t.K, u, f), dg)
         call.a = packed_rows(dg.at, t.rows)
-        call.b = panels(t.p.arena + first.panels[0] + f * first.rows * t.K.packed_size, first.rows, t.first)
+        call.b = panels(t.p.arena + first.panels[0] + panels_bytes(t.K, first.rows, f), first.rows, t.first)
         if step.gated:
             call.value = columns(t.K, u, F + f)
             call.a_value = packed_rows(dv.at, t.rows)
-            call.b_value = panels(t.p.arena + first.panels[1] + f * first.rows * t.K.packed_size, first.rows, t.first)
+            call.b_value = panels(t.p.arena + first.panels[1] + panels_bytes(t.K, first.rows, f), first.rows, t.first)
         t.K.activation_backward(&call)
         for i in range(first.count):
             g = product(t.rows, first.k, width, packed_rows(dv.at if i else dg.at, t.rows),

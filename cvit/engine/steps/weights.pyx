@@ -24,8 +24,8 @@ later.
 """
 
 from ..kernels cimport (
-    AddRows, ColumnSums, GemmColumns, PackColumns, PackPanels, Unscale, adding, ceil_div, column_room,
-    columns_product, matrix, packing_columns, packing_panels, panels, summing,
+    AddRows, ColumnSums, GemmColumns, PackColumns, PackPanels, Unscale, adding, ceil_div, columns_bytes,
+    columns_product, matrix, packing_columns, packing_panels, panel_depth, panels, panels_bytes, summing,
 )
 from ..task cimport Linear, Pass, Task, part_start, row_of
 
@@ -64,7 +64,7 @@ cdef void pack_task(const Task* t, const Linear* linears, int count, bint transp
     wanted = min(<Py_ssize_t> STRIP, n - column)
     if wanted <= 0:
         return
-    b = t.p.packed + w.packed[i] + column * k * t.K.packed_size
+    b = t.p.packed + w.packed[i] + panels_bytes(t.K, k, column)
     if transposed:
         call = packing_panels(k, wanted, matrix(t.p.weights + w.weight[i] + column * k * t.K.size, k), panels(b, k))
         if w.layer_scale >= 0:
@@ -133,10 +133,10 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
     Packed dy are taken as a whole.
     """
     cdef const Pass* p = t.p
-    cdef Py_ssize_t size = t.K.size, depth = gradient_depth(p), blocks = ceil_div(w.rows,
-            depth), segment, block, row, rows
+    cdef Py_ssize_t size = t.K.size, depth = gradient_depth(p), blocks = ceil_div(w.rows, depth)
+    cdef Py_ssize_t unit = t.K.depth_unit, units = ceil_div(w.rows, unit), segment, block, row, rows
     cdef char* a = t.scratch
-    cdef char* b = a + depth * column_room(t.K, MOST_ROWS) * t.K.packed_size
+    cdef char* b = a + columns_bytes(t.K, depth, MOST_ROWS)
     cdef char* x
     cdef PackColumns packing
     cdef PackPanels dy
@@ -144,8 +144,8 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
     cdef int i
     for segment in range(w.segments):
         for block in range(blocks):
-            row = part_start(w.rows, blocks, block)
-            rows = part_start(w.rows, blocks, block + 1) - row
+            row = part_start(units, blocks, block) * unit
+            rows = min(w.rows, part_start(units, blocks, block + 1) * unit) - row
             x = row_of(t, &w.input, row) + segment * w.input_segment + m0 * size
             packing = packing_columns(rows, m1 - m0, matrix(x, w.input.ld), a)
             if w.norm.given:
@@ -229,9 +229,9 @@ cdef void add_scale_sums(const Task* t, const Linear* w) noexcept nogil:
 cdef inline Py_ssize_t gradient_depth(const Pass* p) noexcept nogil:
     """The most rows that a tile multiplies at a time: an eighth more than other products do, so that few are left
     over."""
-    return p.K.kc * 9 // 8
+    return panel_depth(p.K, p.K.kc * 9 // 8)
 
 
 cdef Py_ssize_t gradient_scratch(const Pass* p) noexcept nogil:
     """Bytes."""
-    return gradient_depth(p) * (column_room(p.K, MOST_ROWS) + ceil_div(WIDEST, 32) * 32) * p.K.packed_size
+    return columns_bytes(p.K, gradient_depth(p), MOST_ROWS) + panels_bytes(p.K, gradient_depth(p), WIDEST)
