@@ -248,9 +248,9 @@ cdef extern from "cvit.h" nogil:
 
 
 # ---------------------------------------------------------------------------------------------------------- operands
-cdef inline Matrix matrix(void* at, Py_ssize_t ld) noexcept nogil:
+cdef inline Matrix matrix(void* at, Py_ssize_t ld, int half=0) noexcept nogil:
     cdef Matrix x
-    x.at, x.ld, x.half = at, ld, 0
+    x.at, x.ld, x.half = at, ld, half
     return x
 
 
@@ -410,6 +410,11 @@ cdef inline Py_ssize_t panels_bytes(const Kernels* K, Py_ssize_t k, Py_ssize_t n
 cdef inline Py_ssize_t rows_bytes(const Kernels* K, Py_ssize_t rows, Py_ssize_t k) noexcept nogil:
     """Bytes of `rows` packed rows of k columns."""
     return round_up(rows, K.rows_unit) * K.lda * ceil_div(k, K.kc) * K.rows_size
+
+
+cdef inline Py_ssize_t hidden_bytes(const Kernels* K, Py_ssize_t rows) noexcept nogil:
+    """Bytes of `rows` rows of one block of hidden columns, whose packed rows take their place."""
+    return max(rows * K.lda * K.size, rows_bytes(K, rows, K.kc))
 
 
 cdef inline Py_ssize_t columns_bytes(const Kernels* K, Py_ssize_t k, Py_ssize_t m) noexcept nogil:
