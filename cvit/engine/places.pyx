@@ -276,7 +276,10 @@ cdef class Places(Cutting):
             if p.training:
                 slots[PACKED] = max([part.width for part in parts_of(sections) if isinstance(part, Norm)], default=0)
                 roots = classes_of(sections)
+                inner = {part.first.target for part in parts_of(sections) if isinstance(part, Hidden)}
                 for name, width in slots.items():
+                    if name in inner:  # whose gradient has a block of columns at a time
+                        continue
                     root = roots.get(name, name)
                     if self._fixed_gradient(group, sections, root) is None:
                         need(f"d {root}", rows * width * size, width)
