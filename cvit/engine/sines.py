@@ -16,8 +16,9 @@ _COSINE = [(-1) ** i / math.factorial(2 * i) for i in range(9)]
 
 
 def cosines_sines(angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of float64 angles, within 2^-52 up to 10^6; beyond that of their rest by a rounded whole turn. Those of
-    NaN and infinities are NaN."""
+    """cos and sin of float64 angles, within 2^-52 up to 10^6; beyond that of their rest by a rounded whole turn.
+
+    Those of NaN and infinities are NaN."""
     with np.errstate(invalid="ignore"):
         angles = np.where(np.abs(angles) <= 1e6, angles, np.fmod(angles, 2 * math.pi))
         turns = np.rint(angles * (2 / math.pi))

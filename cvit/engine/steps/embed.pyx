@@ -4,14 +4,15 @@
     dpos = sum over images of dx,  dtokens = its first rows,  dW = patchesᵀ dx,  db = sum of dx over patches
 
 Positions may be those of the patches and of the first few tokens alone, or none. Forward keeps what a norm normalises,
-and no patches, which the backward cuts again. A task of the forward is a band of patch rows in a group of images; of the
-backward a token's columns, and of the norm's a group of images. dW and db are tiles of the weight stage, in weights.pyx.
+and no patches, which the backward cuts again. A task of the forward is a band of patch rows in a group of images; of
+the backward a token's columns, and of the norm's a group of images. dW and db are tiles of the weight stage, in
+weights.pyx.
 """
 
 from libc.string cimport memcpy, memset
 from ..kernels cimport (
-    AddRows, ColumnSums, Gemm, Norm, NormBackward, PackRows, adding, ceil_div, matrix, normalisation, normalisation_backward,
-    packed_rows, packing_rows, product, rows_bytes, summing,
+    AddRows, ColumnSums, Gemm, Norm, NormBackward, PackRows, adding, ceil_div, matrix, normalisation,
+    normalisation_backward, packed_rows, packing_rows, product, rows_bytes, summing,
 )
 from ..patches cimport cut_patches
 from ..task cimport Pass, Task, offset_of, part_start, row_of
