@@ -15,7 +15,7 @@ from .steps.mlp cimport activation, activation_backward, hidden, hidden_again, h
 from .steps.norm cimport norm as run_norm, norm_backward
 from .steps.rotary cimport head_norm, head_norm_backward, rotate, rotate_backward
 from .task cimport (
-    ACTIVATION, ARENA, DROP, HEAD_NORM, HIDDEN, LINEAR, NORM, QUERY_PARTS, ROTATE, Block, Linear as LinearStep, Pass,
+    ACTIVATION, DROP, HEAD_NORM, HIDDEN, LINEAR, NORM, QUERY_PARTS, ROTATE, Block, Linear as LinearStep, Pass,
     Section, Step, UnitSums,
 )
 from .program import PACKED, Activation, Drop, HeadNorm, Heads, Linear, Norm, Rotate, added_by, source_of, target_of

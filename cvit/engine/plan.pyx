@@ -11,7 +11,6 @@ import numpy as np
 from .building cimport address
 from .hints cimport derive_hints, derive_section_hints
 from .kernels cimport Kernels, ceil_div
-from .places cimport lines
 from .stages cimport Job, Schedule, work
 from .tables cimport Tables
 from .task cimport Pass

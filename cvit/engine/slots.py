@@ -86,7 +86,7 @@ def half_slots(sections):
         own = {part.source, part.target}
         if isinstance(part, (Linear, Activation, Heads)) or (isinstance(part, Drop) and len(own) == 1):
             half |= own
-            whole |= {part.target, part.add} if added_by(part) else set()
+            whole |= {part.target, added_by(part)} if added_by(part) else set()
         else:
             whole |= own | {added_by(part)}
     return half - whole
