@@ -413,7 +413,24 @@ def test_ops(op, arguments, error, message):
         (dict(weights=np.zeros(SIZE, np.float16)), TypeError, "weights must be float32 or float64, got float16"),
         (dict(dtype=np.float16), ValueError, "dtype must be float32 or float64, got float16"),
         (dict(dtype="nonsense"), ValueError, "dtype must be float32 or float64, got nonsense"),
-        (dict(dtype=None), ValueError, "dtype must be float32 or float64, got None"),
+        (
+            dict(dtype=np.float64, precision="bf16"),
+            ValueError,
+            "dtype must be float32 for precision 'bf16', got float64",
+        ),
+        (
+            dict(weights=np.zeros(SIZE), precision="bf16"),
+            TypeError,
+            "weights must be float32 for precision 'bf16', got",
+        ),
+        (
+            dict(weights=np.zeros(SIZE), precision="auto"),
+            TypeError,
+            "weights must be float32 for precision 'auto', got",
+        ),
+        (dict(dtype=np.float32, precision="f64"), ValueError, "dtype must be float64 for precision 'f64', got float32"),
+        (dict(precision="bf17"), ValueError, "precision must be one of 'f32', 'f64', 'bf16', 'bf16-fast', 'auto', got"),
+        (dict(precision=16), ValueError, "precision must be one of 'f32', 'f64', 'bf16', 'bf16-fast', 'auto', got 16"),
         (dict(seed=-1), ValueError, "seed must be at least 0, got -1"),
         (dict(seed="one"), TypeError, "seed must be an integer, got 'one'"),
         (dict(weights=np.ma.zeros(SIZE)), TypeError, "weights is a masked array: fill it first"),
@@ -553,7 +570,7 @@ def test_weights_assigned(model, value, error, message):
     assert model.weights is kept and same_bits(kept, before)
 
 
-@pytest.mark.parametrize("name", ["config", "layout", "dtype", "checkpoint", "frozen", "logits"])
+@pytest.mark.parametrize("name", ["config", "layout", "dtype", "precision", "checkpoint", "frozen", "logits"])
 def test_what_a_model_is_can_not_be_set(model, name):
     before = getattr(model, name)
     with pytest.raises(AttributeError, match=name):

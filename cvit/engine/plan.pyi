@@ -22,6 +22,7 @@ class Plan(Tables):
         hints: bool = True,
         kernels: int = 0,
         staged: bool = False,
+        precision: str | None = None,
     ) -> None: ...
     @property
     def given(self) -> np.ndarray: ...

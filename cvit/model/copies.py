@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .vit import ViT
 
-ABOUT = ("checkpoint", "preprocessing", "class_names", "origin")  # arguments of the constructor
+ABOUT = ("precision", "checkpoint", "preprocessing", "class_names", "origin")  # arguments of the constructor
 # What a model holds beside attributes that a caller adds.
 ATTRIBUTES = frozenset([
     *(f"_{name}" for name in ABOUT), "_config", "_layout", "_size", "_token_rows", "_dtype", "_state", "_gradients",

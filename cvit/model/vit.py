@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from ..base.arrays import any_float, as_array, as_float, as_sample_weight, as_targets, as_vector, float_dtype, laid_out
+from ..base.arrays import any_float, as_array, as_float, as_sample_weight, as_targets, as_vector, laid_out
 from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
 from ..engine import runtime
@@ -32,6 +32,7 @@ from .initialize import init_weights
 from .layout import Layout
 from .memory import Plan, buffers_of
 from .origin import Origin
+from .precision import settled
 from .program import First, program_of, tail_of
 from .recognition import Guess
 
@@ -78,8 +79,11 @@ class ViT:
         vector is kept, not copied: an optimizer updates it in place. None draws `init_weights(config, seed)`.
     seed : int
         For `weights=None`.
-    dtype : float32 or float64
-        For `weights=None`; given weights keep theirs.
+    dtype : float32 or float64, optional
+        For `weights=None`; given weights keep theirs. None: what `precision` needs, else float32.
+    precision : "f32", "f64", "bf16", "bf16-fast" or "auto", optional
+        What passes compute in, see `cvit.model.precision`. None: float32 or float64, as the weights are. With "bf16"
+        operands of products are rounded to bfloat16, and weights, gradient, images and results stay float32.
     checkpoint : "block", optional
         Training keeps only the blocks' inputs and computes the rest again in the backward: far less memory, about a
         fifth more time, the same bits (Chen et al. 2016, arXiv:1604.06174).
@@ -92,8 +96,8 @@ class ViT:
 
     Attributes
     ----------
-    config, layout, dtype, checkpoint
-        Of the model for its lifetime; read-only.
+    config, layout, dtype, precision, checkpoint
+        Of the model for its lifetime; read-only. "auto" has become the precision that was chosen.
     weights : array (size,)
         May be written to, `model.weights[:] = best`, and assigned, `model.weights = best`: a vector of the model's
         dtype is then kept or copied as by the constructor. A frozen model's are read-only.
@@ -136,7 +140,8 @@ class ViT:
         weights=None,
         *,
         seed: int = 0,
-        dtype=np.float32,
+        dtype=None,
+        precision: str | None = None,
         checkpoint: str | None = None,
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
@@ -145,8 +150,9 @@ class ViT:
         if not isinstance(config, ViTConfig):
             raise TypeError(f"config must be a ViTConfig, got {type(config).__name__}")
         check(checkpoint in (None, "block"), f"checkpoint must be None or 'block', got {shown(checkpoint)}")
+        _, dtype = settled(precision, dtype)
         if weights is None:
-            weights = init_weights(config, seed, dtype=float_dtype("dtype", dtype))
+            weights = init_weights(config, seed, dtype=dtype or np.float32)
         self._config = config
         self._checkpoint = checkpoint
         self.preprocessing = preprocessing
@@ -159,6 +165,7 @@ class ViT:
         self._layout.check_flat(flat)
         flat = self._kept(flat)
         self._dtype = flat.dtype
+        self._precision = settled(precision, self._dtype, "weights")[0]
         for eps in (config.eps, *dict(config.norm_eps).values()):
             representable("the configuration's eps", eps, self._dtype, positive=True)
         self._state = _State(flat, None, None, {})
@@ -169,7 +176,8 @@ class ViT:
         _models[id(self)] = self
 
     def __repr__(self):
-        return f"ViT({self._config}, {self._size:,} weights, {self._dtype})"
+        precision = "" if self._precision in ("f32", "f64") else f", precision {self._precision}"
+        return f"ViT({self._config}, {self._size:,} weights, {self._dtype}{precision})"
 
     # ------------------------------------------------------------------------------------------------- attributes
     @property
@@ -185,6 +193,11 @@ class ViT:
     def dtype(self) -> np.dtype:
         """float32 or float64: of weights, images inside, gradients and results."""
         return self._dtype
+
+    @property
+    def precision(self) -> str | None:
+        """What passes compute in: "f32", "f64", "bf16" or "bf16-fast"."""
+        return self._precision
 
     @property
     def checkpoint(self) -> str | None:
@@ -543,7 +556,8 @@ class ViT:
         return sum(buffers_of(self._make_engine(batch, mode, dry=True)).values())
 
     def _pack_all(self, weights: np.ndarray) -> Engine:
-        engine = Engine(program_of(self._config), 1, self._dtype, "infer", frozen=True)
+        program, precision = program_of(self._config), self._precision
+        engine = Engine(program, 1, self._dtype, "infer", frozen=True, precision=precision)
         engine.freeze(weights)
         return engine
 
@@ -558,6 +572,7 @@ class ViT:
         return Engine(
             program, batch, self._dtype, "tokens" if mode == "maps" else mode, frozen=packed is not None, owner=packed,
             checkpoint=mode == "train" and self._checkpoint == "block", dry=dry, staged=mode == "maps",
+            precision=self._precision,
         )  # fmt: skip
 
     def _engine(self, batch: int, mode: Mode, first: First | None = None, drops=NOTHING.steps) -> Engine:

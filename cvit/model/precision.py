@@ -1,0 +1,77 @@
+"""The precisions that a model computes in, by name, and the weights that each needs.
+
+    f32         float32 throughout
+    f64         float64 throughout
+    bf16        operands of products rounded to bfloat16, all else float32, as docs/bfloat16.md defines it: the same
+                bits on every machine
+    bf16-fast   the same operands, summed as the CPU's own bfloat16 instruction does it: other bits, on a CPU that has
+                it, and never chosen without being asked for
+    auto        bf16 where the kernels in use make it faster than f32, else f32; no model keeps this name
+
+Weights, gradient, images and results are float64 for f64, float32 for all others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..base.arrays import float_dtype
+from ..base.errors import check
+from ..base.numbers import shown
+from ..engine import team
+
+DTYPES = {  # of weights, gradient, images and results
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+    "bf16": np.dtype(np.float32),
+    "bf16-fast": np.dtype(np.float32),
+    "auto": np.dtype(np.float32),
+}
+NAMES = tuple(DTYPES)
+
+_is_faster = getattr(team, "bf16_is_faster", lambda: False)
+_has = getattr(team, "has_precision", lambda name: name != "bf16-fast")
+
+
+def named(precision) -> str | None:
+    """`precision` if it is a name of one, or None."""
+    known = precision is None or (isinstance(precision, str) and precision in NAMES)
+    check(known, f"precision must be one of {', '.join(map(repr, NAMES))}, got {shown(precision)}")
+    return precision
+
+
+def settled(precision, dtype=None, name: str = "dtype") -> tuple[str | None, np.dtype | None]:
+    """A precision that this machine computes in, and the dtype of its weights, from what is given of the two.
+
+    Parameters
+    ----------
+    precision : str or None
+        One of `NAMES`; None: that of `dtype`.
+    dtype : dtype or None
+        float32 or float64; None: that of `precision`. Without both, both are None.
+    name : str
+        What the dtype is of, for the error: "dtype" itself or an array.
+
+    Raises
+    ------
+    ValueError
+        There is no such precision or dtype, or this machine has no kernels for it.
+    ValueError or, where `name` is an array, TypeError
+        The two do not go together.
+    """
+    precision = named(precision)
+    if dtype is not None:
+        dtype = float_dtype(name, dtype)
+    if precision is None:
+        return (None if dtype is None else {4: "f32", 8: "f64"}[dtype.itemsize]), dtype
+    needed = DTYPES[precision]
+    if dtype is not None and dtype != needed:
+        kind = ValueError if name == "dtype" else TypeError
+        raise kind(f"{name} must be {needed} for precision {precision!r}, got {dtype}")
+    if precision == "auto":
+        precision = "bf16" if _is_faster() else "f32"
+    check(
+        _has(precision),
+        f"precision {precision!r} needs a CPU with AVX512-BF16, which this one is not; 'bf16' runs everywhere",
+    )
+    return precision, needed
