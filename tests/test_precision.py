@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from checks import same_bits
 
-import cvit
 from cvit import Layout, ViT, ViTConfig
 from cvit.model import precision as precisions
 
@@ -101,7 +100,7 @@ def test_other_weights_keep_the_precision():
         made.weights = weights().astype(np.float64)
 
 
-# ------------------------------------------------------------------------------------------------------------ its passes
+# ----------------------------------------------------------------------------------------------------------- its passes
 def test_every_pass_is_near_float32s_and_not_the_same(isa):
     x, y = batch()
     found, expected = outputs(model(), x, y), outputs(model(precision="f32"), x, y)
@@ -156,7 +155,7 @@ def test_a_model_pickled_before_there_were_precisions():
 
 def test_two_precisions_take_turns_on_one_vector():
     """Models that share their weights keep engines of their own."""
-    shared, (x, y) = weights(), batch()
+    shared, (x, _) = weights(), batch()
     half, whole = ViT(SMALL, shared, precision="bf16"), ViT(SMALL, shared)
     before = half.forward(x), whole.forward(x)
     shared *= 2
