@@ -37,7 +37,8 @@ class EMA:
         As of the optimizers: only these tensors are averaged, others stay as they were when the average was made.
 
     Attributes: `decay`, `warmup`, `updates` made so far, and `weights` (size,), read-only: the average, for
-    `ViT(model.config, ema.weights)` or to write it into another model's weights.
+    `ViT(model.config, ema.weights)` or to write it into another model's weights. Updates are computed in the model's
+    precision.
     """
 
     def __init__(self, model, decay: float = 0.9999, warmup: bool = True, *, trained: Trained = None):
@@ -46,6 +47,7 @@ class EMA:
             raise TypeError(f"model must be a ViT, got {type(model).__name__}")
         self._groups = groups(model.layout, trained=trained)
         self._weights = weights.copy()
+        self._precision = getattr(model, "precision", None)
         self._decay = representable("decay", decay, weights.dtype, below_one=True)
         self._warmup = bool(warmup)
         self._updates = 0
@@ -76,7 +78,7 @@ class EMA:
         check(not np.may_share_memory(weights, self._weights), "weights must not be the average itself")
         t = self._updates + 1
         decay = min(self._decay, (1 + t) / (10 + t)) if self._warmup else self._decay
-        update.average(self._weights, weights, 1 - decay, self._groups.spans)
+        update.average(self._weights, weights, 1 - decay, self._groups.spans, self._precision)
         self._updates = t
 
     def state_dict(self) -> dict:

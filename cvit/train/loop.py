@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import check
-from ..base.numbers import as_int, finite
+from ..base.numbers import as_int, finite, shown
 from ..data import Dataset
 from ..model.drop import Drop, as_drop
 from ..model.vit import ViT
@@ -63,7 +63,8 @@ def fit(
     Parameters
     ----------
     model : ViT
-        Its `weights` are updated in place.
+        Its `weights` are updated in place. Its precision is that of the optimizer, too: in "bf16" a training has the same
+        bits on every machine.
     train : (images (N, C, H, W), labels (N,)), a feed, or any iterable of batches
         Any sequence of the two, the images finite; a `cvit.data.Feed` of pictures; an iterable of (images, targets) or
         (images, targets, weights), gone through once an epoch, or a function from an epoch's number, from 0, to one.
@@ -154,7 +155,7 @@ class Loop:
         self.optimizer = AdamW(model) if optimizer is None else optimizer
         self.ema = ema
         # What is evaluated where there is a moving average: a model of its weights.
-        self.average = None if ema is None else ViT(model.config, ema.weights)
+        self.average = None if ema is None else ViT(model.config, ema.weights, precision=model.precision)
         self.history = History() if history is None else history
         self.history.interrupted = self.history.stopped_early = False
         self.on_step, self.on_epoch = on_step, on_epoch
@@ -258,6 +259,7 @@ class Loop:
         """Vectors by name, not copied, and facts that JSON can hold: with them `restore` goes on to the same bits."""
         arrays = {"weights": self.model.weights}
         facts: dict = {"position": dataclasses.asdict(self.position), "history": [list(e) for e in self.history.epochs]}
+        facts["precision"] = self.model.precision
         for part, holder in (("optimizer", self.optimizer), ("ema", self.ema)):
             if holder is None:
                 continue
@@ -272,6 +274,9 @@ class Loop:
 
     def restore(self, arrays: dict[str, np.ndarray], facts: dict) -> None:
         """Take over what `state` gave; raises `ValueError` where it is not of a run like this one."""
+        own = self.model.precision
+        said = facts.get("precision", own)  # which states that were written before there were precisions do not say
+        check(said == own, f"the run was trained in precision {shown(said)}, so it cannot go on in {own!r}")
         try:
             for part, holder in (("optimizer", self.optimizer), ("ema", self.ema)):
                 if holder is not None:

@@ -20,6 +20,7 @@ from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
 from ..engine import update
 from ..model.layout import Layout
+from ..model.precision import settled
 from .clipping import clip, norm_and_scale, too_small
 from .groups import Groups, groups
 from .schedule import warmup_cosine
@@ -35,8 +36,9 @@ class _Optimizer(abc.ABC):
 
     _NUMBERS: tuple[str, ...] = ("lr", "weight_decay")  # of the state, in the order in which they are set
     _VECTORS: tuple[str, ...] = ()
+    _precision: str | None = None  # of an optimizer that was pickled before there were precisions: its dtype's
 
-    def __init__(self, model, lr, weight_decay, dtype, layer_decay, trained):
+    def __init__(self, model, lr, weight_decay, dtype, precision, layer_decay, trained):
         layout = getattr(model, "layout", model)
         if not isinstance(layout, Layout):
             raise TypeError(f"model must be a ViT or a Layout, got {type(model).__name__}")
@@ -44,6 +46,9 @@ class _Optimizer(abc.ABC):
         self._dtype = np.dtype(getattr(model, "dtype", np.float32) if dtype is None else dtype)
         if self._dtype not in FLOATS:
             raise TypeError(f"dtype must be float32 or float64, got {self._dtype}")
+        if precision is None and dtype is None:
+            precision = getattr(model, "precision", None)
+        self._precision = settled(precision, self._dtype)[0]
         self._groups = groups(layout, layer_decay, trained)
         self.lr = lr
         self.weight_decay = weight_decay
@@ -58,6 +63,11 @@ class _Optimizer(abc.ABC):
     def dtype(self) -> np.dtype:
         """float32 or float64: of the vectors, and of the arithmetic."""
         return self._dtype
+
+    @property
+    def precision(self) -> str | None:
+        """Whose kernels update the weights: with "bf16" a step has the same bits on every machine."""
+        return self._precision
 
     @property
     def groups(self) -> Groups:
@@ -119,7 +129,7 @@ class _Optimizer(abc.ABC):
         weights = as_vector("weights", weights, self._size, self._dtype, writable=True)
         grad = as_vector("grad", grad, self._size, self._dtype)
         check(not np.may_share_memory(weights, grad), "weights and grad must not overlap")
-        norm, scale = (None, 1.0) if clip_norm is None else norm_and_scale(grad, clip_norm, self._groups.spans)
+        norm, scale = (None, 1.0) if clip_norm is None else norm_and_scale(grad, clip_norm, self._groups.spans, self._precision)
         if too_small(scale, self._dtype):
             grad, scale = self._scaled(grad, scale), 1.0
         self._apply(weights, grad, lr, scale)
@@ -173,6 +183,7 @@ class _Optimizer(abc.ABC):
         check(all(state[name] == wanted for name, wanted in spans.items()), "state is of other trained tensors")
         loaded = object.__new__(type(self))
         loaded._size, loaded._dtype, loaded._groups = self._size, self._dtype, self._groups
+        loaded._precision = self._precision
         for name in (*self._NUMBERS, *self._VECTORS, "steps"):
             value = state[name]
             if spans and name in self._VECTORS and value is not None:
@@ -202,6 +213,9 @@ class SGD(_Optimizer):
         L2 penalty added to the gradient of the weight matrices.
     dtype : float32 or float64
         Of weights and gradient; the model's if not given, float32 for a Layout.
+    precision : "f32", "f64", "bf16", "bf16-fast" or "auto", optional
+        Whose kernels take the step: the model's if neither this nor `dtype` is given. In "bf16" the arithmetic is
+        float32's, in an order that is the same on every machine.
     layer_decay : float
         In (0, 1]: the learning rate of the embedding, of each block and of what follows them is `lr` times
         `layer_decay ** (depth + 1 - layer)`, see `groups`. Weight decay changes with it only as its formula has the
@@ -227,10 +241,11 @@ class SGD(_Optimizer):
         nesterov=False,
         weight_decay=0.0,
         dtype=None,
+        precision=None,
         layer_decay=1.0,
         trained=None,
     ):
-        super().__init__(model, lr, weight_decay, dtype, layer_decay, trained)
+        super().__init__(model, lr, weight_decay, dtype, precision, layer_decay, trained)
         self.momentum = momentum
         self.nesterov = nesterov
 
@@ -271,7 +286,7 @@ class SGD(_Optimizer):
     def _apply(self, weights, grad, lr, scale):
         update.sgd(
             weights, grad, self._velocity, lr, self._momentum, self._nesterov, self._weight_decay,
-            self._groups.runs, scale,
+            self._groups.runs, scale, self._precision,
         )  # fmt: skip
 
 
@@ -300,10 +315,11 @@ class AdamW(_Optimizer):
         eps=1e-8,
         weight_decay=0.01,
         dtype=None,
+        precision=None,
         layer_decay=1.0,
         trained=None,
     ):
-        super().__init__(model, lr, weight_decay, dtype, layer_decay, trained)
+        super().__init__(model, lr, weight_decay, dtype, precision, layer_decay, trained)
         self.betas = betas
         self.eps = eps
         self._m, self._v = self._zeros(), self._zeros()
@@ -347,5 +363,5 @@ class AdamW(_Optimizer):
     def _apply(self, weights, grad, lr, scale):
         update.adamw(
             weights, grad, self._m, self._v, lr, *self._betas, self._eps, self._weight_decay, self._steps + 1,
-            self._groups.runs, scale,
+            self._groups.runs, scale, self._precision,
         )  # fmt: skip
