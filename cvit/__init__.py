@@ -112,10 +112,10 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _write(path, model, names) -> None:
+def _write(path, model, names, dtype) -> None:
     from .formats.save import save as write
 
-    write(path, model, names)
+    write(path, model, names, dtype=dtype)
 
 
 ViT._write = staticmethod(_write)  # the method `save`, for a package that does not know what lies above it

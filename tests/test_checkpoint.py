@@ -54,7 +54,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     path.write_text("old")
 
-    def full_disk(filename, tensors, metadata):
+    def full_disk(filename, tensors, metadata, **options):
         Path(filename).write_text("half")
         raise OSError("no space left")
 
@@ -165,10 +165,10 @@ HOSTILE = {
     ),
     "tensor of another dtype": (
         lambda: model_file(cls_token=np.zeros(6, np.float64)),
-        r"must be all F32 or all F64, got \['F32', 'F64'\]",
+        r"must be all F32, all F64 or all BF16, got \['F32', 'F64'\]",
     ),
-    "float16": (lambda: of_dtype(np.float16), r"must be all F32 or all F64, got \['F16'\]"),
-    "int32": (lambda: of_dtype(np.int32), r"must be all F32 or all F64, got \['I32'\]"),
+    "float16": (lambda: of_dtype(np.float16), r"must be all F32, all F64 or all BF16, got \['F16'\]"),
+    "int32": (lambda: of_dtype(np.int32), r"must be all F32, all F64 or all BF16, got \['I32'\]"),
     "tensor of a long name": (lambda: model_file(**{LONG: np.zeros(2, np.float32)}), "unknown to its config: xxx"),
     "tensor of a long name beyond the file": (
         lambda: raw(b'{"%s":{"dtype":"F32","shape":[1],"data_offsets":[0,8]}}' % LONG.encode(), b"\0" * 4),

@@ -224,7 +224,7 @@ def test_a_folder_is_never_half_written(tmp_path, monkeypatch):
     assert before["README.md"] == b"mine" and len(before) == 4
     from cvit.formats import save
 
-    def full_disk(path, arrays):
+    def full_disk(path, arrays, dtype):
         path.write_text("half")
         raise OSError(28, "No space left on device")
 

@@ -6,6 +6,8 @@ A step on a small model takes no longer than a few dozen of these microseconds, 
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -132,6 +134,14 @@ def laid_out(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
         return array
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    """Whether `array` was made of a map that can only be read (`np.frombuffer`): nothing in this process changes it."""
+    owner = array.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    return isinstance(owner, mmap.mmap) and memoryview(owner).readonly
 
 
 def common_dtype(**arrays) -> np.dtype:

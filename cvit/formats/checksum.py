@@ -21,17 +21,20 @@ import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from ..base.arrays import as_array
 from ..base.errors import check
 from ..engine.runtime import get_num_threads
+from .bfloat16 import bits_of
 from .safetensors_file import CODES, HEADER_BYTES, read_mapped
-from .tensors import Tensors
+from .tensors import STORED, Tensors
 
 KEY = "cvit.checksum"
 BLANK = "0" * 32
+WRITTEN = {**CODES, "bfloat16": "BF16"}
 PLACE = re.compile(rb'"cvit\.checksum"\s*:\s*"([0-9a-f]{32})"')
 NUMBER = np.dtype("<u8")
 ROW = 256  # numbers in a row
@@ -39,11 +42,14 @@ BLOCK = 512 * ROW * NUMBER.itemsize  # bytes of a matrix
 PART = 16 * BLOCK  # bytes that one thread adds up at a time
 
 
-def write_checked(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write_checked(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, bfloat16: bool = False
+) -> None:
     """Write a safetensors file of `arrays` and `metadata` with its checksum to `path`, in place of what stands there.
 
-    Arrays are of float64, float32, float16, bool or integers. Nothing is flushed to the disk, and what was written
-    before an error stays: the caller has made a temporary file.
+    Arrays are of float64, float32, float16, bool or integers; with `bfloat16` those of float64 and float32 are rounded
+    to that. Nothing is flushed to the disk, and what was written before an error stays: the caller has made a temporary
+    file.
 
     Raises
     ------
@@ -52,18 +58,24 @@ def write_checked(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], met
     OSError
         What the system reports, a full disk for instance.
     """
-    stored = {name: _stored(name, array) for name, array in arrays.items()}
-    names = sorted(stored, key=lambda name: -stored[name].dtype.itemsize)  # so that every array is aligned
-    header, start = _header([(name, stored[name]) for name in names], metadata)
+    header, stored = _prepared(arrays, {KEY: BLANK, **metadata}, bfloat16)
+    start = len(header)
     with open(path, "w+b") as file:
-        file.write(header)
-        for name in names:
-            file.write(stored[name].reshape(-1).view(np.uint8).data)
+        _write(file, header, stored)
         file.flush()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             digits = _digits(data, start)
         file.seek(_place(header))
         file.write(digits.encode())
+
+
+def write_plain(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, bfloat16: bool = False
+) -> None:
+    """As `write_checked`, without a checksum: a file of another library's model."""
+    header, stored = _prepared(arrays, metadata, bfloat16)
+    with open(path, "wb") as file:
+        _write(file, header, stored)
 
 
 class Checked:
@@ -82,6 +94,13 @@ class Checked:
         self._path = path
         self.tensors, self._data, self._start, self.order = read_mapped(path)
         self.has_checksum = KEY in self.tensors.metadata
+
+    def mapped(self, dtype: np.dtype) -> np.ndarray | None:
+        """All data as a read-only vector of `dtype` that lies in the map, None where they do not begin at a multiple of
+        its size."""
+        if self._start % dtype.itemsize:
+            return None
+        return np.frombuffer(self._data, dtype, offset=self._start)
 
     def verify(self, target: np.ndarray | None = None) -> None:
         """Raise a `ValueError` that names the file unless its contents are those that its checksum was made of.
@@ -110,30 +129,65 @@ def read_checked(path: str | os.PathLike) -> tuple[Tensors, bool]:
     return file.tensors, file.has_checksum
 
 
-def _stored(name: str, array: np.ndarray) -> np.ndarray:
-    """`array` as it lies in a file: little-endian, C-contiguous."""
+class _Stored(NamedTuple):
+    """An array and the dtype that it has in a file, by its name in `STORED`."""
+
+    array: np.ndarray
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of a value."""
+        return STORED[self.dtype].itemsize
+
+    def data(self) -> memoryview:
+        """The bytes in a file: little-endian, C-contiguous."""
+        if self.dtype == "bfloat16":
+            values = bits_of(self.array)
+        else:
+            values = np.require(self.array, STORED[self.dtype], ["C_CONTIGUOUS"])
+        return values.reshape(-1).view(np.uint8).data
+
+
+def _stored(name: str, array: np.ndarray, bfloat16: bool) -> _Stored:
     array = as_array(name, array)
     if array.dtype.name not in CODES:
         raise TypeError(f"{name} must be of floats, bool or integers, got {array.dtype}")
-    return np.require(array, array.dtype.newbyteorder("<"), ["C_CONTIGUOUS"])
+    narrow = bfloat16 and array.dtype.name in ("float32", "float64")
+    return _Stored(array, "bfloat16" if narrow else array.dtype.name)
 
 
-def _header(arrays: list[tuple[str, np.ndarray]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
-    """Length and JSON, the checksum blank, and where the data start: at a multiple of 8."""
+def _prepared(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], bfloat16: bool
+) -> tuple[bytes, list[_Stored]]:
+    """A file's header, and its arrays in their order."""
+    stored = {name: _stored(name, array, bfloat16) for name, array in arrays.items()}
+    names = sorted(stored, key=lambda name: -stored[name].size)  # so that every array is aligned
+    return _header([(name, stored[name]) for name in names], metadata), [stored[name] for name in names]
+
+
+def _write(file, header: bytes, stored: list[_Stored]) -> None:
+    file.write(header)
+    for one in stored:
+        file.write(one.data())
+
+
+def _header(arrays: list[tuple[str, _Stored]], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON, of a multiple of 8 bytes."""
     header: dict[str, object] = {}
     reached = 0
-    for name, array in arrays:
-        offsets = [reached, reached + array.nbytes]
-        header[name] = {"dtype": CODES[array.dtype.name], "shape": list(array.shape), "data_offsets": offsets}
+    for name, (array, dtype) in arrays:
+        offsets = [reached, reached + array.size * STORED[dtype].itemsize]
+        header[name] = {"dtype": WRITTEN[dtype], "shape": list(array.shape), "data_offsets": offsets}
         reached = offsets[1]
     # Readers count brackets before they read a header, lest it be a deep nest of them: metadata have theirs escaped.
-    texts = json.dumps({KEY: BLANK, **metadata}, separators=(",", ":"))[1:-1]
+    texts = json.dumps(dict(metadata), separators=(",", ":"))[1:-1]
     texts = texts.replace("[", "\\u005b").replace("{", "\\u007b")
     rest = json.dumps(header, separators=(",", ":"))[1:]
     text = f'{{"__metadata__":{{{texts}}}{"," if header else ""}{rest}'.encode()
     text += b" " * (-len(text) % 8)
     check(len(text) <= HEADER_BYTES, f"names and metadata must take at most {HEADER_BYTES} bytes, got {len(text)}")
-    return len(text).to_bytes(8, "little") + text, 8 + len(text)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _place(header: bytes | bytearray) -> int:

@@ -20,13 +20,14 @@ import numpy as np
 from .. import families
 from ..base.arrays import float_dtype
 from ..base.errors import check, short
-from ..base.numbers import as_int
+from ..base.numbers import as_int, shown
 from ..families.family import whole_patches
 from ..families.hf import HfFamily, class_names
 from ..families.hf_module import module_json
 from ..families.timm_vit import TimmViT
 from ..model.config import ViTConfig
 from ..model.origin import Origin
+from ..model.precision import settled
 from ..model.vit import ViT
 from ..pictures.preprocessing import Preprocessing
 from . import checkpoint
@@ -44,19 +45,25 @@ class _Wanted:
     classes: int | None = None
     channels: int | None = None
     dtype: np.dtype | None = None
+    precision: str | None = None
 
     @classmethod
-    def of(cls, image_size=None, classes=None, channels=None, dtype=None) -> _Wanted:
+    def of(cls, image_size=None, classes=None, channels=None, dtype=None, precision=None) -> _Wanted:
         """The caller's arguments, checked."""
         if image_size is not None:
             pair = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
             check(len(pair) == 2, f"image_size must be one number or (height, width), got {short(repr(image_size))}")
             image_size = as_int("image_size", pair[0]), as_int("image_size", pair[1])
+        if dtype is not None:
+            dtype = float_dtype("dtype", dtype)
+        if precision is not None:
+            precision, dtype = settled(precision, dtype)
         return cls(
             image_size,
             None if classes is None else as_int("classes", classes, minimum=0),
             None if channels is None else as_int("channels", channels),
-            None if dtype is None else float_dtype("dtype", dtype),
+            dtype,
+            precision,
         )
 
     def shape(self) -> dict[str, Any]:
@@ -73,6 +80,8 @@ def load(
     num_heads: int | None = None,
     strict: bool = True,
     dtype=None,
+    precision: str | None = None,
+    mmap: bool = False,
     revision: str | None = None,
 ) -> ViT:
     """A model of a file, a folder or the Hugging Face Hub, with its preprocessing and its class names.
@@ -96,7 +105,15 @@ def load(
         Whether tensors that the model does not know, which are else left out, and weights that are not finite are an
         error.
     dtype : float32 or float64, optional
-        Of the weights. None: float64 where the file has nothing else, float32 otherwise.
+        Of the weights. None: what `precision` needs; else float64 where the file has nothing else, float32 otherwise.
+    precision : "f32", "f64", "bf16", "bf16-fast" or "auto", optional
+        What the model computes in, see `ViT`. None: what cvit's own file says, which `save` wrote; else as the weights
+        are. What weights are stored in says nothing: a file of bfloat16 gives a model of float32.
+    mmap : bool
+        Leave the weights in the file, mapped into memory to be read only: processes that load the same file share them,
+        and `freeze` makes no copy. The model is not trained. So for cvit's own file that holds the model's dtype, at
+        its own shape; others are read as without `mmap`. Nobody may write into the file meanwhile; replacing it by
+        another, as `save` does, is fine.
     revision : str, optional
         A branch, tag or commit on the Hub.
 
@@ -119,16 +136,18 @@ def load(
     OSError
         A file or the Hub cannot be read.
     """
-    wanted = _Wanted.of(image_size, classes, channels, dtype)
+    wanted = _Wanted.of(image_size, classes, channels, dtype, precision)
+    if not isinstance(mmap, bool):
+        raise TypeError(f"mmap must be True or False, got {shown(mmap)}")
     if num_heads is not None:
         num_heads = as_int("num_heads", num_heads)
     if isinstance(where, (str, os.PathLike)) and os.path.isfile(where) and revision is None:
         path = Path(os.fsdecode(where))
         if path.suffix not in (".npz", ".json") and checkpoint.is_own(path):
-            return _own(path, wanted, num_heads)
+            return _own(path, wanted, num_heads, mmap)
     source = open_source(where, revision)
     if checkpoint.CONFIG_KEY in source.tensors.metadata:
-        return _own(source.path, wanted, num_heads)
+        return _own(source.path, wanted, num_heads, mmap)
     with _named(source.label):
         return _read(source.tensors, source.config, source.preprocessor, wanted, num_heads, strict)
 
@@ -143,6 +162,7 @@ def from_state_dict(
     channels: int | None = None,
     strict: bool = True,
     dtype=None,
+    precision: str | None = None,
 ) -> ViT:
     """A model of tensors by name, in the names that a library has in its files or in memory.
 
@@ -151,7 +171,7 @@ def from_state_dict(
     tensors : mapping of str to array or torch tensor
     config : mapping, optional
         The content of config.json.
-    num_heads, image_size, classes, channels, strict, dtype
+    num_heads, image_size, classes, channels, strict, dtype, precision
         As of `load`.
 
     Raises
@@ -161,7 +181,7 @@ def from_state_dict(
     ValueError
         As `load`.
     """
-    wanted = _Wanted.of(image_size, classes, channels, dtype)
+    wanted = _Wanted.of(image_size, classes, channels, dtype, precision)
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(f"config must be the dict of a config.json, got {type(config).__name__}")
     if num_heads is not None:
@@ -171,7 +191,7 @@ def from_state_dict(
         return _read(stored, config, None, wanted, num_heads, strict)
 
 
-def from_timm(module, *, image_size=None, classes=None, channels=None, dtype=None) -> ViT:
+def from_timm(module, *, image_size=None, classes=None, channels=None, dtype=None, precision=None) -> ViT:
     """A model of a timm module in memory, `VisionTransformer`, `VisionTransformerDistilled` or `Eva`.
 
     Preprocessing and class names are those of its `pretrained_cfg`. The arguments are those of `load`.
@@ -188,10 +208,10 @@ def from_timm(module, *, image_size=None, classes=None, channels=None, dtype=Non
     json: dict[str, Any] = {"image_size": tuple(module.patch_embed.img_size)}
     if isinstance(pretrained, Mapping):
         json["pretrained_cfg"] = pretrained
-    return _of_module(found, json, _Wanted.of(image_size, classes, channels, dtype))
+    return _of_module(found, json, _Wanted.of(image_size, classes, channels, dtype, precision))
 
 
-def from_hf(module, *, image_size=None, classes=None, channels=None, dtype=None) -> ViT:
+def from_hf(module, *, image_size=None, classes=None, channels=None, dtype=None, precision=None) -> ViT:
     """A model of a module of transformers in memory.
 
     Class names are those of its configuration, preprocessing is its family's. The arguments are those of `load`.
@@ -203,11 +223,11 @@ def from_hf(module, *, image_size=None, classes=None, channels=None, dtype=None)
     ValueError
         It is of a class that cvit does not know or has a part that cvit does not compute; the message names it.
     """
-    wanted = _Wanted.of(image_size, classes, channels, dtype)
+    wanted = _Wanted.of(image_size, classes, channels, dtype, precision)
     return _of_module(families.from_hf(module), module_json(module), wanted)
 
 
-def from_torchvision(module, *, image_size=None, classes=None, channels=None, dtype=None) -> ViT:
+def from_torchvision(module, *, image_size=None, classes=None, channels=None, dtype=None, precision=None) -> ViT:
     """A model of torchvision's `VisionTransformer` in memory. The arguments are those of `load`.
 
     Raises
@@ -217,7 +237,8 @@ def from_torchvision(module, *, image_size=None, classes=None, channels=None, dt
     ValueError
         It has a part that cvit does not compute, such as a convolutional stem; the message names it.
     """
-    return _of_module(families.from_torchvision(module), {}, _Wanted.of(image_size, classes, channels, dtype))
+    wanted = _Wanted.of(image_size, classes, channels, dtype, precision)
+    return _of_module(families.from_torchvision(module), {}, wanted)
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts
@@ -247,7 +268,7 @@ def _vit(found: families.Model, config: ViTConfig, weights, json: Json, preproce
     names = _class_names(json, config.classes)  # of a new head with another number of classes there are none
     origin = Origin(found.family.name, tuple(sorted(found.style)))
     how = fitted(how, config, wanted.image_size, _said_size(json))
-    return ViT(config, weights, preprocessing=how, class_names=names, origin=origin)
+    return ViT(config, weights, precision=wanted.precision, preprocessing=how, class_names=names, origin=origin)
 
 
 def _class_names(json: Json, classes: int) -> tuple[str, ...] | None:
@@ -319,9 +340,10 @@ def _said_size(json: Json) -> tuple[int, int] | None:
     return None
 
 
-def _own(path: Path, wanted: _Wanted, num_heads: int | None) -> ViT:
+def _own(path: Path, wanted: _Wanted, num_heads: int | None, mmap: bool) -> ViT:
     """A model of cvit's own file, changed as asked for."""
-    model = checkpoint.load(path)
+    precision = "f64" if wanted.dtype == np.float64 else wanted.precision  # a precision that the file says gives way
+    model = checkpoint.load(path, precision=precision, mmap=mmap)
     check(
         num_heads in (None, model.config.heads),
         f"{path}: num_heads must be {model.config.heads}, as the file says, got {num_heads}",
@@ -336,7 +358,8 @@ def _own(path: Path, wanted: _Wanted, num_heads: int | None) -> ViT:
     if config == model.config and weights is model.weights:
         return model
     return ViT(
-        config, weights, preprocessing=fitted(model.preprocessing, config, wanted.image_size), origin=origin,
+        config, weights, precision=model.precision if weights.dtype == model.dtype else None,
+        preprocessing=fitted(model.preprocessing, config, wanted.image_size), origin=origin,
         class_names=model.class_names if config.classes == model.config.classes else None,
     )  # fmt: skip
 

@@ -33,6 +33,7 @@ from ..families.hf import HfFamily, label_keys
 from ..model.vit import ViT
 from ..pictures.preprocessing import Preprocessing
 from . import checkpoint, onnx_file
+from .checksum import write_plain
 from .folder import CONFIGS, PREPROCESSOR, WEIGHTS
 
 CONFIG = CONFIGS[0]
@@ -58,7 +59,7 @@ def names_for(path: str | os.PathLike) -> str:
     return {".onnx": "onnx", ".npz": "npz"}.get(Path(path).suffix, "cvit")
 
 
-def save(path: str | os.PathLike, model: ViT, names: str | None = None) -> None:
+def save(path: str | os.PathLike, model: ViT, names: str | None = None, *, dtype: str | None = None) -> None:
     """Write a model with its preprocessing and class names so that `names`'s own library loads it.
 
     Parameters
@@ -69,6 +70,8 @@ def save(path: str | os.PathLike, model: ViT, names: str | None = None) -> None:
     model : ViT
     names : "cvit", "timm", "hf", "npz" or "onnx", optional
         By default what the path's ending says (`names_for`).
+    dtype : "bf16", optional
+        As of `checkpoint.save`: bfloat16 in the file, for names "cvit", "timm" and "hf".
 
     Raises
     ------
@@ -81,6 +84,11 @@ def save(path: str | os.PathLike, model: ViT, names: str | None = None) -> None:
     """
     names = names_for(path) if names is None else names
     check(isinstance(names, str) and names in NAMES, f"names must be one of {NAMES}, got {shown(names)}")
+    dtype = checkpoint.stored_dtype(dtype)
+    check(
+        dtype is None or names not in ("npz", "onnx"),
+        f"dtype must be None for names {names!r}, whose files have no bfloat16, got {shown(dtype)}",
+    )
     path = Path(path)
     if names == "onnx":
         onnx_file.save(path, model)
@@ -93,10 +101,10 @@ def save(path: str | os.PathLike, model: ViT, names: str | None = None) -> None:
         return
     if path.suffix == ".safetensors" and not path.is_dir():
         check(names == "cvit", f"names {names!r} make a folder, got the file name {shown(str(path))}")
-        checkpoint.save(path, model)
+        checkpoint.save(path, model, dtype=dtype)
         return
     if names == "cvit":
-        _write_folder(path, {WEIGHTS: lambda temporary: checkpoint.save(temporary, model)})
+        _write_folder(path, {WEIGHTS: lambda temporary: checkpoint.save(temporary, model, dtype=dtype)})
         return
     arrays, config, family = written(model, names)
     files: dict[str, Write] = {}
@@ -111,8 +119,10 @@ def save(path: str | os.PathLike, model: ViT, names: str | None = None) -> None:
         files[PREPROCESSOR] = _json(preprocessor)
     if how is not None and how.keep is not None:
         _set_size(config, how.size)
+    if dtype is not None and names == "hf":
+        config["torch_dtype"] = "bfloat16"  # what from_pretrained(..., dtype="auto") asks
     files[CONFIG] = _json(config)
-    files[WEIGHTS] = lambda temporary: _write_safetensors(temporary, arrays)
+    files[WEIGHTS] = lambda temporary: _write_safetensors(temporary, arrays, dtype)
     _write_folder(path, files)
 
 
@@ -185,13 +195,8 @@ def _json(value: dict[str, Any]) -> Write:
     return write
 
 
-def _write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    import safetensors.numpy
-
-    try:
-        safetensors.numpy.save_file(arrays, path, {"format": "pt"})  # which transformers asks for
-    except safetensors.SafetensorError as error:
-        raise OSError(errno.EIO, str(error)) from None
+def _write_safetensors(path: Path, arrays: dict[str, np.ndarray], dtype: str | None) -> None:
+    write_plain(path, arrays, {"format": "pt"}, bfloat16=dtype == "bf16")  # a format that transformers asks for
 
 
 def _write_folder(folder: Path, files: dict[str, Write]) -> None:

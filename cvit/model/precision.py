@@ -20,7 +20,7 @@ from ..base.errors import check
 from ..base.numbers import shown
 from ..engine import team
 
-DTYPES = {  # of weights, gradient, images and results
+DTYPES: dict[str, np.dtype] = {  # of weights, gradient, images and results
     "f32": np.dtype(np.float32),
     "f64": np.dtype(np.float64),
     "bf16": np.dtype(np.float32),
@@ -33,11 +33,11 @@ _is_faster = getattr(team, "bf16_is_faster", lambda: False)
 _has = getattr(team, "has_precision", lambda name: name != "bf16-fast")
 
 
-def named(precision) -> str | None:
-    """`precision` if it is a name of one, or None."""
-    known = precision is None or (isinstance(precision, str) and precision in NAMES)
+def dtype_of(precision: str) -> np.dtype:
+    """The dtype of the weights that a precision needs; a `ValueError` where there is none of that name."""
+    known = isinstance(precision, str) and precision in NAMES
     check(known, f"precision must be one of {', '.join(map(repr, NAMES))}, got {shown(precision)}")
-    return precision
+    return DTYPES[precision]
 
 
 def settled(precision, dtype=None, name: str = "dtype") -> tuple[str | None, np.dtype | None]:
@@ -59,12 +59,11 @@ def settled(precision, dtype=None, name: str = "dtype") -> tuple[str | None, np.
     ValueError or, where `name` is an array, TypeError
         The two do not go together.
     """
-    precision = named(precision)
+    needed = None if precision is None else dtype_of(precision)
     if dtype is not None:
         dtype = float_dtype(name, dtype)
-    if precision is None:
+    if needed is None:
         return (None if dtype is None else {4: "f32", 8: "f64"}[dtype.itemsize]), dtype
-    needed = DTYPES[precision]
     if dtype is not None and dtype != needed:
         kind = ValueError if name == "dtype" else TypeError
         raise kind(f"{name} must be {needed} for precision {precision!r}, got {dtype}")

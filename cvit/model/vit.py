@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from ..base.arrays import any_float, as_array, as_float, as_sample_weight, as_targets, as_vector, laid_out
+from ..base.arrays import any_float, as_array, as_float, as_sample_weight, as_targets, as_vector, is_mapped, laid_out
 from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
 from ..engine import runtime
@@ -76,7 +76,8 @@ class ViT:
     config : ViTConfig
     weights : array (size,), optional
         The flat weight tensor in the order of `Layout.of(config)`, float32 or float64. A contiguous, writable NumPy
-        vector is kept, not copied: an optimizer updates it in place. None draws `init_weights(config, seed)`.
+        vector is kept, not copied: an optimizer updates it in place. So is one that NumPy's `frombuffer` makes of a map
+        of a file that can only be read; such a model is not trained. None draws `init_weights(config, seed)`.
     seed : int
         For `weights=None`.
     dtype : float32 or float64, optional
@@ -131,7 +132,7 @@ class ViT:
     """
 
     _write: ClassVar[
-        Callable[[str | os.PathLike, ViT, str | None], None]
+        Callable[[str | os.PathLike, ViT, str | None, str | None], None]
     ]  # cvit.formats.save, which lies above this package
 
     def __init__(
@@ -267,9 +268,10 @@ class ViT:
         self._origin = value
 
     def _kept(self, flat: np.ndarray) -> np.ndarray:
-        """The vector itself if it can be read and updated in place, else a copy."""
+        """The vector itself if it can be read and updated in place, or lies in a map that nobody can write to, else a
+        copy."""
         flat = as_float("weights", flat, (self._size,))
-        return flat if flat.flags.writeable else flat.copy()
+        return flat if flat.flags.writeable or is_mapped(flat) else flat.copy()
 
     # ------------------------------------------------------------------------------------------------------ calls
     def forward(self, x) -> np.ndarray:
@@ -440,12 +442,14 @@ class ViT:
         """Pack the weights once, so that every forward starts at once. Returns the model.
 
         The model then computes with a copy of the weights, which is read-only: writing to the vector that was the
-        model's before changes nothing. A freeze that fails, for want of memory, leaves the model as it was.
+        model's before changes nothing. (Weights in a map that can only be read need no copy.) Of a model of "bf16" the
+        packed matrices are bfloat16 and take half the memory that float32's take. A freeze that fails, for want of
+        memory, leaves the model as it was.
         """
         with self._lock:
             state = self._checked_state()
             if state.packed is None:
-                weights = state.weights.copy()
+                weights = state.weights if is_mapped(state.weights) else state.weights.copy()
                 weights.flags.writeable = False
                 # A view of it, which cannot be made writable again.
                 self._state = _State(weights[:], self._pack_all(weights), state.weights, {})
@@ -478,7 +482,7 @@ class ViT:
             buffers[f"frozen front, {at_once} at a time"] = self._bytes(at_once, inference.front_mode(first))
         return Plan(mode, batch, engine.threads(), buffers, engine.lent, piece)
 
-    def save(self, path: str | os.PathLike, names: str | None = None) -> None:
+    def save(self, path: str | os.PathLike, names: str | None = None, *, dtype: str | None = None) -> None:
         """Write the model, preprocessing and class names included, for `cvit.load` or for another library.
 
         Parameters
@@ -490,6 +494,9 @@ class ViT:
             Whose names and options: cvit's, timm's (`timm.create_model("local-dir:…")` loads it), transformers'
             (`from_pretrained`), or those of vit_jax and big_vision; or an ONNX graph, for onnxruntime. By default what
             the ending .npz or .onnx says, else cvit's.
+        dtype : "bf16", optional
+            Round the weights to bfloat16, to nearest even: half the size, for names "cvit", "timm" and "hf". By default
+            they are stored as they are, whatever the model's precision.
 
         Raises
         ------
@@ -500,7 +507,7 @@ class ViT:
         OSError
             What the system reports. No file is ever half-written.
         """
-        ViT._write(path, self, names)
+        ViT._write(path, self, names, dtype)
 
     def program(self) -> str:
         """The steps that a pass takes, as text: what each reads, writes and adds, and how large it is."""

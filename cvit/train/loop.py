@@ -63,8 +63,8 @@ def fit(
     Parameters
     ----------
     model : ViT
-        Its `weights` are updated in place. Its precision is that of the optimizer, too: in "bf16" a training has the same
-        bits on every machine.
+        Its `weights` are updated in place. Its precision is that of the optimizer, too: in "bf16" a training has the
+        same bits on every machine.
     train : (images (N, C, H, W), labels (N,)), a feed, or any iterable of batches
         Any sequence of the two, the images finite; a `cvit.data.Feed` of pictures; an iterable of (images, targets) or
         (images, targets, weights), gone through once an epoch, or a function from an epoch's number, from 0, to one.

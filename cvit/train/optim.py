@@ -129,7 +129,9 @@ class _Optimizer(abc.ABC):
         weights = as_vector("weights", weights, self._size, self._dtype, writable=True)
         grad = as_vector("grad", grad, self._size, self._dtype)
         check(not np.may_share_memory(weights, grad), "weights and grad must not overlap")
-        norm, scale = (None, 1.0) if clip_norm is None else norm_and_scale(grad, clip_norm, self._groups.spans, self._precision)
+        norm, scale = (
+            (None, 1.0) if clip_norm is None else norm_and_scale(grad, clip_norm, self._groups.spans, self._precision)
+        )
         if too_small(scale, self._dtype):
             grad, scale = self._scaled(grad, scale), 1.0
         self._apply(weights, grad, lr, scale)
