@@ -196,7 +196,16 @@ def _json(value: dict[str, Any]) -> Write:
 
 
 def _write_safetensors(path: Path, arrays: dict[str, np.ndarray], dtype: str | None) -> None:
-    write_plain(path, arrays, {"format": "pt"}, bfloat16=dtype == "bf16")  # a format that transformers asks for
+    import safetensors.numpy
+
+    metadata = {"format": "pt"}  # which transformers asks for
+    if dtype == "bf16":  # which NumPy, and so the library, lacks
+        write_plain(path, arrays, metadata, bfloat16=True)
+        return
+    try:
+        safetensors.numpy.save_file(arrays, path, metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from None
 
 
 def _write_folder(folder: Path, files: dict[str, Write]) -> None:
