@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .options import MOST_EDGE, whole
+from .options import MOST_EDGE, precision_option, whole
 from .output import one_line
 
 NAMES = ("cvit", "timm", "hf", "npz", "onnx")
@@ -27,6 +27,11 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--image-size", type=whole(1, MOST_EDGE), metavar="INT", help="resample positions for another image size"
     )
+    parser.add_argument(
+        "--dtype", choices=("f32", "f64", "bf16"),
+        help="of the weights in OUT: bf16 rounds them and halves the file (default that of MODEL, of bf16 and f16 f32)",
+    )  # fmt: skip
+    precision_option(parser, "that of MODEL, and kept in cvit's own files alone")
 
 
 def run(args) -> None:
@@ -38,6 +43,9 @@ def run(args) -> None:
     names = args.names or names_for(args.out)
     if names == "onnx":
         onnx_package()  # else its absence would show after the model was loaded, or downloaded
-    model = load(args.model, image_size=args.image_size)
-    model.save(args.out, names)
-    print(f"{one_line(str(args.out))}: {model.layout.size:,} weights, {model.dtype}, with names of {names}")
+    dtype = {None: None, "f32": "float32", "f64": "float64", "bf16": None}[args.dtype]
+    model = load(args.model, image_size=args.image_size, dtype=dtype, precision=args.precision)
+    half = args.dtype == "bf16"
+    model.save(args.out, names, dtype="bf16" if half else None)
+    stored = "bfloat16" if half else model.dtype
+    print(f"{one_line(str(args.out))}: {model.layout.size:,} weights, {stored}, with names of {names}")

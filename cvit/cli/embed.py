@@ -17,6 +17,7 @@ from .options import (
     MOST_THREADS,
     listed_pictures,
     option,
+    precision_option,
     quiet_decoders,
     threads_option,
     use_threads,
@@ -48,6 +49,7 @@ def add_arguments(parser) -> None:
         help="threads that decode pictures (default a quarter of the others, at least 2)",
     )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be decoded")
+    precision_option(parser)
     threads_option(parser)
 
 
@@ -61,7 +63,7 @@ def run(args) -> None:
     found = {name: path for name, path, _ in listed_pictures(args.paths)}
     names = sorted(found)
     files = [found[name] for name in names]
-    model = load(args.model).freeze()
+    model = load(args.model, precision=args.precision, mmap=True).freeze()
     with quiet_decoders(), expendable() as output:
         skipped = _embed(model, names, files, writer, args)
         left_out = f", {skipped:,} left out that could not be decoded" if skipped else ""

@@ -5,7 +5,16 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from .options import MOST_IMAGES, MOST_THREADS, option, quiet_decoders, threads_option, use_threads, whole
+from .options import (
+    MOST_IMAGES,
+    MOST_THREADS,
+    option,
+    precision_option,
+    quiet_decoders,
+    threads_option,
+    use_threads,
+    whole,
+)
 from .output import one_line
 
 DESCRIPTION = (
@@ -30,6 +39,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--strict", action="store_true", help="stop at a picture that cannot be decoded")
     parser.add_argument("--decoders", type=whole(1, MOST_THREADS), default=1, metavar="INT", help="threads that decode")
     option(parser, "--batch-size", 256, whole(1, MOST_IMAGES), "pictures in a pass")
+    precision_option(parser)
     threads_option(parser)
 
 
@@ -44,7 +54,7 @@ def run(args) -> None:
     from ..pictures.preprocessing import Preprocessing
     from ..train.evaluation import confusion_matrix, cross_entropy, logits_of
 
-    model = load(args.model).freeze()
+    model = load(args.model, precision=args.precision, mmap=True).freeze()
     with quiet_decoders():
         found = find(args.data, validation=0.0, strict=args.strict)
         for remark in found.remarks:

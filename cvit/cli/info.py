@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from .options import MOST_IMAGES, option, threads_option, use_threads, whole
+from .options import MOST_IMAGES, option, precision_option, threads_option, use_threads, whole
 from .output import one_line
 
 NAMES_SHOWN = 10  # of classes
@@ -17,7 +17,8 @@ PLAIN = (  # the fields that every model's description has
 DESCRIPTION = (
     "Print a model's architecture and the options that differ from the plain one, what it does to pictures, the names\n"
     "of its classes, its tensors in the order of the weight vector, the number of weights, the floating-point\n"
-    "operations of a forward pass, and the memory of a training step and of inference."
+    "operations of a forward pass, the precision and the kernels that compute in it, and the memory that a training\n"
+    "step and inference take in this precision."
 )
 EXAMPLE = "cvit info digits.safetensors && cvit info S/16 --batch 8"
 
@@ -30,13 +31,16 @@ def add_arguments(parser) -> None:
     )  # fmt: skip
     option(parser, "--batch", 1, whole(1, MOST_IMAGES), "images in a batch, for FLOPs and memory")
     parser.add_argument("--program", action="store_true", help="print the steps of a block instead")
+    precision_option(parser)
     threads_option(parser)
 
 
 def run(args) -> None:
     """Print what the options ask for."""
     use_threads(args.threads)
-    model, notes = _model(args.model)
+    from ..model.precision import kernels_of
+
+    model, notes = _model(args.model, args.precision)
     if args.program:
         print(model.program())
         return
@@ -59,12 +63,13 @@ def run(args) -> None:
     _print_tensors(list(model.layout.entries.values()))
     flops = config.forward_flops(args.batch)
     print(f"\n{model.layout.size:,} weights, {model.dtype}, {model.weights.nbytes / 1e6:,.3f} MB")
-    print(f"{flops / 1e9:,.3f} GFLOPs in a forward pass, batch {args.batch}\n")
+    print(f"{flops / 1e9:,.3f} GFLOPs in a forward pass, batch {args.batch}")
+    print(f"precision {model.precision}, by the kernels for {kernels_of(model.precision)}\n")
     print(model.plan(args.batch, "train"))
     print(model.plan(args.batch, "infer"))
 
 
-def _model(name: str):
+def _model(name: str, precision: str | None):
     """The model of a file or a variant, and the notes in the file.
 
     A variant's weights are zeros: nothing here reads them.
@@ -75,13 +80,15 @@ def _model(name: str):
     from ..formats.load import load
     from ..model.config import ViTConfig
     from ..model.layout import Layout
+    from ..model.precision import dtype_of
     from ..model.vit import ViT
 
     if VARIANT.fullmatch(name) and not Path(name).exists():
         config = ViTConfig.variant(name)
-        return ViT(config, np.zeros(Layout.of(config).size, np.float32)), {}
+        dtype = np.float32 if precision is None else dtype_of(precision)
+        return ViT(config, np.zeros(Layout.of(config).size, dtype), precision=precision), {}
     own = Path(name).is_file() and checkpoint.is_own(name)
-    return load(name), checkpoint.read_metadata(name) if own else {}
+    return load(name, precision=precision), checkpoint.read_metadata(name) if own else {}
 
 
 def _options(config):

@@ -14,6 +14,7 @@ from .output import one_line
 MOST_THREADS = 4096
 MOST_IMAGES = 2**31 - 1  # in a batch
 MOST_EDGE = 1 << 15  # pixels of an image's edge
+PRECISIONS = ("f32", "f64", "bf16", "bf16-fast", "auto")  # those of model/precision.py, which takes its time to import
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,6 +87,15 @@ def use_threads(threads: int | None) -> None:
         from ..engine.runtime import set_num_threads
 
         set_num_threads(threads)
+
+
+def precision_option(parser: argparse.ArgumentParser, default: str = "the model file's, else f32") -> None:
+    """Add --precision, for `cvit.load(…, precision=args.precision)`."""
+    parser.add_argument(
+        "--precision", choices=PRECISIONS,
+        help="what to compute in: bf16 has bfloat16 products and float32 for all else, the same bits on every machine; "
+        f"auto is bf16 where that is faster (default {default})",
+    )  # fmt: skip
 
 
 def listed_pictures(paths: list[str]) -> Iterator[tuple[str, Path, bool]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import quiet_decoders, threads_option, use_threads
+from .options import precision_option, quiet_decoders, threads_option, use_threads
 from .output import one_line
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="the folder that the names in predictions.csv are relative to"
     )
+    precision_option(parser)
     threads_option(parser)
 
 
@@ -47,7 +48,7 @@ def run(args) -> None:
     from ..plots import figure, lookup
 
     figure.matplotlib()  # its absence is told before any work
-    found = lookup.find(args.where, [args.data] if args.data else [])
+    found = lookup.find(args.where, [args.data] if args.data else [], args.precision)
     if args.images and found.model is None:
         raise ValueError(f"{args.where} must have a model for the attention on pictures")
     folder = args.out or (Path(args.where) if lookup.is_run(args.where) else Path())

@@ -6,7 +6,16 @@ import csv
 import json
 import sys
 
-from .options import MOST_IMAGES, listed_pictures, option, quiet_decoders, threads_option, use_threads, whole
+from .options import (
+    MOST_IMAGES,
+    listed_pictures,
+    option,
+    precision_option,
+    quiet_decoders,
+    threads_option,
+    use_threads,
+    whole,
+)
 from .output import one_line
 
 DESCRIPTION = """\
@@ -27,6 +36,7 @@ def add_arguments(parser) -> None:
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="print a JSON list, one object for each picture")
     forms.add_argument("--csv", action="store_true", help="print rows image,rank,class,name,probability")
+    precision_option(parser)
     threads_option(parser)
 
 
@@ -37,7 +47,7 @@ def run(args) -> None:
     from .. import load
 
     pictures = list(listed_pictures(args.images))
-    model = load(args.model).freeze()
+    model = load(args.model, precision=args.precision, mmap=True).freeze()
     show = _json if args.json else _csv if args.csv else _text
     show(_results(model, pictures, args.top))
 

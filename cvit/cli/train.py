@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..base.errors import check
-from .options import MOST_THREADS, flag_of, number, quiet_decoders, threads_option, use_threads, whole
+from .options import MOST_THREADS, flag_of, number, precision_option, quiet_decoders, threads_option, use_threads, whole
 from .output import expendable, one_line
 from .progress import progress
 from .signals import recorded
@@ -82,6 +82,7 @@ def add_arguments(parser) -> None:
         if rows is SETTINGS:
             group.add_argument("--optimizer", choices=("adamw", "sgd"), help="AdamW, or SGD with momentum")
             group.add_argument("--freeze", action="append", metavar="PATTERN", help="tensors that stay: patch_embed.*")
+            precision_option(group, "that of --init, else f32")
             group.add_argument(
                 "--class-weight", choices=("balanced",), help="rare classes count as much as common ones"
             )
@@ -154,7 +155,8 @@ def _names() -> list[str]:
     """The arguments of `cvit.runs.prepare` that options give."""
     rows = [flag_of(flag) for flag, _, _ in (*SETTINGS, *PICTURES, *SHAPE)]
     return [
-        *rows, "optimizer", "freeze", "class_weight", "init", "preset", "variant", "validation", "strict", "checkpoint"
+        *rows, "optimizer", "freeze", "class_weight", "init", "preset", "variant", "validation", "strict", "checkpoint",
+        "precision",
     ]  # fmt: skip
 
 

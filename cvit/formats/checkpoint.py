@@ -24,7 +24,7 @@ from ..model import config_format
 from ..model.config import ViTConfig
 from ..model.layout import Layout
 from ..model.origin import Origin
-from ..model.precision import dtype_of, settled
+from ..model.precision import dtype_of, resolved
 from ..model.vit import ViT
 from ..pictures.preprocessing import Preprocessing
 from .checksum import KEY as CHECKSUM_KEY
@@ -76,8 +76,8 @@ def notes_of(model: ViT) -> dict[str, str]:
         notes[CLASSES_KEY] = json.dumps(model.class_names)
     if model.origin is not None:
         notes[ORIGIN_KEY] = model.origin.to_json()
-    if model.precision != settled(None, model.dtype)[0]:
-        notes[PRECISION_KEY] = str(model.precision)
+    if model.precision != resolved(None, model.dtype):
+        notes[PRECISION_KEY] = model.precision
     return notes
 
 

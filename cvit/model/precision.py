@@ -30,6 +30,7 @@ DTYPES: dict[str, np.dtype] = {  # of weights, gradient, images and results
 NAMES = tuple(DTYPES)
 
 _is_faster = getattr(team, "bf16_is_faster", lambda: False)
+_isa_of = getattr(team, "isa_of", lambda precision: team.get_isa())
 _has = getattr(team, "has_precision", lambda name: name != "bf16-fast")
 
 
@@ -40,17 +41,10 @@ def dtype_of(precision: str) -> np.dtype:
     return DTYPES[precision]
 
 
-def settled(precision, dtype=None, name: str = "dtype") -> tuple[str | None, np.dtype | None]:
-    """A precision that this machine computes in, and the dtype of its weights, from what is given of the two.
+def resolved(precision: str | None, dtype, name: str = "dtype") -> str:
+    """The precision that this machine computes in with weights of `dtype`, float32 or float64; None is the dtype's own.
 
-    Parameters
-    ----------
-    precision : str or None
-        One of `NAMES`; None: that of `dtype`.
-    dtype : dtype or None
-        float32 or float64; None: that of `precision`. Without both, both are None.
-    name : str
-        What the dtype is of, for the error: "dtype" itself or an array.
+    `name` is what the dtype is of: "dtype" itself, or an array.
 
     Raises
     ------
@@ -59,12 +53,11 @@ def settled(precision, dtype=None, name: str = "dtype") -> tuple[str | None, np.
     ValueError or, where `name` is an array, TypeError
         The two do not go together.
     """
-    needed = None if precision is None else dtype_of(precision)
-    if dtype is not None:
-        dtype = float_dtype(name, dtype)
-    if needed is None:
-        return (None if dtype is None else {4: "f32", 8: "f64"}[dtype.itemsize]), dtype
-    if dtype is not None and dtype != needed:
+    dtype = float_dtype(name, dtype)
+    if precision is None:
+        return "f64" if dtype == np.float64 else "f32"
+    needed = dtype_of(precision)
+    if dtype != needed:
         kind = ValueError if name == "dtype" else TypeError
         raise kind(f"{name} must be {needed} for precision {precision!r}, got {dtype}")
     if precision == "auto":
@@ -73,4 +66,18 @@ def settled(precision, dtype=None, name: str = "dtype") -> tuple[str | None, np.
         _has(precision),
         f"precision {precision!r} needs a CPU with AVX512-BF16, which this one is not; 'bf16' runs everywhere",
     )
-    return precision, needed
+    return precision
+
+
+def settled(precision: str | None, dtype) -> tuple[str | None, np.dtype | None]:
+    """Precision and dtype, each of which may be None for that of the other; without both, both are None."""
+    if dtype is None:
+        if precision is None:
+            return None, None
+        dtype = dtype_of(precision)
+    return resolved(precision, dtype), np.dtype(dtype)
+
+
+def kernels_of(precision: str) -> str:
+    """The instruction set whose kernels compute in this precision now."""
+    return _isa_of(precision)

@@ -32,7 +32,7 @@ from .initialize import init_weights
 from .layout import Layout
 from .memory import Plan, buffers_of
 from .origin import Origin
-from .precision import settled
+from .precision import resolved, settled
 from .program import First, program_of, tail_of
 from .recognition import Guess
 
@@ -166,7 +166,7 @@ class ViT:
         self._layout.check_flat(flat)
         flat = self._kept(flat)
         self._dtype = flat.dtype
-        self._precision = settled(precision, self._dtype, "weights")[0]
+        self._precision = resolved(precision, self._dtype, "weights")
         for eps in (config.eps, *dict(config.norm_eps).values()):
             representable("the configuration's eps", eps, self._dtype, positive=True)
         self._state = _State(flat, None, None, {})
@@ -196,7 +196,7 @@ class ViT:
         return self._dtype
 
     @property
-    def precision(self) -> str | None:
+    def precision(self) -> str:
         """What passes compute in: "f32", "f64", "bf16" or "bf16-fast"."""
         return self._precision
 

@@ -37,7 +37,7 @@ def is_run(where: str | os.PathLike) -> bool:
     return any(os.path.isfile(os.path.join(where, name)) for name in (HISTORY, PREDICTIONS))
 
 
-def find(where: str | os.PathLike, data: Sequence[str | os.PathLike] = ()) -> Found:
+def find(where: str | os.PathLike, data: Sequence[str | os.PathLike] = (), precision: str | None = None) -> Found:
     """What the folder of a run has to draw, or a model: a file, a folder, or a name on the Hub.
 
     Parameters
@@ -46,6 +46,8 @@ def find(where: str | os.PathLike, data: Sequence[str | os.PathLike] = ()) -> Fo
     data : sequence of str or path
         Folders in which the pictures that predictions.csv names are looked for, before the run's folder and the current
         one.
+    precision : str, optional
+        Of the model, see `cvit.load`.
 
     Raises
     ------
@@ -54,11 +56,11 @@ def find(where: str | os.PathLike, data: Sequence[str | os.PathLike] = ()) -> Fo
     """
     found = Found()
     if not is_run(where):
-        found.model = load(where)
+        found.model = load(where, precision=precision)
         return found
     folder = Path(where)
     if any(name.endswith(WEIGHTS) for name in os.listdir(folder)):
-        found.model = load(folder)
+        found.model = load(folder, precision=precision)
     else:
         found.notes.append(f"{folder} has no model in it")
     if (folder / HISTORY).is_file():

@@ -12,6 +12,7 @@ import numpy as np
 from ..base.errors import check
 from ..formats.load import load
 from ..model.config import ViTConfig
+from ..model.precision import dtype_of
 from ..model.vit import ViT
 from ..pictures.preprocessing import Preprocessing
 
@@ -33,6 +34,7 @@ def new_model(
     seed: int,
     shape: Mapping[str, Any],
     variant: str | None = None,
+    precision: str | None = None,
 ) -> ViT:
     """A model with fresh weights for pictures whose shorter edge is `edge`.
 
@@ -55,7 +57,7 @@ def new_model(
     config = ViTConfig(channels=channels, classes=len(class_names), **fields)
     # Transparent pictures are seen as on paper; the colour that a file has where it is transparent may be anything.
     how = dataclasses.replace(Preprocessing.default(config.image_size, channels), alpha="white")
-    model = ViT(config, seed=seed, preprocessing=how, class_names=class_names)
+    model = ViT(config, seed=seed, precision=precision, preprocessing=how, class_names=class_names)
     if "pos_embed" in model.layout.entries:
         # The usual positions, 50 times smaller than the embedded patches, leave a model that sees little data blind to
         # where a patch lies for many epochs; as large as the patches they are seen at once.
@@ -64,32 +66,39 @@ def new_model(
 
 
 def published_model(
-    init: str | os.PathLike | ViT, class_names: tuple[str, ...], seed: int, image_size: int | None = None
+    init: str | os.PathLike | ViT,
+    class_names: tuple[str, ...],
+    seed: int,
+    image_size: int | None = None,
+    precision: str | None = None,
 ) -> ViT:
     """A model that `cvit.load` reads, to go on from.
 
     Its head stays where its classes have the data's names, in that order; else it gets a new one, of zeros, so that the
-    first steps leave the features as they are. With `image_size` its positions are resampled.
+    first steps leave the features as they are. With `image_size` its positions are resampled; `precision` is its own
+    where none is given.
     """
     if isinstance(init, ViT):
         model = init
         check(image_size is None, "image_size goes with a model that is read, not with a ViT: load it with that size")
     else:
-        model = load(init, image_size=image_size)
+        model = load(init, image_size=image_size, precision=precision)
+    precision = precision or model.precision
     if model.class_names == class_names:
         return ViT(
-            model.config, np.array(model.weights), checkpoint=model.checkpoint, preprocessing=model.preprocessing,
-            class_names=class_names, origin=model.origin,
+            model.config, np.array(model.weights, dtype_of(precision)), precision=precision,
+            checkpoint=model.checkpoint, preprocessing=model.preprocessing, class_names=class_names,
+            origin=model.origin,
         )  # fmt: skip
-    return with_head(model, class_names, seed)
+    return with_head(model, class_names, seed, precision)
 
 
-def with_head(model: ViT, class_names: tuple[str, ...], seed: int) -> ViT:
-    """`model` with a new head for these classes; everything else as it is."""
+def with_head(model: ViT, class_names: tuple[str, ...], seed: int, precision: str | None = None) -> ViT:
+    """`model` with a new head for these classes; everything else as it is, but for a `precision` that is given."""
     config = dataclasses.replace(model.config, classes=len(class_names))
     fresh = ViT(
-        config, seed=seed, dtype=model.dtype, checkpoint=model.checkpoint, preprocessing=model.preprocessing,
-        class_names=class_names,
+        config, seed=seed, precision=precision or model.precision, checkpoint=model.checkpoint,
+        preprocessing=model.preprocessing, class_names=class_names,
     )  # fmt: skip
     old, new = model.layout.views(model.weights), fresh.layout.views(fresh.weights)
     for name, view in new.items():

@@ -47,6 +47,7 @@ def prepare(
     decoders: int = 1,
     cache_mb: float = 1024,
     checkpoint: str | None = None,
+    precision: str | None = None,
     **settings,
 ) -> Job:
     """Read the data, choose model and recipe, and check that they fit each other.
@@ -68,6 +69,8 @@ def prepare(
         Room for decoded pictures, 10^6 bytes.
     checkpoint : "block", optional
         See `ViT`: far less memory, a slower step, the same bits.
+    precision : "f32", "f64", "bf16", "bf16-fast" or "auto", optional
+        See `ViT`. None: that of `init`, "f32" for a new model. The recipe holds what "auto" became.
     **settings
         Fields of `Recipe`, of its `Augmentation`, and of the new model's shape (`SHAPE_FIELDS`), each by its name.
     """
@@ -85,16 +88,17 @@ def prepare(
     edge, channels = min(found.train.size), found.train.channels
     seed = settings.get("seed", 0)
     if init is None:
-        model = new_model(edge, channels, found.class_names, seed, shape, variant)
+        model = new_model(edge, channels, found.class_names, seed, shape, variant, precision)
     else:
         wrong = [name for name in shape if name != "image_size"] + (["variant"] if variant else [])
         check(not wrong, f"init brings its own shape: {listed(wrong)} cannot be chosen beside it")
-        model = published_model(init, found.class_names, seed, shape.get("image_size"))
+        model = published_model(init, found.class_names, seed, shape.get("image_size"), precision)
     if checkpoint is not None:
         model = ViT(
-            model.config, model.weights, checkpoint=checkpoint, preprocessing=model.preprocessing,
-            class_names=model.class_names, origin=model.origin,
+            model.config, model.weights, precision=model.precision, checkpoint=checkpoint,
+            preprocessing=model.preprocessing, class_names=model.class_names, origin=model.origin,
         )  # fmt: skip
+    arguments["precision"] = settings["precision"] = model.precision
     pooled = model.config.pool != "none"
     check(pooled, "the model must have one prediction a picture, but its pool is 'none'")
     recipe = recipe_of(preset, min(edge, *model.config.image_size), len(found.train), settings)

@@ -14,6 +14,7 @@ from ..base.errors import check, listed
 from ..base.numbers import as_int, finite, shown
 from ..data.augmentation import Affine, Augmentation
 from ..data.mixing import Mixing
+from ..model.precision import dtype_of
 from ..train.optim import SGD, AdamW, warmup_cosine
 
 SMALL, MIDDLE = 40, 96  # pixels of an edge up to which pictures are small, or middle-sized
@@ -22,7 +23,8 @@ OPTIMIZERS = ("adamw", "sgd")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every setting of a run that its result depends on, beside data, first weights and the machine's instruction set.
+    """Every setting of a run that its result depends on, beside data, first weights and the machine's instruction set,
+    on which nothing depends in precision "bf16".
 
     Parameters
     ----------
@@ -58,6 +60,8 @@ class Recipe:
     augmentation : Augmentation
     seed : int
         Of first weights, order, augmentation, mixing, dropout and stochastic depth.
+    precision : "f32", "f64", "bf16" or "bf16-fast"
+        Of model and optimizer; a run takes the model's.
     """
 
     epochs: int = 100
@@ -86,6 +90,7 @@ class Recipe:
     patience: int | None = None
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation.none)
     seed: int = 0
+    precision: str = "f32"
 
     def __post_init__(self):
         fix = functools.partial(object.__setattr__, self)
@@ -112,6 +117,7 @@ class Recipe:
         check(
             self.optimizer in OPTIMIZERS, f"optimizer must be one of {listed(OPTIMIZERS)}, got {shown(self.optimizer)}"
         )
+        dtype_of(self.precision)
         known = self.class_weight in (None, "balanced")
         check(known, f"class_weight must be 'balanced' or None, got {shown(self.class_weight)}")
         if not isinstance(self.augmentation, Augmentation):

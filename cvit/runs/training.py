@@ -21,6 +21,7 @@ from ..base.files import check_writable
 from ..base.version import VERSION
 from ..engine import runtime
 from ..formats.load import load
+from ..model.precision import resolved
 from ..model.vit import ViT
 from ..train import state
 from ..train.ema import EMA
@@ -265,12 +266,17 @@ def _pillow() -> str | None:
 
 def _check_same(saved: dict[str, Any], job: Job, folder: Folder, say) -> None:
     """Raise where the run to resume had other data, another model or another setting; say what else has changed."""
-    changed = differences(saved["settings"], job.settings)
+    before = dict(saved["settings"])
+    if "precision" not in before["recipe"]:  # of a run begun before there were precisions: that of the weights
+        before["recipe"] = {**before["recipe"], "precision": resolved(None, before["model"]["dtype"])}
+    changed = differences(before, job.settings)
     check(
         not changed,
         f"{folder.path} holds another run, which cannot be resumed with these arguments: {listed(changed, 6)}",
     )
     before, now = saved["machine"], machine()
     for name in ("isa", "cvit", "numpy", "pillow"):
+        if name == "isa" and job.recipe.precision == "bf16":  # whose bits are the same on all of them
+            continue
         if before.get(name) != now[name]:
             say(f"{name} was {before.get(name)}, is {now[name]}: the result may differ in its last bits")

@@ -10,7 +10,7 @@ from ..base.arrays import FLOATS, as_array, as_vector
 from ..base.errors import check
 from ..base.numbers import finite
 from ..engine import update
-from ..model.precision import settled
+from ..model.precision import resolved
 
 
 def _norm(grad: np.ndarray, runs: np.ndarray, precision: str | None) -> float:
@@ -61,7 +61,7 @@ def clip(grad: np.ndarray, clip_norm: float, precision: str | None = None) -> fl
         raise TypeError("grad must be a NumPy array of float32 or float64")
     grad = as_array("grad", grad)
     grad = as_vector("grad", grad, grad.size, grad.dtype, writable=True)
-    precision = settled(precision, grad.dtype, "grad")[0]
+    precision = resolved(precision, grad.dtype, "grad")
     norm, scale = norm_and_scale(grad, clip_norm, update.run_of(0, grad.size), precision)
     if too_small(scale, grad.dtype):
         np.multiply(grad, scale, out=grad, dtype=np.float64, casting="same_kind")

@@ -20,7 +20,7 @@ from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
 from ..engine import update
 from ..model.layout import Layout
-from ..model.precision import settled
+from ..model.precision import resolved
 from .clipping import clip, norm_and_scale, too_small
 from .groups import Groups, groups
 from .schedule import warmup_cosine
@@ -48,7 +48,7 @@ class _Optimizer(abc.ABC):
             raise TypeError(f"dtype must be float32 or float64, got {self._dtype}")
         if precision is None and dtype is None:
             precision = getattr(model, "precision", None)
-        self._precision = settled(precision, self._dtype)[0]
+        self._precision = resolved(precision, self._dtype)
         self._groups = groups(layout, layer_decay, trained)
         self.lr = lr
         self.weight_decay = weight_decay
