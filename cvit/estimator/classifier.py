@@ -76,6 +76,9 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         The most threads that a call uses. The results are the same bits for any number.
     verbose : int
         Above 0 prints a line for each epoch.
+    precision : "f32", "f64", "bf16", "bf16-fast", "auto" or None
+        What the model computes and is trained in, see `ViT`. None: float32, but for an `init` of "bf16". In "bf16" the
+        same data and `random_state` give the same weights on every machine, to the bit.
 
     Attributes
     ----------
@@ -124,7 +127,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         self, image_shape=None, patch_size=None, standardize=None, width=64, depth=4, heads=4, hidden=None, epochs=50,
         batch_size=64, learning_rate=1e-3, weight_decay=0.05, label_smoothing=0.0, warmup=0.1, clip_norm=1.0,
         augment=None, class_weight=None, early_stopping=False, validation_fraction=0.1, n_iter_no_change=10, init=None,
-        random_state=None, n_threads=None, verbose=0,
+        random_state=None, n_threads=None, verbose=0, precision=None,
     ):  # fmt: skip
         self.image_shape = image_shape
         self.patch_size = patch_size
@@ -149,6 +152,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.n_threads = n_threads
         self.verbose = verbose
+        self.precision = precision
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -300,9 +304,9 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         shape, classes = self._form.shape, len(self.classes_)
         if self.init is None:
             form = self.patch_size, self.width, self.depth, self.heads, self.hidden
-            self.model_ = new_model(shape, classes, self._seed, *form)
+            self.model_ = new_model(shape, classes, self._seed, *form, self.precision)
         else:
-            self.model_ = started_from(self.init, shape, classes)
+            self.model_ = started_from(self.init, shape, classes, self.precision)
         self.model_.class_names = [str(label) for label in self.classes_]
         for name in ("_standardizer", "_optimizer"):  # of an earlier fit
             self.__dict__.pop(name, None)

@@ -49,6 +49,8 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Of the random weights where `model` is None.
     n_threads : int, optional
         The most threads that a call uses. The results are the same bits for any number.
+    precision : "f32", "f64", "bf16", "bf16-fast", "auto" or None
+        What the model computes in, see `ViT`; None: its own.
 
     Attributes
     ----------
@@ -68,7 +70,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def __init__(
         self, model=None, image_shape=None, pool="features", white=255.0, batch_size=64, random_state=None,
-        n_threads=None,
+        n_threads=None, precision=None,
     ):  # fmt: skip
         self.model = model
         self.image_shape = image_shape
@@ -77,6 +79,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.batch_size = batch_size
         self.random_state = random_state
         self.n_threads = n_threads
+        self.precision = precision
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -151,7 +154,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     # ------------------------------------------------------------------------------------------------------ inside
     def _given(self) -> ViT:
         """The model of the parameter."""
-        model = read_model("model", self.model)
+        model = read_model("model", self.model, self.precision)
         pooled = model.config.pool != "none" or self.pool == "tokens-mean"
         check(pooled, "pool must be 'tokens-mean' for a model whose own pool is 'none'")
         return model
@@ -161,7 +164,7 @@ class ViTFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         every = np.arange(len(images))
         self._standardizer = Standardizer.of(images, every, np.ones(len(images)), by_channel=False)
-        return new_model(images.shape[1:], 0, seed, **BASELINE)
+        return new_model(images.shape[1:], 0, seed, **BASELINE, precision=self.precision)
 
     def _check_images(self, images: np.ndarray, model: ViT) -> None:
         """Raise unless images (n, C, h, w) are what `white` says they are."""

@@ -7,14 +7,13 @@ import math
 import os
 from collections.abc import Callable
 
-import numpy as np
-
 from .. import families
 from ..base.errors import check
 from ..base.numbers import as_int, shown
 from ..engine.memory import allocate
 from ..formats.load import load
 from ..model.config import ViTConfig
+from ..model.precision import dtype_of
 from ..model.vit import ViT
 from ..train.optim import AdamW
 from .samples import Samples
@@ -39,7 +38,9 @@ def whole(edge: int, patch: int) -> int:
     return -(-edge // patch) * patch
 
 
-def new_model(shape, classes: int, seed: int, patch_size, width, depth, heads, hidden) -> ViT:
+def new_model(
+    shape, classes: int, seed: int, patch_size, width, depth, heads, hidden, precision: str | None = None
+) -> ViT:
     """A ViT with first weights of `seed` for images of `shape` (C, h, w), padded to whole patches."""
     channels, h, w = shape
     patch = patch_for(h, w) if patch_size is None else patch_size
@@ -51,29 +52,40 @@ def new_model(shape, classes: int, seed: int, patch_size, width, depth, heads, h
         depth=depth, heads=heads, hidden=0 if hidden is None else as_int("hidden", hidden), classes=classes,
         pool="mean",
     )  # fmt: skip
-    model = ViT(config, seed=seed)
+    model = ViT(config, seed=seed, precision=precision)
     # The usual positions are 50 times smaller than the embedded patches, and a small model is blind for many epochs to
     # where a patch lies; as large as the patches they are seen at once.
     model.layout.views(model.weights)["pos_embed"][...] *= 50
     return model
 
 
-def read_model(name: str, value, **changes) -> ViT:
-    """The model that a parameter is or names, a ViT or what `cvit.load` takes; `changes` go to `load`."""
+def read_model(name: str, value, precision: str | None = None, **changes) -> ViT:
+    """The model that a parameter is or names, a ViT or what `cvit.load` takes; `changes` go to `load`.
+
+    With a `precision` other than its own a ViT is copied, but for weights of the same dtype.
+    """
     if isinstance(value, ViT):
-        return value
+        if precision is None:
+            return value
+        weights = value.weights.astype(dtype_of(precision), copy=False)
+        return ViT(
+            value.config, weights, precision=precision, preprocessing=value.preprocessing,
+            class_names=value.class_names, origin=value.origin,
+        )  # fmt: skip
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be a ViT, a path or a name on the Hub, got {shown(value)}")
-    return load(value, **changes)
+    return load(value, precision=precision, **changes)
 
 
-def started_from(init, shape, classes: int) -> ViT:
-    """The model `init` in float32, with a new head of zeros, for images of `shape` (C, h, w) padded to whole patches.
+def started_from(init, shape, classes: int, precision: str | None = None) -> ViT:
+    """The model `init` with a new head of zeros, for images of `shape` (C, h, w) padded to whole patches.
 
-    Positions are resampled and channels summed or repeated as `cvit.load` does. `init` itself stays as it is.
+    Without a `precision` a model of "bf16" stays one, and any other is of float32. Positions are resampled and channels
+    summed or repeated as `cvit.load` does. `init` itself stays as it is.
     """
     channels, h, w = shape
     model = read_model("init", init)
+    precision = precision or ("f32" if model.precision == "f64" else model.precision)
     check(model.config.pool != "none", "init must have one prediction an image, but its pool is 'none'")
     down, across = model.config.patch
     size = whole(h, down), whole(w, across)
@@ -82,10 +94,10 @@ def started_from(init, shape, classes: int) -> ViT:
     origin = model.origin
     family = families.family_named(origin.family) if origin else None
     style = frozenset(origin.style if origin else ())
-    weights = model.weights.astype(np.float32)
+    weights = model.weights.astype(dtype_of(precision))
     config, weights = families.adapted(model.config, weights, family, style, size, 0, channels)
     config, weights = families.adapted(config, weights, family, style, classes=classes)
-    return ViT(config, weights, origin=origin)
+    return ViT(config, weights, precision=precision, origin=origin)
 
 
 @dataclasses.dataclass(frozen=True)
