@@ -233,6 +233,27 @@ def test_optimizers_take_the_models_precision(optimizer, monkeypatch):
         optimizer(made, precision="half")
 
 
+@pytest.mark.parametrize("optimizer", [AdamW, lambda layout, **options: SGD(layout, momentum=0.9, **options)])
+def test_a_step_has_the_same_bits_on_every_isa(optimizer):
+    """With weights and gradients given: norm, clipping, step and moving average."""
+    found, before = [], cvit.get_isa()
+    layout = Layout.of(SMALL)
+    try:
+        for name in cvit.available_isas():
+            cvit.set_isa(name)
+            flat = weights()
+            chosen, average = optimizer(layout, precision="bf16", weight_decay=0.05), EMA(model())
+            norms = []
+            for step in range(3):
+                norms.append(chosen.step(flat, weights(seed=step + 1), lr=1e-2, clip_norm=0.7))
+                average.update(flat)
+            found.append((flat, average.weights, np.array(norms)))
+    finally:
+        cvit.set_isa(before)
+    for others in found[1:]:
+        assert all(same_bits(mine, other) for mine, other in zip(found[0], others))
+
+
 def test_an_optimizers_state_keeps_its_precision():
     made = model()
     one, other = AdamW(made), AdamW(made)

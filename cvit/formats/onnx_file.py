@@ -6,7 +6,8 @@
 
 Weights are initializers, matrices (in, out) by the layout's names. The file's metadata has what cvit's own file has,
 under the same keys: "cvit.config", "cvit.preprocessing" (JSON objects), "cvit.classes" (a JSON list of names),
-"cvit.origin" and "cvit.precision"; onnxruntime gives it as `session.get_modelmeta().custom_metadata_map`. cvit does not read the file back.
+"cvit.origin" and "cvit.precision"; onnxruntime gives it as `session.get_modelmeta().custom_metadata_map`. cvit does not
+read the file back.
 
 Of a model of "bf16", too, weights, inputs and results are float32: a graph says what is computed, and whoever runs it
 chooses in what (OpenVINO has a hint for bfloat16, other bits than cvit's).
