@@ -17,7 +17,7 @@ from checks import same_bits
 
 import cvit
 from cvit import SGD, AdamW, Layout, ViT, ViTConfig
-from cvit.base.arrays import is_mapped
+from cvit.base.arrays import is_fixed
 from cvit.formats.bfloat16 import bits_of
 from cvit.formats.safetensors_file import read_safetensors
 from cvit.model import precision as precisions
@@ -254,6 +254,21 @@ def test_a_step_has_the_same_bits_on_every_isa(optimizer):
         assert all(same_bits(mine, other) for mine, other in zip(found[0], others))
 
 
+def test_a_training_has_the_same_bits_on_every_isa():
+    """Forward, backward, clipping, optimizer and moving average: what `fit` leaves of two epochs."""
+    data, before, found = batch(12), cvit.get_isa(), []
+    try:
+        for name in cvit.available_isas():
+            cvit.set_isa(name)
+            loop = Loop(model(), data, data, epochs=2, batch_size=5, clip_norm=0.5, ema=EMA(model()), drop_path=0.1)
+            loop.run()
+            found.append((loop.model.weights, loop.ema.weights, loop.evaluated.forward(data[0])))
+    finally:
+        cvit.set_isa(before)
+    for others in found[1:]:
+        assert all(same_bits(mine, other) for mine, other in zip(found[0], others))
+
+
 def test_an_optimizers_state_keeps_its_precision():
     made = model()
     one, other = AdamW(made), AdamW(made)
@@ -421,12 +436,12 @@ def test_weights_can_stay_in_the_file(tmp_path):
     path = tmp_path / "a.safetensors"
     model().save(path)
     made, x = cvit.load(path, mmap=True), batch()[0]
-    assert is_mapped(made.weights) and not made.weights.flags.writeable
+    assert is_fixed(made.weights) and not made.weights.flags.writeable
     expected = model().forward(x)
     assert same_bits(made.forward(x), expected)
     frozen = made.freeze()._state
     assert np.shares_memory(frozen.weights, frozen.thawed) and same_bits(made.forward(x), expected)
-    assert is_mapped(made.unfreeze().weights)
+    assert is_fixed(made.unfreeze().weights)
     with pytest.raises(ValueError, match="weights must be writable, got a read-only array"):
         AdamW(made).step(made.weights, np.zeros_like(made.weights))
     copied = copy.deepcopy(made)
@@ -434,14 +449,17 @@ def test_weights_can_stay_in_the_file(tmp_path):
     assert same_bits(made.forward(x), expected)
 
 
-@pytest.mark.parametrize("how", [dict(precision="f64"), dict(classes=3), dict(dtype=np.float64)])
-def test_weights_that_are_not_as_in_the_file_are_read(tmp_path, how):
-    path = tmp_path / "a.safetensors"
-    model().save(path)
-    assert cvit.load(path, mmap=True, **how).weights.flags.writeable
-    model().save(path, dtype="bf16")
-    made = cvit.load(path, mmap=True, precision="bf16")
-    assert made.weights.flags.writeable and np.array_equal(made.weights, to_bfloat16(weights()))
+@pytest.mark.parametrize("stored", [None, "bf16", "timm"])
+@pytest.mark.parametrize("how", [dict(precision="f64"), dict(classes=3), dict(precision="bf16")])
+def test_weights_that_have_to_be_converted_are_in_memory_once(tmp_path, stored, how):
+    square = ViTConfig(image_size=8, patch_size=4, width=32, depth=2, heads=2, hidden=64, classes=5)
+    made = ViT(square, weights(square))
+    path = tmp_path / ("folder" if stored == "timm" else "a.safetensors")
+    made.save(path, *(["timm"] if stored == "timm" else []), dtype="bf16" if stored == "bf16" else None)
+    read = cvit.load(path, mmap=True, **how)
+    assert is_fixed(read.weights) and same_bits(read.weights, cvit.load(path, **how).weights)
+    state = read.freeze()._state
+    assert np.shares_memory(state.weights, state.thawed)
 
 
 def test_mmap_is_true_or_false(tmp_path):

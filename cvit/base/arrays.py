@@ -136,12 +136,19 @@ def laid_out(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
 
 
-def is_mapped(array: np.ndarray) -> bool:
-    """Whether `array` was made of a map that can only be read (`np.frombuffer`): nothing in this process changes it."""
+def is_fixed(array: np.ndarray) -> bool:
+    """Whether `array` was made of a map that it can only read (`np.frombuffer`), of a file or by `fixed`: nothing
+    changes it, as far as this process is concerned."""
     owner = array.base
-    if isinstance(owner, memoryview):
-        owner = owner.obj
-    return isinstance(owner, mmap.mmap) and memoryview(owner).readonly
+    view = owner if isinstance(owner, memoryview) else memoryview(owner) if isinstance(owner, mmap.mmap) else None
+    return view is not None and view.readonly and isinstance(view.obj, mmap.mmap)
+
+
+def fixed(array: np.ndarray) -> np.ndarray:
+    """A copy of a vector that nobody can write to, or make writable."""
+    memory = mmap.mmap(-1, max(array.nbytes, 1))
+    np.frombuffer(memory, array.dtype, array.size)[...] = array
+    return np.frombuffer(memoryview(memory).toreadonly(), array.dtype, array.size)
 
 
 def common_dtype(**arrays) -> np.dtype:

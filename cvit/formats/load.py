@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import families
-from ..base.arrays import float_dtype
+from ..base.arrays import fixed, float_dtype, is_fixed
 from ..base.errors import check, short
 from ..base.numbers import as_int, shown
 from ..families.family import whole_patches
@@ -110,10 +110,9 @@ def load(
         What the model computes in, see `ViT`. None: what cvit's own file says, which `save` wrote; else as the weights
         are. What weights are stored in says nothing: a file of bfloat16 gives a model of float32.
     mmap : bool
-        Leave the weights in the file, mapped into memory to be read only: processes that load the same file share them,
-        and `freeze` makes no copy. The model is not trained. So for cvit's own file that holds the model's dtype, at
-        its own shape; others are read as without `mmap`. Nobody may write into the file meanwhile; replacing it by
-        another, as `save` does, is fine.
+        Weights that can only be read, of which `freeze` makes no copy; the model is not trained. Those of cvit's own
+        file, where they need not be converted, stay in it, mapped into memory, and processes that load the same file
+        share them. Nobody may write into that file meanwhile; replacing it by another, as `save` does, is fine.
     revision : str, optional
         A branch, tag or commit on the Hub.
 
@@ -144,12 +143,13 @@ def load(
     if isinstance(where, (str, os.PathLike)) and os.path.isfile(where) and revision is None:
         path = Path(os.fsdecode(where))
         if path.suffix not in (".npz", ".json") and checkpoint.is_own(path):
-            return _own(path, wanted, num_heads, mmap)
+            return _fixed(_own(path, wanted, num_heads, mmap), mmap)
     source = open_source(where, revision)
     if checkpoint.CONFIG_KEY in source.tensors.metadata:
-        return _own(source.path, wanted, num_heads, mmap)
+        return _fixed(_own(source.path, wanted, num_heads, mmap), mmap)
     with _named(source.label):
-        return _read(source.tensors, source.config, source.preprocessor, wanted, num_heads, strict)
+        model = _read(source.tensors, source.config, source.preprocessor, wanted, num_heads, strict)
+    return _fixed(model, mmap)
 
 
 def from_state_dict(
@@ -242,6 +242,13 @@ def from_torchvision(module, *, image_size=None, classes=None, channels=None, dt
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts
+def _fixed(model: ViT, mmap: bool) -> ViT:
+    """The model with weights that can only be read, if that was asked for."""
+    if mmap and not is_fixed(model.weights):
+        model.weights = fixed(model.weights)
+    return model
+
+
 def _read(
     tensors: Tensors, json: Json | None, preprocessor: Json | None, wanted: _Wanted, num_heads: int | None, strict: bool
 ) -> ViT:

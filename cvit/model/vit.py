@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from ..base.arrays import any_float, as_array, as_float, as_sample_weight, as_targets, as_vector, is_mapped, laid_out
+from ..base.arrays import any_float, as_array, as_float, as_sample_weight, as_targets, as_vector, is_fixed, laid_out
 from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
 from ..engine import runtime
@@ -271,7 +271,7 @@ class ViT:
         """The vector itself if it can be read and updated in place, or lies in a map that nobody can write to, else a
         copy."""
         flat = as_float("weights", flat, (self._size,))
-        return flat if flat.flags.writeable or is_mapped(flat) else flat.copy()
+        return flat if flat.flags.writeable or is_fixed(flat) else flat.copy()
 
     # ------------------------------------------------------------------------------------------------------ calls
     def forward(self, x) -> np.ndarray:
@@ -442,14 +442,14 @@ class ViT:
         """Pack the weights once, so that every forward starts at once. Returns the model.
 
         The model then computes with a copy of the weights, which is read-only: writing to the vector that was the
-        model's before changes nothing. (Weights in a map that can only be read need no copy.) Of a model of "bf16" the
+        model's before changes nothing. (Weights that can only be read, see `load`, need none.) Of a model of "bf16" the
         packed matrices are bfloat16 and take half the memory that float32's take. A freeze that fails, for want of
         memory, leaves the model as it was.
         """
         with self._lock:
             state = self._checked_state()
             if state.packed is None:
-                weights = state.weights if is_mapped(state.weights) else state.weights.copy()
+                weights = state.weights if is_fixed(state.weights) else state.weights.copy()
                 weights.flags.writeable = False
                 # A view of it, which cannot be made writable again.
                 self._state = _State(weights[:], self._pack_all(weights), state.weights, {})
