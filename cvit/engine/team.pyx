@@ -102,6 +102,11 @@ def has_precision(precision):
     return precision in ELEMENT_NAMES and current[<int> ELEMENT_NAMES.index(precision)] != NULL
 
 
+def isa_of(precision):
+    """The instruction set whose table computes in a precision: a plainer one where the selected has none."""
+    return selected(element_of(precision)).isa.decode()
+
+
 def bf16_is_faster():
     """Whether bfloat16's kernels are faster than float32's: where they use a matrix unit. Everywhere else both run on
     float32's multiply-adds, and bfloat16 rounds besides."""

@@ -29,10 +29,6 @@ DTYPES: dict[str, np.dtype] = {  # of weights, gradient, images and results
 }
 NAMES = tuple(DTYPES)
 
-_is_faster = getattr(team, "bf16_is_faster", lambda: False)
-_isa_of = getattr(team, "isa_of", lambda precision: team.get_isa())
-_has = getattr(team, "has_precision", lambda name: name != "bf16-fast")
-
 
 def dtype_of(precision: str) -> np.dtype:
     """The dtype of the weights that a precision needs; a `ValueError` where there is none of that name."""
@@ -61,10 +57,11 @@ def resolved(precision: str | None, dtype, name: str = "dtype") -> str:
         kind = ValueError if name == "dtype" else TypeError
         raise kind(f"{name} must be {needed} for precision {precision!r}, got {dtype}")
     if precision == "auto":
-        precision = "bf16" if _is_faster() else "f32"
+        precision = "bf16" if team.bf16_is_faster() else "f32"
     check(
-        _has(precision),
-        f"precision {precision!r} needs a CPU with AVX512-BF16, which this one is not; 'bf16' runs everywhere",
+        team.has_precision(precision),
+        f"precision {precision!r} needs a CPU with AVX512-BF16 and kernels that use it, and those in use are for "
+        f"{team.get_isa()}; 'bf16' runs everywhere",
     )
     return precision
 
@@ -80,4 +77,4 @@ def settled(precision: str | None, dtype) -> tuple[str | None, np.dtype | None]:
 
 def kernels_of(precision: str) -> str:
     """The instruction set whose kernels compute in this precision now."""
-    return _isa_of(precision)
+    return team.isa_of(precision)
