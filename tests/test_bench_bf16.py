@@ -69,11 +69,11 @@ def test_report_of_a_machine_with_amx(capsys, tmp_path, monkeypatch):
 
 def test_sections(capsys, tmp_path):
     path = tmp_path / "out.json"
-    sections = ("--latency", "--busy", "--memory", "--overhead", "--scaling")
+    sections = ("--latency", "--busy", "--memory", "--overhead")
     status, text = run(capsys, *sections, "--precision", "bf16", "--threads", "2", "--json", str(path))
     assert status == 0, text
     data = json.loads(path.read_text())
-    for section in ("latency", "busy", "memory", "scaling"):
+    for section in ("latency", "busy", "memory"):
         assert data[section] and all(entry["precision"] == "bf16" for entry in data[section])
 
 

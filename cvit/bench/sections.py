@@ -143,8 +143,9 @@ def _against_the_fastest(bench: Bench, best) -> None:
     """What the cases' table comes to, from (case, task, speed, the fastest peer and its ratio)."""
     limits, precision = bench.limits, bench.settings.precision
     table = bench.report.table(
-        f"cvit in {precision} against the fastest peer in any precision; peak: share of the {limits.peak_of} peak",
-        ("fastest", -9), ("task", -7), ("GFLOP/s", 8), ("peak", 5), ("ratio", 7), ("peer", -18),
+        f"cvit in {precision} against the fastest peer in any precision, times as fast; peak: share of the "
+        f"{limits.peak_of} peak",
+        ("case", -9), ("task", -7), ("GFLOP/s", 8), ("peak", 5), ("ratio", 7), ("peer", -18),
     )  # fmt: skip
     for case, task, speed, who, ratio in best:
         share = speed["flops_per_s"] / limits.peak[bench.settings.threads]
