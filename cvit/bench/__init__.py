@@ -140,6 +140,7 @@ def _settings(args, default_threads: int) -> Settings:
         except OSError as error:
             raise ValueError(f"--json: {error.filename}: {error.strerror}") from None
     precision, _ = settled(args.precision)
+    assert precision is not None
     half = precision != "f32"
     check(not (half and args.kernels), f"--kernels measures float32 alone, got --precision {precision}")
     peers = with_bfloat16(args.vs) if half else args.vs
