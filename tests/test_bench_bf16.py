@@ -82,8 +82,10 @@ def test_the_peak_is_what_the_table_multiplies_with():
     try:
         for isa in runtime.available_isas():
             runtime.set_isa(isa)
-            (name, of), peak = team.table_name("bf16"), team.measure_peak(precision="bf16", threads=1, seconds=0.01)
-            assert name == isa and of == {"amx": "tdpbf16ps"}.get(isa, "float32 FMA")
+            peak = team.measure_peak(precision="bf16", threads=1, seconds=0.01)
+            assert team.isa_of("bf16") == isa
+            assert team.peak_of("bf16") == {"amx": "tdpbf16ps"}.get(isa, "float32 FMA")
+            assert team.peak_of("f32") == "float32 FMA" and team.peak_of("f64") == "float64 FMA"
             if isa != "amx":  # the same instructions as float32's; the machine may be busy
                 assert 0.3 < peak / team.measure_peak("float32", threads=1, seconds=0.01) < 3
     finally:

@@ -210,11 +210,14 @@ cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
     p.K.probe_stream(share, 1e-3, p.x + first, p.y + first)
 
 
-def table_name(precision):
-    """The instruction set of a precision's selected table, and what its products are made of: the peak it is measured
-    against."""
-    cdef const Kernels* K = selected(element_of(precision))
-    return K.isa.decode(), K.peak.decode()
+def isa_of(precision):
+    """The instruction set whose table a precision has: the chosen one's, or a plainer one's where that has none."""
+    return selected(element_of(precision)).isa.decode()
+
+
+def peak_of(precision):
+    """What a precision's products are made of, and `measure_peak` counts: "float32 FMA", "tdpbf16ps", …"""
+    return selected(element_of(precision)).peak.decode()
 
 
 def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2, precision=None):

@@ -49,11 +49,10 @@ class CvitWorker(Worker):
         set in use."""
         from cvit.engine import team
 
-        if not self.options:
-            isa, of = self.cvit.get_isa(), "float32 FMA"
-        else:
-            isa, of = team.table_name(self.precision)
-        return {"isa": isa, "of": of, "peak": team.measure_peak("float32", self.threads, seconds, **self.options)}
+        peak = team.measure_peak("float32", self.threads, seconds, **self.options)
+        if not hasattr(team, "peak_of"):  # a build that bench/turns.py runs, from before there was bfloat16
+            return {"isa": self.cvit.get_isa(), "of": "float32 FMA", "peak": peak}
+        return {"isa": team.isa_of(self.precision), "of": team.peak_of(self.precision), "peak": peak}
 
     def do_bandwidth(self, seconds):
         """Bytes/s that this many threads read and write."""
