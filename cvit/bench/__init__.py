@@ -19,7 +19,7 @@ import shlex
 
 from ..base.errors import check
 from ..base.files import check_writable
-from ..model.precision import settled
+from ..model.precision import dtype_of, resolved
 from .cases import CASES, TASKS, Case
 from .lineup import Settings, start
 from .machine import describe
@@ -139,8 +139,7 @@ def _settings(args, default_threads: int) -> Settings:
             check_writable(args.json)
         except OSError as error:
             raise ValueError(f"--json: {error.filename}: {error.strerror}") from None
-    precision, _ = settled(args.precision)
-    assert precision is not None
+    precision = resolved(args.precision, dtype_of(args.precision))
     half = precision != "f32"
     check(not (half and args.kernels), f"--kernels measures float32 alone, got --precision {precision}")
     peers = with_bfloat16(args.vs) if half else args.vs
