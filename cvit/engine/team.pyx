@@ -210,11 +210,6 @@ cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
     p.K.probe_stream(share, 1e-3, p.x + first, p.y + first)
 
 
-def isa_of(precision):
-    """The instruction set whose table a precision has: the chosen one's, or a plainer one's where that has none."""
-    return selected(element_of(precision)).isa.decode()
-
-
 def peak_of(precision):
     """What a precision's products are made of, and `measure_peak` counts: "float32 FMA", "tdpbf16ps", …"""
     return selected(element_of(precision)).peak.decode()
