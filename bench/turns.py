@@ -16,24 +16,25 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from cvit.bench import names
+from cvit.bench import PRECISIONS, names
 from cvit.bench.cases import CASES, TASKS, Case
-from cvit.bench.lineup import compare, load, reference, steps_for, take_turn
+from cvit.bench.lineup import TOLERANCES, compare, load, reference, steps_for, take_turn
 from cvit.bench.peers import Peer
 
 
-def race(case, task, folders, threads, seconds, turn):
+def race(case, task, folders, threads, seconds, turn, precision):
     """Peaks, and of each build its FLOP/s, round by round."""
     peaks, speeds = [], [[] for _ in folders]
     with contextlib.ExitStack() as stack:
         file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cvit-bench-"))) / "case.npz"
         case.write_arrays(file)
         expected = reference(case, True, threads)
-        builds = [stack.enter_context(Peer("cvit", threads, package=folder)) for folder in folders]
+        builds = [stack.enter_context(Peer("cvit", threads, package=path, variant=precision)) for path in folders]
         for folder, build in zip(folders, builds):
             load(build, case, file, TASKS)
             train = "losses" in expected
-            compare(str(folder), build.ask("check", logits=True, gradients=train, steps=2 * train), expected)
+            found = build.ask("check", logits=True, gradients=train, steps=2 * train)
+            compare(str(folder), found, expected, TOLERANCES[precision])
         count = steps_for(builds[0], task, turn)
         for _ in range(max(2, round(seconds / (turn * (1 + 1.1 * len(builds)))))):
             peaks.append(builds[0].ask("peak", seconds=min(turn, 0.02))["peak"])
@@ -56,6 +57,7 @@ def main():
     )
     add("--tasks", type=names(TASKS), default=TASKS, metavar="NAMES", help="which of train,forward")
     add("--threads", type=int, default=1, help="threads (default: 1)")
+    add("--precision", choices=PRECISIONS[:-1], default="f32", help="what all builds compute in (default: f32)")
     add("--seconds", type=float, default=30, help="for each case and task (default: 30)")
     add("--turn", type=float, default=0.05, help="length of a turn, one step at least (default: 0.05)")
     add("--depth", type=int, help="number of blocks, to have shorter turns")
@@ -71,7 +73,8 @@ def main():
         for task in args.tasks:
             peaks, speeds = [], [[] for _ in args.folders]
             for _ in range(args.restarts):
-                more_peaks, more = race(case, task, args.folders, args.threads, args.seconds / args.restarts, args.turn)
+                seconds = args.seconds / args.restarts
+                more_peaks, more = race(case, task, args.folders, args.threads, seconds, args.turn, args.precision)
                 peaks += more_peaks
                 for speed, new in zip(speeds, more):
                     speed += new

@@ -19,13 +19,16 @@ import shlex
 
 from ..base.errors import check
 from ..base.files import check_writable
+from ..model.precision import dtype_of, resolved
 from .cases import CASES, TASKS, Case
 from .lineup import Settings, start
 from .machine import describe
-from .peers import PEERS, NotInstalled, WorkerError
+from .peers import PEERS, NotInstalled, WorkerError, with_bfloat16
 from .report import Report
 
 MOST_THREADS = 4096
+PRECISIONS = ("f32", "bf16", "bf16-fast", "auto")
+OPTIMIZERS = ("sgd", "adamw")
 
 # Flags that change a field of the cases: (flag, field, help)
 _FIELDS = (
@@ -83,7 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="threads of everyone (default: what cvit would use)")
     add("--rounds", type=int, metavar="N", help="rounds, of which the median counts (default: 7)")
     add("--seconds", type=float, metavar="S", help="length of one worker's turn in a round (default: 0.5)")
-    add("--precision", choices=("f32",), default="f32", help="element type")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="f32",
+        help="what cvit computes in; in bf16 peers run in float32 and in their bfloat16 (default: f32)",
+    )
+    add("--optimizer", choices=OPTIMIZERS, help="of the training step (default: sgd; in bf16 adamw)")
     add("--quick", action="store_true", help="2 short rounds of the small cases: does it work?")
     add("--json", metavar="FILE", help="write everything there, too")
     sections = parser.add_argument_group("instead of training step and forward pass of the cases")
@@ -130,7 +139,12 @@ def _settings(args, default_threads: int) -> Settings:
             check_writable(args.json)
         except OSError as error:
             raise ValueError(f"--json: {error.filename}: {error.strerror}") from None
-    return Settings(threads, args.vs, args.peer_python, args.tasks, rounds, seconds)
+    precision = resolved(args.precision, dtype_of(args.precision))
+    half = precision != "f32"
+    check(not (half and args.kernels), f"--kernels measures float32 alone, got --precision {precision}")
+    peers = with_bfloat16(args.vs) if half else args.vs
+    optimizer = args.optimizer or ("adamw" if half else "sgd")
+    return Settings(threads, peers, args.peer_python, args.tasks, rounds, seconds, precision, optimizer)
 
 
 def _chosen(args, section: str) -> list[Case]:
@@ -152,7 +166,10 @@ def _run_sections(report: Report, settings: Settings, chosen: dict[str, list[Cas
     limits = sections.Limits(report, seconds=min(1.0, 2 * settings.seconds))
     report.data["machine"] = describe(settings.threads)
     report.data["date"] = datetime.date.today().isoformat()
-    report.data["settings"] = {"rounds": settings.rounds, "seconds": settings.seconds}
+    report.data["precision"] = settings.precision
+    report.data["settings"] = {
+        "rounds": settings.rounds, "seconds": settings.seconds, "optimizer": settings.optimizer
+    }  # fmt: skip
     # These grow with the run: tables use the best peak seen so far, the file ends up with the best of all.
     report.data["peak"], report.data["bandwidth"] = limits.peak, limits.bandwidth
     report.status("measuring peak and bandwidth")
@@ -163,7 +180,7 @@ def _run_sections(report: Report, settings: Settings, chosen: dict[str, list[Cas
     except (WorkerError, NotInstalled) as error:
         report.fault(str(error))
         return
-    _heading(report, limits, settings.threads)
+    _heading(report, limits, settings)
     bench = sections.Bench(settings, report, limits)
     parts = {
         "cases": sections.cases, "latency": sections.latency, "kernels": kernels.kernels,
@@ -174,22 +191,31 @@ def _run_sections(report: Report, settings: Settings, chosen: dict[str, list[Cas
         parts[name](bench, cases)
 
 
-def _heading(report: Report, limits, threads: int) -> None:
+def _heading(report: Report, limits, settings: Settings) -> None:
     """Print what the machine is and what it can do."""
-    machine = report.data["machine"]
-    machine["isa"] = limits.isa
+    machine, threads = report.data["machine"], settings.threads
+    machine["isa"], report.data["peak_of"] = limits.isa, limits.peak_of
     sizes = ", ".join(f"{level} {size // 1024} kB" for level, size in machine["caches"].items())
     for label, text in (
         ("CPU", f"{machine['cpu']}, {machine['cpus']} CPUs usable" + (f"; {sizes}" if sizes else "")),
         ("ISA", limits.isa),
         ("threads", threads),
-        ("peak", f"{limits.peak[threads] / 1e9:.1f} GFLOP/s float32, measured"),
+        ("precision", settings.precision),
+        ("bfloat16", _bfloat16(machine["bfloat16"])),
+        ("peak", f"{limits.peak[threads] / 1e9:.1f} GFLOP/s {limits.peak_of}, measured"),
         ("bandwidth", f"{limits.bandwidth[threads] / 1e9:.1f} GB/s, measured"),
         ("versions", f"cvit {machine['cvit']}, NumPy {machine['numpy']}, Python {machine['python']}"),
     ):
         report.line(f"{label:<10} {text}")
     if machine["load"] and machine["load"] > 0.5:
         report.line(f"{'':<10} other programs are running here (load {machine['load']:.1f}): expect poorer numbers")
+
+
+def _bfloat16(instructions: list[str] | None) -> str:
+    """What there is of it in this CPU."""
+    if instructions is None:
+        return "unknown: the system does not tell the CPU's instructions"
+    return ", ".join(instructions) or "no instructions for it in this CPU: whoever computes in it uses float32's"
 
 
 def _command(args) -> str:
@@ -203,6 +229,8 @@ def _command(args) -> str:
             words += [flag, os.path.basename(value)]
         elif isinstance(value, tuple) and value and value != TASKS:
             words += [flag, ("x" if name == "image" else ",").join(map(str, value))]
+        elif name in ("precision", "optimizer") and value not in (None, "f32"):
+            words += [flag, value]
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             words += [flag, str(value)]
     return shlex.join(words)

@@ -82,6 +82,7 @@ def describe(threads: int) -> dict:
         "arch": platform.machine(),
         "cpus": len(usable_cpus()),
         "threads": threads,
+        "bfloat16": bfloat16_instructions(),
         "caches": caches(),
         "memory": _memory(),
         "system": platform.system(),
@@ -90,6 +91,23 @@ def describe(threads: int) -> dict:
         "numpy": np.__version__,
         "cvit": cvit.__version__,
     }
+
+
+def bfloat16_instructions(cpuinfo: str = "/proc/cpuinfo") -> list[str] | None:
+    """What this CPU has for bfloat16 and the system lets programs use, of "amx_bf16", "avx512_bf16" (x86), "bf16",
+    "svebf16" and "smebf16" (ARM); None where the system does not tell."""
+    known = ("amx_bf16", "avx512_bf16", "bf16", "svebf16", "smebf16")
+    try:
+        for line in Path(cpuinfo).read_text().splitlines():
+            name, _, flags = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return [flag for flag in known if flag in flags.split()]
+    except OSError:
+        pass
+    if platform.system() == "Darwin":
+        answer = subprocess.run(["sysctl", "-n", "hw.optional.arm.FEAT_BF16"], capture_output=True, text=True)
+        return ["bf16"] if answer.stdout.strip() == "1" else []
+    return None
 
 
 def _memory() -> int | None:

@@ -16,11 +16,12 @@ from ..model.layout import Layout
 from .cases import Case
 from .lineup import Disagreement, Lineup, Settings, Timing, load, start, steps_for, take_turn
 from .machine import pick_cpus
-from .peers import HERE, NotInstalled, Peer, WorkerError
+from .peers import HERE, OWN, NotInstalled, Peer, WorkerError
 from .report import Report, megabytes, milliseconds, percent, times
 
 LONG_SIZES = (224, 384, 512, 768, 1024)  # pixels
-MEMORY_PEERS = ("cvit", "torch", "torch-compile")  # those whose workers know AdamW
+MEMORY_PEERS = (*OWN, "torch", "torch-compile", "torch-bf16", "torch-compile-bf16")  # those that people train with
+UPDATES = {"sgd": "SGD", "adamw": "AdamW"}
 
 
 class Limits:
@@ -28,14 +29,14 @@ class Limits:
 
     def __init__(self, report: Report, seconds: float):
         self.report, self.seconds = report, seconds
-        self.peak: dict[int, float] = {}  # float32 FLOP/s
+        self.peak: dict[int, float] = {}  # FLOP/s of cvit's precision
         self.bandwidth: dict[int, float] = {}  # bytes/s
-        self.isa = ""
+        self.isa = self.peak_of = ""  # the instruction set, and what the precision's products are made of
 
     def measure_peak(self, peer: Peer, threads: int) -> None:
         """Have a cvit worker with `threads` threads measure the peak."""
         found = peer.ask("peak", seconds=self.seconds)
-        self.isa = found["isa"]
+        self.isa, self.peak_of = found["isa"], found["of"]
         self.peak[threads] = max(found["peak"], self.peak.get(threads, 0))
         self.report.add("peaks", threads=threads, peak=found["peak"])
 
@@ -97,41 +98,65 @@ class Bench:
 def _identity(case: Case, task: str, peer: Peer) -> dict:
     """The fields of a JSON entry that say what was measured."""
     config = dataclasses.asdict(case.config)
-    who = {"who": peer.name, "version": peer.version, "threads": peer.threads}
+    who = {"who": peer.name, "version": peer.version, "threads": peer.threads, "precision": peer.precision}
     return {"case": case.name, "batch": case.batch, "config": config, "task": task, "flops": case.flops(task), **who}
 
 
 def cases(bench: Bench, chosen: list[Case]) -> None:
-    """Training step and forward pass of each case."""
+    """Training step and forward pass of each case, and at the end cvit against the fastest peer of each."""
+    update = UPDATES[bench.settings.optimizer]
     table = bench.report.table(
-        "Training step (forward, backward, SGD update) and forward pass (frozen weights); times of the median round",
-        ("case", -9), ("task", -7), ("who", -13), ("ms", 8), ("min - max", 15), ("images/s", 9), ("GFLOP/s", 8),
-        ("peak", 5), ("vs cvit", 7),
+        f"Training step (forward, backward, {update} update) and forward pass (frozen weights); times of the median "
+        "round; error: of the logits, relative to the largest",
+        ("case", -9), ("task", -7), ("who", -18), ("ms", 8), ("min - max", 15), ("images/s", 9), ("GFLOP/s", 8),
+        ("peak", 5), ("vs cvit", 7), ("error", 7),
     )  # fmt: skip
+    best = []
     for case in chosen:
         with bench.lineup(case, bench.settings.tasks) as lineup:
             for task in bench.settings.tasks if lineup else ():
                 bench.report.status(f"{case.name}: timing {task}")
                 timings = {peer: Timing.of(rounds) for peer, rounds in bench.race(lineup, task).items()}
+                ratios = {peer: timing.ratio(timings[lineup.cvit]) for peer, timing in timings.items()}
+                fastest = min((peer for peer in timings if peer.name not in OWN), key=ratios.__getitem__, default=None)
                 table.gap()
                 for peer, timing in timings.items():
                     speed = bench.speed(case, task, timing.median)
-                    ratio = None if peer is lineup.cvit else timing.ratio(timings[lineup.cvit])
+                    mine = peer is lineup.cvit
+                    ratio, error = None if mine else ratios[peer], lineup.errors[peer]
                     table.row(
                         case.name, task, peer.name, milliseconds(timing.median),
                         f"{milliseconds(min(timing.rounds))} - {milliseconds(max(timing.rounds))}",
                         f"{speed['images_per_s']:.0f}", f"{speed['flops_per_s'] / 1e9:.1f}", percent(speed["share"]),
-                        times(ratio),
+                        times(ratio), None if error is None else f"{error:.1e}",
                     )  # fmt: skip
-                    identity = _identity(case, task, peer)
-                    bench.report.add("cases", **identity, rounds=timing.rounds, **speed, ratio=ratio)
+                    entry = {**_identity(case, task, peer), "rounds": timing.rounds, **speed, "ratio": ratio}
+                    if mine and fastest:
+                        entry["fastest_peer"] = {"who": fastest.name, "ratio": ratios[fastest]}
+                        best.append((case.name, task, speed, fastest.name, ratios[fastest]))
+                    bench.report.add("cases", **entry, error=error)
+    if bench.settings.peers:
+        _against_the_fastest(bench, best)
+
+
+def _against_the_fastest(bench: Bench, best) -> None:
+    """What the cases' table comes to, from (case, task, speed, the fastest peer and its ratio)."""
+    limits, precision = bench.limits, bench.settings.precision
+    table = bench.report.table(
+        f"cvit in {precision} against the fastest peer in any precision, times as fast; peak: share of the "
+        f"{limits.peak_of} peak",
+        ("case", -9), ("task", -7), ("GFLOP/s", 8), ("peak", 5), ("ratio", 7), ("peer", -18),
+    )  # fmt: skip
+    for case, task, speed, who, ratio in best:
+        share = speed["flops_per_s"] / limits.peak[bench.settings.threads]
+        table.row(case, task, f"{speed['flops_per_s'] / 1e9:.1f}", percent(share), times(ratio), who)
 
 
 def latency(bench: Bench, chosen: list[Case]) -> None:
     """Forward pass of a single image on one and two threads: median and 99th percentile of all steps."""
     table = bench.report.table(
         "Latency: forward pass of one image",
-        ("case", -9), ("threads", 7), ("who", -13), ("p50 ms", 8), ("p99 ms", 8), ("GFLOP/s", 8), ("peak", 5),
+        ("case", -9), ("threads", 7), ("who", -18), ("p50 ms", 8), ("p99 ms", 8), ("GFLOP/s", 8), ("peak", 5),
         ("vs cvit", 7),
     )  # fmt: skip
     counts = [count for count in (1, 2) if count <= bench.settings.threads]
@@ -160,7 +185,7 @@ def long_sequences(bench: Bench, chosen: list[Case]) -> None:
     """One image of growing size: the time should grow as the FLOPs do, the planned memory as the tokens."""
     table = bench.report.table(
         "Long sequences: one image of growing size; MB: what ViT.plan gives for activations and scratch",
-        ("case", -9), ("pixels", 6), ("tokens", 6), ("task", -7), ("who", -13), ("ms", 8), ("GFLOP/s", 8), ("peak", 5),
+        ("case", -9), ("pixels", 6), ("tokens", 6), ("task", -7), ("who", -18), ("ms", 8), ("GFLOP/s", 8), ("peak", 5),
         ("MB", 7), ("kB/token", 8), ("vs cvit", 7),
     )  # fmt: skip
     for case in chosen:
@@ -197,7 +222,7 @@ def scaling(bench: Bench, chosen: list[Case]) -> None:
     counts = list(range(1, most + 1)) if most <= 8 else sorted({2**i for i in range(most.bit_length())} | {most})
     table = bench.report.table(
         "Scaling: speed against one thread; peak: share of what that many threads reach",
-        ("case", -9), ("task", -7), ("who", -13), ("threads", 7), ("ms", 8), ("GFLOP/s", 8), ("peak", 5),
+        ("case", -9), ("task", -7), ("who", -18), ("threads", 7), ("ms", 8), ("GFLOP/s", 8), ("peak", 5),
         ("speed-up", 8),
     )  # fmt: skip
     for case in chosen:
@@ -263,7 +288,7 @@ def busy(bench: Bench, chosen: list[Case]) -> None:
         return
     table = bench.report.table(
         "A busy machine: the training step beside one endless loop per thread",
-        ("case", -9), ("who", -13), ("quiet ms", 8), ("busy ms", 8), ("slow-down", 9),
+        ("case", -9), ("who", -18), ("quiet ms", 8), ("busy ms", 8), ("slow-down", 9),
     )  # fmt: skip
     seconds = 2 * bench.settings.seconds  # long against a time slice
     for case in chosen:
@@ -295,7 +320,7 @@ def memory(bench: Bench, chosen: list[Case]) -> None:
     table = bench.report.table(
         "Memory of a training process, MB; "
         "activations: peak less import, and less weights, gradients, AdamW's moments, batch",
-        ("case", -9), ("who", -13), ("peak", 8), ("import", 8), ("weights+", 8), ("activations", 11), ("planned", 8),
+        ("case", -9), ("who", -18), ("peak", 8), ("import", 8), ("weights+", 8), ("activations", 11), ("planned", 8),
         ("vs cvit", 7),
     )  # fmt: skip
     names = [name for name in ("cvit", *bench.settings.peers) if name in MEMORY_PEERS]
@@ -311,7 +336,7 @@ def memory(bench: Bench, chosen: list[Case]) -> None:
                         load(peer, case, file, ["train"], optimizer="adamw")
                         peer.ask("steps", task="train", count=3, warmup=0)
                         found = peer.ask("memory")
-                        planned = peer.ask("plan", batch=case.batch)["train"] if name == "cvit" else None
+                        planned = peer.ask("plan", batch=case.batch)["train"] if name in OWN else None
             except NotInstalled as error:
                 bench.report.note(f"left out: {error}")
                 continue

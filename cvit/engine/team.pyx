@@ -192,13 +192,16 @@ cdef void run_team(int size, Work work, void* job) noexcept nogil:
 cdef struct Probe:
     const Kernels* K
     Py_ssize_t rounds, n
+    double done
     char* x
     char* y
 
 
 cdef void flops_work(void* job, Team* team, int thread) noexcept nogil:
     cdef Probe* p = <Probe*> job
-    p.K.probe_flops(p.rounds)
+    cdef double done = p.K.probe_flops(p.rounds)
+    if thread == 0:
+        p.done = done
 
 
 cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
@@ -207,9 +210,14 @@ cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
     p.K.probe_stream(share, 1e-3, p.x + first, p.y + first)
 
 
+def peak_of(precision):
+    """What a precision's products are made of, and `measure_peak` counts: "float32 FMA", "tdpbf16ps", …"""
+    return selected(element_of(precision)).peak.decode()
+
+
 def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2, precision=None):
-    """Multiply-adds in registers on `threads` threads (0: as many as a pass would use), in floating-point operations a
-    second; of a dtype's kernels, or of a precision's.
+    """What the products of a dtype's or a precision's table are made of, on registers or the nearest cache alone, on
+    `threads` threads (0: as many as a pass would use): floating-point operations a second.
 
     The best of several runs that together take about `seconds`.
     """
@@ -226,7 +234,7 @@ def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2, precision=
         with nogil:
             run_team(size, flops_work, &probe)
         took = time.perf_counter() - start
-        best = max(best, 24.0 * probe.K.vl * probe.rounds * size / took)
+        best = max(best, probe.done * size / took)
     return best
 
 

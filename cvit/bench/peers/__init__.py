@@ -22,17 +22,28 @@ HERE = Path(__file__).parent
 
 # name: (worker script, variant)
 WORKERS = {
-    "cvit": ("cvit_worker.py", ""),
+    "cvit": ("cvit_worker.py", "f32"),
     "numpy": ("numpy_worker.py", ""),
     "torch": ("torch_worker.py", ""),
     "torch-compile": ("torch_worker.py", "compile"),
+    "torch-bf16": ("torch_worker.py", "bf16"),
+    "torch-compile-bf16": ("torch_worker.py", "compile-bf16"),
     "jax": ("jax_worker.py", ""),
     "onnxruntime": ("onnxruntime_worker.py", ""),
     "openvino": ("openvino_worker.py", ""),
+    "openvino-bf16": ("openvino_worker.py", "bf16"),
+    "cvit-f32": ("cvit_worker.py", "f32"),
 }
 PEERS = tuple(name for name in WORKERS if name != "cvit")
+OWN = ("cvit", "cvit-f32")  # no other framework
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def with_bfloat16(names) -> tuple[str, ...]:
+    """The peers `names`, each followed by itself in bfloat16 where there is such a peer."""
+    both = [part for name in names for part in (name, f"{name}-bf16") if part in WORKERS]
+    return tuple(dict.fromkeys(both))
 
 
 class NotInstalled(Exception):
@@ -46,22 +57,33 @@ class WorkerError(Exception):
 class Peer:
     """One worker process, running only while it is asked something. Leaving its `with` block ends it.
 
-    `version` and `tasks` are what the worker said of itself. Raises `NotInstalled` or `WorkerError`.
+    `version` and `tasks` are what the worker said of itself, `precision` what it really computes in once it has loaded
+    a case. Raises `NotInstalled` or `WorkerError`.
     """
 
-    def __init__(self, name: str, threads: int, python: str | None = None, package: Path = HERE.parents[2]):
+    precision = "f32"
+
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        python: str | None = None,
+        package: Path = HERE.parents[2],
+        variant: str | None = None,
+    ):
         """Start worker `name` with `threads` threads under the interpreter `python` (default: this one).
 
         cvit's worker takes the package in the folder `package`: the one this file belongs to, not another that happens
-        to be installed.
+        to be installed. `variant` takes the place of the worker's own: of cvit's it is the precision.
         """
         check(name in WORKERS, f"peer must be one of {', '.join(WORKERS)}, got {name!r}")
-        script, variant = WORKERS[name]
+        script, usual = WORKERS[name]
+        variant = usual if variant is None else variant
         command = [python or sys.executable, str(HERE / script), f"--threads={threads}", f"--variant={variant}"]
         # With fewer threads than CPUs, no runtime gets at the other CPUs, whatever it makes of its settings.
         command.append("--cpus=" + ",".join(map(str, pick_cpus(threads))))
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-        if name == "cvit":
+        if name in OWN:
             paths = [str(package), environment.get("PYTHONPATH")]
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self.name, self.threads = name, threads

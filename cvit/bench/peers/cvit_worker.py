@@ -11,7 +11,9 @@ class CvitWorker(Worker):
         import cvit
 
         cvit.set_num_threads(threads)
-        self.cvit, self.threads = cvit, threads
+        self.cvit, self.threads, self.precision = cvit, threads, variant
+        # Of a model in float32 nothing is said: bench/turns.py runs builds that knew nothing else.
+        self.options = {} if variant == "f32" else {"precision": variant}
         return cvit.__version__
 
     def load(self, config, weights, images, labels, tasks, optimizer, lr):
@@ -20,11 +22,11 @@ class CvitWorker(Worker):
         self.config = cvit.ViTConfig(**fields)
         self.images, self.labels = images, labels
         layout = cvit.Layout.of(self.config)
-        self.model = cvit.ViT(self.config, layout.pack(weights))
+        self.model = cvit.ViT(self.config, layout.pack(weights), **self.options)
         make_optimizer = {"sgd": cvit.SGD, "adamw": cvit.AdamW}[optimizer]
-        self.optimizer = make_optimizer(self.model, lr=lr)
+        self.optimizer = make_optimizer(self.model, lr=lr, weight_decay=0)
         if "forward" in tasks:
-            self.inference = cvit.ViT(self.config, layout.pack(weights))
+            self.inference = cvit.ViT(self.config, layout.pack(weights), **self.options)
             self.inference.freeze()
 
     def logits(self):
@@ -43,10 +45,14 @@ class CvitWorker(Worker):
         return loss
 
     def do_peak(self, seconds):
-        """Float32 FLOP/s that this many threads reach, and the instruction set in use."""
+        """FLOP/s that this many threads reach with what the precision's products are made of, `of`; and the instruction
+        set in use."""
         from cvit.engine import team
 
-        return {"isa": self.cvit.get_isa(), "peak": team.measure_peak("float32", self.threads, seconds)}
+        peak = team.measure_peak("float32", self.threads, seconds, **self.options)
+        if not hasattr(team, "peak_of"):  # a build that bench/turns.py runs, from before there was bfloat16
+            return {"isa": self.cvit.get_isa(), "of": "float32 FMA", "peak": peak}
+        return {"isa": team.isa_of(self.precision), "of": team.peak_of(self.precision), "peak": peak}
 
     def do_bandwidth(self, seconds):
         """Bytes/s that this many threads read and write."""
@@ -61,7 +67,8 @@ class CvitWorker(Worker):
         self.gradients()
         (engine,) = self.model._engines.values()
         tiny = cvit.ViT(
-            cvit.ViTConfig(image_size=2, patch_size=2, channels=1, width=1, depth=0, heads=1, hidden=1, classes=2)
+            cvit.ViTConfig(image_size=2, patch_size=2, channels=1, width=1, depth=0, heads=1, hidden=1, classes=2),
+            **self.options,
         )
         optimizer, gradient = cvit.SGD(tiny), np.zeros_like(tiny.weights)
 

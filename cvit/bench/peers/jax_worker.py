@@ -1,4 +1,4 @@
-"""The benchmark's model in JAX, jitted: forward, and an SGD step with its weights donated."""
+"""The benchmark's model in JAX, jitted: forward, and a training step with weights and moments donated."""
 
 import os
 
@@ -32,6 +32,17 @@ def forward(weights, images, config):
     return linear(norm(x[:, 0], "norm"), "head")
 
 
+def sgd(w, g, moments, lr, t):
+    return w - lr * g, moments
+
+
+def adamw(w, g, moments, lr, t, beta1=0.9, beta2=0.999, eps=1e-8):
+    import jax.numpy as jnp
+
+    m, v = beta1 * moments[0] + (1 - beta1) * g, beta2 * moments[1] + (1 - beta2) * g * g
+    return w - lr * (m / (1 - beta1**t)) / (jnp.sqrt(v / (1 - beta2**t)) + eps), (m, v)
+
+
 class JAXWorker(Worker):
     name = "jax"
 
@@ -44,7 +55,6 @@ class JAXWorker(Worker):
         return jax.__version__
 
     def load(self, config, weights, images, labels, tasks, optimizer, lr):
-        assert optimizer == "sgd"
         import numpy as np
 
         jax, jnp = self.jax, self.jax.numpy
@@ -60,13 +70,18 @@ class JAXWorker(Worker):
             logits = jax.nn.log_softmax(forward(weights, images, config))
             return -jnp.take_along_axis(logits, labels[:, None], axis=1).mean()
 
-        def step(weights, images, labels):
+        update = {"sgd": sgd, "adamw": adamw}[optimizer]
+
+        def step(weights, moments, t, images, labels):
             value, grads = jax.value_and_grad(loss)(weights, images, labels)
-            return jax.tree.map(lambda w, g: w - lr * g, weights, grads), value
+            new = {name: update(w, grads[name], moments[name], lr, t) for name, w in weights.items()}
+            return {name: pair[0] for name, pair in new.items()}, {name: pair[1] for name, pair in new.items()}, value
 
         self.forward = jax.jit(lambda weights, images: forward(weights, images, config))
         self.value_and_grad = jax.jit(jax.value_and_grad(loss))
-        self.step = jax.jit(step, donate_argnums=0)
+        self.step, self.steps = jax.jit(step, donate_argnums=(0, 1)), 0
+        fresh = lambda w: (jnp.zeros_like(w), jnp.zeros_like(w)) if optimizer == "adamw" else ()
+        self.moments = {name: fresh(w) for name, w in self.weights.items()}
 
     def logits(self):
         return self.forward(self.frozen, self.images)
@@ -86,7 +101,9 @@ class JAXWorker(Worker):
         return loss, grads
 
     def train_step(self):
-        self.weights, loss = self.step(self.weights, self.images, self.labels)
+        self.steps += 1
+        t = float(self.steps)
+        self.weights, self.moments, loss = self.step(self.weights, self.moments, t, self.images, self.labels)
         self.jax.block_until_ready(self.weights)
         return loss
 

@@ -45,8 +45,9 @@ class NumPyWorker(Worker):
         return np.__version__  # its BLAS takes the number of threads from the environment
 
     def load(self, config, weights, images, labels, tasks, optimizer, lr):
-        assert optimizer == "sgd"
         self.config, self.weights, self.images, self.labels, self.lr = config, weights, images, labels, np.float32(lr)
+        self.moments = {name: np.zeros((2, *w.shape), np.float32) for name, w in weights.items()}
+        self.update, self.steps = {"sgd": self.sgd, "adamw": self.adamw}[optimizer], 0
 
     def patches(self):
         """Images (N, C, H, W) cut to (N·G, C·P·P), G patches each."""
@@ -141,9 +142,20 @@ class NumPyWorker(Worker):
 
     def train_step(self):
         loss, grads = self.gradients()
+        self.steps += 1
         for name, grad in grads.items():
-            self.weights[name] -= self.lr * grad
+            self.update(name, grad.reshape(self.weights[name].shape))
         return loss
+
+    def sgd(self, name, grad):
+        self.weights[name] -= self.lr * grad
+
+    def adamw(self, name, grad, beta1=0.9, beta2=0.999, eps=1e-8):
+        m, v = self.moments[name]
+        m += np.float32(1 - beta1) * (grad - m)
+        v += np.float32(1 - beta2) * (grad * grad - v)
+        root = np.sqrt(v / np.float32(1 - beta2**self.steps)) + np.float32(eps)
+        self.weights[name] -= self.lr * (m / np.float32(1 - beta1**self.steps)) / root
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ times, and then runs and times as many steps as it is asked to.
 
 request                                           answer
 (none, at the start)                              name, version, tasks; or missing: a package that is not installed
-load: config, file (.npz), tasks, optimizer, lr   (nothing)
+load: config, file (.npz), tasks, optimizer, lr   precision: what it computes in; remark: on that, or nothing
 check: logits, gradients (bools), steps           logits; loss, norms of the gradients by name; losses of the steps
 steps: task, count, warmup                        times, seconds each
 memory                                            imported, peak: resident bytes
@@ -33,13 +33,18 @@ class Worker:
     name = "worker"
     tasks: tuple[str, ...] = ("train", "forward")
     imported: int  # resident bytes after the framework's import
+    precision = "f32"  # "bf16": products of bfloat16 operands; set by `load` at the latest
+    remark = ""
 
     def setup(self, threads, variant):
         """Import the framework, limit it to `threads` threads, return its version."""
         raise NotImplementedError
 
     def load(self, config, weights, images, labels, tasks, optimizer, lr):
-        """Build the model from `weights` (name to float32 array) for images (N, C, H, W) and labels (N,)."""
+        """Build the model from `weights` (name to float32 array) for images (N, C, H, W) and labels (N,).
+
+        `optimizer` is "sgd" or "adamw", which has no weight decay and PyTorch's usual betas and eps.
+        """
         raise NotImplementedError
 
     def logits(self):
@@ -63,7 +68,7 @@ class Worker:
             arrays = {name: archive[name] for name in archive.files}
         images, labels = arrays.pop("images"), arrays.pop("labels")
         self.load(config, arrays, images, labels, tasks, optimizer, lr)
-        return {}
+        return {"precision": self.precision, "remark": self.remark}
 
     def do_check(self, logits, gradients, steps):
         answer = {}

@@ -1,4 +1,7 @@
-"""The benchmark's model in PyTorch: eager, or with `--variant compile` through torch.compile."""
+"""The benchmark's model in PyTorch: eager, or with `--variant compile` through torch.compile; `bf16` and `compile-bf16`
+are the same two under autocast, whose master weights are float32."""
+
+import contextlib
 
 from serve import Worker, serve
 
@@ -75,7 +78,9 @@ class TorchWorker(Worker):
         import torch
 
         torch.set_num_threads(threads)
-        self.torch, self.compiled = torch, variant == "compile"
+        self.torch, self.compiled = torch, variant.startswith("compile")
+        self.half = variant.endswith("bf16")
+        self.precision = "bf16" if self.half else "f32"
         return torch.__version__
 
     def load(self, config, weights, images, labels, tasks, optimizer, lr):
@@ -85,9 +90,13 @@ class TorchWorker(Worker):
         self.model = self.make(weights)
         self.train = torch.compile(self.model) if self.compiled else self.model
         make_optimizer = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
-        self.optimizer = make_optimizer(self.model.parameters(), lr=lr, fused=True)
+        self.optimizer = make_optimizer(self.model.parameters(), lr=lr, weight_decay=0, fused=True)
         if "forward" in tasks:
             self.inference = self.make(weights).eval().requires_grad_(False)
+            if self.half:  # what autocast would round anew in every pass
+                for module in self.inference.modules():
+                    if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+                        module.to(torch.bfloat16)
             if self.compiled:
                 # Freezing lets the compiler lay the weights out once, as a serving process would.
                 self.inference = torch.compile(self.inference, options={"freezing": True})
@@ -100,16 +109,22 @@ class TorchWorker(Worker):
             parameter.copy_(self.torch.from_numpy(array).reshape(parameter.shape))
         return model
 
+    def autocast(self):
+        """The context of a forward pass."""
+        return self.torch.autocast("cpu", self.torch.bfloat16) if self.half else contextlib.nullcontext()
+
     def logits(self):
-        with self.torch.inference_mode():
-            return self.inference(self.images).numpy()
+        with self.torch.inference_mode(), self.autocast():
+            return self.inference(self.images).float().numpy()
 
     def forward_step(self):
-        with self.torch.inference_mode():
+        with self.torch.inference_mode(), self.autocast():
             self.inference(self.images)
 
     def backward(self):
-        loss = self.torch.nn.functional.cross_entropy(self.train(self.images), self.labels)
+        with self.autocast():
+            logits = self.train(self.images)
+        loss = self.torch.nn.functional.cross_entropy(logits.float(), self.labels)
         loss.backward()
         return loss
 
