@@ -395,9 +395,7 @@ enum { WIDE = 64 / VECTOR_BYTES };
 enum { WIDE = 1 };
 #endif
 #define SPAN (WIDE * VL)
-#define EACH_WIDE(c, n)                                             \
-    _Pragma("GCC unroll 4") for (int u = 0; u < WIDE; u++) \
-        if (WIDE == 1 || (c) + u * VL < (n))
+#define EACH_WIDE(c, n) _Pragma("GCC unroll 4") for (int u = 0; u < WIDE; u++) if (WIDE == 1 || (c) + u * VL < (n))
 INLINE vec fold(vec *v)
 {
 #pragma GCC unroll 2
