@@ -91,7 +91,7 @@ INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (
 #elif defined(__ARM_NEON)
 INLINE vec fused(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 #else
-INLINE vec fused(vec a, vec b, vec c)
+NOINLINE vec fused(vec a, vec b, vec c) /* calls of the C library, which takes the CPU's instruction if it has one */
 {
     for (int i = 0; i < VL; i++)
         c[i] = fmaf(a[i], b[i], c[i]);
