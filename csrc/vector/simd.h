@@ -80,6 +80,32 @@ INLINE void store_upto(real *p, vec v, ptrdiff_t n)
         store_n(p, v, n);
 }
 
+/* a * b + c. The bfloat16 tables' results are the same bits on every machine, so what is rounded once there says so
+ * here, and nothing else is contracted (setup.py); the others leave it to the compiler. */
+#if !BF16
+INLINE vec fused(vec a, vec b, vec c) { return a * b + c; }
+#elif VECTOR_BYTES == 64
+INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#elif VECTOR_BYTES == 32
+INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#elif defined(__ARM_NEON)
+INLINE vec fused(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+#else
+NOINLINE vec fused(vec a, vec b, vec c) /* calls of the C library, which takes the CPU's instruction if it has one */
+{
+    for (int i = 0; i < VL; i++)
+        c[i] = fmaf(a[i], b[i], c[i]);
+    return c;
+}
+#endif
+
+/* a * b - c * d: compilers choose which of the products is rounded by itself; of the bfloat16 tables it is the first. */
+#if BF16
+INLINE vec difference(vec a, vec b, vec c, vec d) { return fused(-c, d, a * b); }
+#else
+INLINE vec difference(vec a, vec b, vec c, vec d) { return a * b - c * d; }
+#endif
+
 /* sum + *x * v with *x read anew, if the machine can in the multiply-add itself (AVX-512: one instruction less to
  * issue, one more load). A compiler would keep a broadcast *x that it has. */
 #if VECTOR_BYTES == 64
@@ -93,12 +119,13 @@ INLINE vec add_product(vec sum, const real *x, vec v)
     return sum;
 }
 #else
-INLINE vec add_product(vec sum, const real *x, vec v) { return sum + *x * v; }
+INLINE vec add_product(vec sum, const real *x, vec v) { return fused(splat(*x), v, sum); }
 #endif
 
 /* 1 / x for x >= 1, to a rounding or two; above 2^126, where 1 / x is subnormal, to an absolute 2^-126. A 512-bit
- * division takes 16 cycles; an estimate of 14 bits and one Newton step are far less. */
-#if VECTOR_BYTES == 64 && REAL_BITS == 32
+ * division takes 16 cycles; an estimate of 14 bits and one Newton step are far less. But estimates are each machine's
+ * own, so the bfloat16 tables divide. */
+#if VECTOR_BYTES == 64 && REAL_BITS == 32 && !BF16
 INLINE vec reciprocal(vec x)
 {
     const vec guess = (vec)_mm512_rcp14_ps((__m512)x);
@@ -128,9 +155,17 @@ INLINE vec vmax(vec a, vec b) { return (vec)_mm256_max_pd((__m256d)a, (__m256d)b
 INLINE vec vmin(vec a, vec b) { return (vec)_mm256_min_pd((__m256d)a, (__m256d)b); }
 INLINE vec vsqrt(vec a) { return (vec)_mm256_sqrt_pd((__m256d)a); }
 #else
-/* As x86's instructions do it: of an unordered pair the second is taken. */
-INLINE vec vmax(vec a, vec b) { return pick((ivec)(a > b), a, b); }
-INLINE vec vmin(vec a, vec b) { return pick((ivec)(a < b), a, b); }
+/* As x86's instructions do it: of an unordered pair the second is taken, and of two zeros. Clang, if it sees that,
+ * takes AArch64's maximum, which prefers +0: the bfloat16 tables do not let it. */
+INLINE ivec unseen(ivec mask)
+{
+#if BF16 && defined(__aarch64__)
+    __asm__("" : "+w"(mask));
+#endif
+    return mask;
+}
+INLINE vec vmax(vec a, vec b) { return pick(unseen((ivec)(a > b)), a, b); }
+INLINE vec vmin(vec a, vec b) { return pick(unseen((ivec)(a < b)), a, b); }
 INLINE vec vsqrt(vec a)
 {
     for (int i = 0; i < VL; i++)
@@ -141,7 +176,22 @@ INLINE vec vsqrt(vec a)
 
 /* Lane sums and maxima in one fixed tree, so that their bits depend on nothing but the lanes: the upper half onto the
  * lower, and so on. */
-#if VECTOR_BYTES == 64 && REAL_BITS == 32
+#if BF16 && VECTOR_BYTES == 64
+INLINE real sum_lanes(vec v) /* in the order of the tree below, whatever a compiler's header has */
+{
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return two[0] + two[1];
+}
+INLINE real max_lanes(vec v)
+{
+    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return two[0] > two[1] ? two[0] : two[1];
+}
+#elif VECTOR_BYTES == 64 && REAL_BITS == 32
 INLINE real sum_lanes(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE real max_lanes(vec v) { return _mm512_reduce_max_ps((__m512)v); }
 #elif VECTOR_BYTES == 64
@@ -230,50 +280,51 @@ INLINE vec max_rows(vec *rows)
 
 INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
-/* a * b + c. The bfloat16 tables' results are the same bits on every machine, so what is rounded once there says so
- * here, and nothing else is contracted (setup.py); the others leave it to the compiler. */
-#if !BF16
-INLINE vec fused(vec a, vec b, vec c) { return a * b + c; }
-#elif VECTOR_BYTES == 64
-INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-#elif VECTOR_BYTES == 32
-INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-#elif defined(__ARM_NEON)
-INLINE vec fused(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
-#else
-INLINE vec fused(vec a, vec b, vec c)
-{
-    for (int i = 0; i < VL; i++)
-        c[i] = fmaf(a[i], b[i], c[i]);
-    return c;
-}
-#endif
-
 #if BF16
 /* bfloat16, the upper half of a float: rounded to nearest even; a NaN stays one. */
 typedef uint16_t half;
 typedef uint32_t uvec __attribute__((vector_size(VECTOR_BYTES)));
 typedef half hvec __attribute__((vector_size(VECTOR_BYTES / 2)));
 
-/* The bits of x rounded to bfloat16, in the upper halves; the lower ones are zero. */
-INLINE uvec round_bits(vec x)
+/* The bits of x rounded to bfloat16, in the upper halves: the lower ones are anything here, and zero below. */
+INLINE uvec round_upper(vec x)
 {
-    const uvec b = (uvec)x;
-    const uvec up = (b + 0x7fff + ((b >> 16) & 1)) & 0xffff0000u, quiet = (b | 0x400000u) & 0xffff0000u;
-    const uvec number = (uvec)(x == x);
-    return (number & up) | (~number & quiet);
+    const uvec b = (uvec)x, up = b + 0x7fff + ((b >> 16) & 1);
+#if VECTOR_BYTES == 64
+    const __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+    return (uvec)_mm512_mask_set1_epi32((__m512i)up, nan, -1);
+#else
+    return up | (uvec)(x != x);
+#endif
 }
+INLINE uvec round_bits(vec x) { return round_upper(x) & 0xffff0000u; }
 INLINE vec rounded(vec x) { return (vec)round_bits(x); }
+
+/* The upper halves of the elements, and back. */
+#if VECTOR_BYTES == 64
+INLINE hvec upper(uvec b) { return (hvec)_mm512_cvtepi32_epi16((__m512i)(b >> 16)); }
+INLINE vec widen(hvec h) { return (vec)((uvec)_mm512_cvtepu16_epi32((__m256i)h) << 16); }
+#elif VECTOR_BYTES == 32
+INLINE hvec upper(uvec b)
+{
+    const __m256i low = (__m256i)(b >> 16);
+    return (hvec)_mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+}
+INLINE vec widen(hvec h) { return (vec)((uvec)_mm256_cvtepu16_epi32((__m128i)h) << 16); }
+#else
+INLINE hvec upper(uvec b) { return __builtin_convertvector(b >> 16, hvec); }
+INLINE vec widen(hvec h) { return (vec)(__builtin_convertvector(h, uvec) << 16); }
+#endif
 
 INLINE vec load_half(const half *p)
 {
     hvec h;
     memcpy(&h, p, sizeof h);
-    return (vec)(__builtin_convertvector(h, uvec) << 16);
+    return widen(h);
 }
 INLINE void store_half(half *p, vec v)
 {
-    const hvec h = __builtin_convertvector(round_bits(v) >> 16, hvec);
+    const hvec h = upper(round_upper(v));
     memcpy(p, &h, sizeof h);
 }
 INLINE vec load_half_upto(const half *p, ptrdiff_t n)
@@ -282,12 +333,16 @@ INLINE vec load_half_upto(const half *p, ptrdiff_t n)
         return load_half(p);
     hvec h = {0};
     memcpy(&h, p, (size_t)n * sizeof(half));
-    return (vec)(__builtin_convertvector(h, uvec) << 16);
+    return widen(h);
 }
 INLINE void store_half_upto(half *p, vec v, ptrdiff_t n)
 {
-    const hvec h = __builtin_convertvector(round_bits(v) >> 16, hvec);
-    memcpy(p, &h, (size_t)least(n, VL) * sizeof(half));
+    if (n >= VL) {
+        store_half(p, v);
+        return;
+    }
+    const hvec h = upper(round_upper(v));
+    memcpy(p, &h, (size_t)n * sizeof(half));
 }
 #endif
 
@@ -327,17 +382,27 @@ INLINE void *row_at(void *x, int is_half, ptrdiff_t elements)
 }
 #endif
 
-/* Vectors whose lanes are summed together: of the bfloat16 tables 16 lanes on every machine, so that sums are the same
- * bits; WIDE vectors of such sums become one with `fold`, the upper half onto the lower as everywhere. */
+/* Sums over a row are of SPAN lanes, those of WIDE vectors: of the bfloat16 tables 16 on every machine, so that sums
+ * are the same bits. `fold` makes one vector of them, the upper half onto the lower as everywhere.
+ *
+ *     for (ptrdiff_t c = 0; c < n; c += SPAN)
+ *         EACH_WIDE(c, n)
+ *             sum[u] += load_upto(x + c + u * VL, n - c - u * VL);
+ */
 #if BF16
 enum { WIDE = 64 / VECTOR_BYTES };
 #else
 enum { WIDE = 1 };
 #endif
+#define SPAN (WIDE * VL)
+#define EACH_WIDE(c, n) _Pragma("GCC unroll 4") for (int u = 0; u < WIDE; u++) if (WIDE == 1 || (c) + u * VL < (n))
 INLINE vec fold(vec *v)
 {
+#pragma GCC unroll 2
     for (int count = WIDE / 2; count > 0; count /= 2)
+#pragma GCC unroll 2
         for (int i = 0; i < count; i++)
             v[i] += v[i + count];
     return v[0];
 }
+INLINE real sum_wide(vec *v) { return sum_lanes(fold(v)); }
