@@ -40,23 +40,17 @@ def _parse():
         if "CVIT_KERNELS" not in body and "cvit_kernels" not in body:
             structs[name] = type(name, (ctypes.Structure,), {"_fields_": list(_members(body, structs))})
     kernels = re.findall(r"K\((\w+), (\w+), \((.*?)\)\)", text.replace("\\\n", "\n"))
-    return structs, kernels
+    head = re.search(r"typedef struct \{([^{}]*)CVIT_KERNELS\(CVIT_MEMBER\)\s*\} cvit_kernels;", text)[1]
+    numbers = [(name, ctypes.c_char_p if kind is ctypes.c_void_p else kind) for name, kind in _members(head, structs)]
+    return structs, kernels, type("cvit_kernels", (ctypes.Structure,), {"_fields_": numbers})
 
 
-STRUCTS, KERNELS = _parse()
-
-
-class _Head(ctypes.Structure):
-    _fields_ = [
-        ("isa", ctypes.c_char_p), ("element", ctypes.c_char_p), ("size", ctypes.c_ssize_t),
-        ("rows_size", ctypes.c_ssize_t), ("panels_size", ctypes.c_ssize_t), ("half", ctypes.c_int),
-        *((name, ctypes.c_ssize_t) for name in ("vl", "mr", "nr", "kc", "lda", "rows_unit", "depth_unit")),
-    ]  # fmt: skip
+STRUCTS, KERNELS, _Head = _parse()
 
 
 def _prototype(result, arguments):
     kinds = []
-    for argument in arguments.split(","):
+    for argument in arguments.split(",") if arguments != "void" else ():
         kind = argument.replace("const ", "").split()[0]
         kinds.append(ctypes.c_void_p if "*" in argument else PLAIN[kind])
     return ctypes.CFUNCTYPE(PLAIN[result], *kinds)
@@ -70,7 +64,7 @@ class Table:
         self.address = address or team.table_address(dtype)
         head = _Head.from_address(self.address)
         for name, _ in _Head._fields_:
-            setattr(self, name, getattr(head, name))
+            setattr(self, "panels_bytes" if name == "panels_size" else name, getattr(head, name))
         functions = (ctypes.c_void_p * len(KERNELS)).from_address(self.address + ctypes.sizeof(_Head))
         for (result, name, arguments), pointer in zip(KERNELS, functions, strict=True):
             setattr(self, name, self._function(_prototype(result, arguments)(pointer)))
@@ -101,8 +95,8 @@ def at(array):
 
 
 def matrix(array):
-    """cvit_matrix of a two-dimensional array whose rows are contiguous, bfloat16 if it is uint16. It does not keep the
-    array alive."""
+    """cvit_matrix of a two-dimensional array whose rows are contiguous; uint16 is bfloat16. It does not keep the array
+    alive."""
     if array is None:
         return STRUCTS["cvit_matrix"]()
     return STRUCTS["cvit_matrix"](at(array), array.strides[0] // array.itemsize, array.dtype == np.uint16)
