@@ -48,11 +48,13 @@ ISA_FLAGS = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
+    "amx": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     "neon": [],
 }
 # bfloat16's results are the same bits on every machine: what is fused, the source says (docs/bfloat16.md).
 ELEMENT_FLAGS = {"f32": [], "f64": [], "bf16": ["-ffp-contract=off"]}
-MACHINE_ISAS = {"x86_64": ["avx2", "avx512"], "AMD64": ["avx2", "avx512"], "aarch64": ["neon"], "arm64": ["neon"]}
+X86 = ["avx2", "avx512", "amx"]
+MACHINE_ISAS = {"x86_64": X86, "AMD64": X86, "aarch64": ["neon"], "arm64": ["neon"]}
 CYTHON_DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -126,6 +128,12 @@ def require_tools():
         )
 
 
+def knows_amx():
+    """Whether the compiler and its assembler know AMX's instructions, as GCC does from version 11 on."""
+    source = '#include <immintrin.h>\nint main(void) { __asm__("tdpbf16ps %tmm0, %tmm1, %tmm2"); return 0; }\n'
+    return compile_probe(source, *ISA_FLAGS["amx"]) is None
+
+
 def openmp_flags():
     """The flags for OpenMP, empty (with a warning) where the compiler has none."""
     if os.environ.get("CVIT_OPENMP", "1") == "0":
@@ -144,6 +152,8 @@ def kernel_libraries():
     and come first, as the linker needs them.
     """
     here = ["portable", *MACHINE_ISAS.get(platform.machine(), [])]
+    if "amx" in here and not knows_amx():
+        here.remove("amx")
     libraries = {"": []} | {isa: [] for isa in here}
     headers = [*files("csrc", "*.h", "*.inc"), "setup.py"]
     for source in files("csrc", "*.c"):
@@ -152,6 +162,8 @@ def kernel_libraries():
         if isa in libraries:
             element = ELEMENT_FLAGS[stem.rpartition("_")[2]] if isa else []
             flags = CFLAGS + WARNINGS + ISA_FLAGS.get(isa, []) + element + SANITIZE + DEBUG
+            if not isa:
+                flags += ["-DCVIT_HAS_AMX"] * ("amx" in here)
             build = {"sources": [source], "cflags": flags, "include_dirs": ["csrc"], "obj_deps": {"": headers}}
             libraries[isa].append((f"cvit_{stem}", build))
     return [library for isa in libraries.values() for library in isa]

@@ -239,6 +239,8 @@ cdef extern from "cvit.h" nogil:
         void (*apply)(int function, Py_ssize_t n, const void* x, void* y) noexcept nogil
         double (*probe_flops)(Py_ssize_t rounds) noexcept nogil
         void (*probe_stream)(Py_ssize_t n, double factor, const void* x, void* y) noexcept nogil
+        void (*enter)() noexcept nogil
+        void (*leave)() noexcept nogil
 
     ctypedef struct Table "cvit_table":
         const Kernels* kernels
@@ -410,6 +412,11 @@ cdef inline Py_ssize_t panels_bytes(const Kernels* K, Py_ssize_t k, Py_ssize_t n
 cdef inline Py_ssize_t rows_bytes(const Kernels* K, Py_ssize_t rows, Py_ssize_t k) noexcept nogil:
     """Bytes of `rows` packed rows of k columns."""
     return round_up(rows, K.rows_unit) * K.lda * ceil_div(k, K.kc) * K.rows_size
+
+
+cdef inline Py_ssize_t hidden_bytes(const Kernels* K, Py_ssize_t rows) noexcept nogil:
+    """Bytes of `rows` rows of one block of hidden columns, whose packed rows take their place."""
+    return max(rows * K.lda * K.size, rows_bytes(K, rows, K.kc))
 
 
 cdef inline Py_ssize_t columns_bytes(const Kernels* K, Py_ssize_t k, Py_ssize_t m) noexcept nogil:

@@ -12,7 +12,7 @@ and an activation's backward works in place. The residual stream's gradient is o
 """
 
 from .cutting cimport Cutting
-from .kernels cimport ceil_div, panels_bytes, rows_bytes
+from .kernels cimport ceil_div, hidden_bytes, panels_bytes, rows_bytes
 from .steps.loss cimport head_scratch
 from .steps.pool cimport pool_scratch
 from .steps.weights cimport gradient_scratch
@@ -272,7 +272,7 @@ cdef class Places(Cutting):
                         need(f"d {root}", rows * width * size, width)
             for part in parts_of(sections):
                 if isinstance(part, Hidden):
-                    need("hidden", rows * p.K.lda * size * (1 + part.activation.gated), p.K.lda)
+                    need("hidden", hidden_bytes(p.K, rows) * (1 + part.activation.gated), p.K.lda)
                     deepest = max(part.first.k, part.second.n)
                 elif isinstance(part, Linear):
                     deepest = max(part.k, part.n)

@@ -41,7 +41,20 @@ cdef _find_tables():
         tables[_names.index(name)][<int> ELEMENT_NAMES.index(found[i].kernels.element.decode())] = found[i].kernels
 
 
+cdef _fill_in():
+    """An instruction set that lacks an element type, as AMX all but bfloat16, has the next plainer supported one's
+    table."""
+    cdef int isa, element, plainer
+    for isa in range(1, len(_names)):
+        for element in range(<int> ELEMENTS):
+            plainer = isa
+            while plainer and (tables[plainer][element] == NULL or not (_supported[plainer] or plainer == isa)):
+                plainer -= 1
+            tables[isa][element] = tables[plainer][element]
+
+
 _find_tables()
+_fill_in()
 
 cdef int cpu_limit = 1        # CPUs this process may use: affinity and cgroup
 cdef int requested = 0        # set_num_threads; 0 means nobody asked

@@ -11,8 +11,8 @@ in the cache.
 """
 
 from ..kernels cimport (
-    Activation, ActivationBackward, Gemm, Matrix, PackedRows, activating, activating_backward, matrix, packed_rows, panels,
-    panels_bytes, product,
+    Activation, ActivationBackward, Gemm, Matrix, PackedRows, activating, activating_backward, hidden_bytes, matrix, packed_rows,
+    panels, panels_bytes, product,
 )
 from ..task cimport Linear, SCRATCH, Step, Task, columns, hinted, row_of, rows_of
 from .drop cimport drop_again
@@ -38,11 +38,6 @@ cdef void activation_backward(const Task* t, const Step* step) noexcept nogil:
     t.K.activation_backward(&call)
     if step.dropped != NULL:  # u became g, of which the gradient of W_2 reads what was not dropped
         drop_again(t, step.dropped, &step.source)
-
-
-cdef inline Py_ssize_t hidden_block(const Task* t, const Step* step) noexcept nogil:
-    """Bytes of one block of hidden rows in the scratch."""
-    return t.rows * t.K.lda * t.K.size
 
 
 cdef void up(const Task* t, const Step* step, PackedRows a, Py_ssize_t f, Py_ssize_t width, Matrix u,
@@ -72,7 +67,7 @@ cdef void hidden(const Task* t, const Step* step) noexcept nogil:
     cdef int kept = step.hidden.place != SCRATCH
     cdef Activation call
     cdef Gemm g
-    v = columns(t.K, u, F) if kept else matrix(<char*> u.at + hidden_block(t, step), u.ld)
+    v = columns(t.K, u, F) if kept else matrix(<char*> u.at + hidden_bytes(t.K, t.rows), u.ld)
     for f from 0 <= f < F by kc:
         width = min(kc, F - f)
         if kept and f:
@@ -110,7 +105,7 @@ cdef void hidden_backward(const Task* t, const Step* step) noexcept nogil:
     cdef const Linear* second = step.second
     cdef Py_ssize_t F = second.k, kc = t.K.kc, f, width
     cdef Matrix u = rows_of(t, &step.hidden), dg = rows_of(t, &step.d_hidden), dx = rows_of(t, &step.d_source)
-    cdef Matrix dv = matrix(<char*> dg.at + hidden_block(t, step), dg.ld)
+    cdef Matrix dv = matrix(<char*> dg.at + hidden_bytes(t.K, t.rows), dg.ld)
     cdef PackedRows dy = pack(t, step, rows_of(t, &step.d_target), second.n, second, 0)
     cdef ActivationBackward call
     cdef Gemm g
