@@ -19,6 +19,7 @@ from .task cimport (
     Section, Step, UnitSums,
 )
 from .program import PACKED, Activation, Drop, HeadNorm, Heads, Linear, Norm, Rotate, added_by, source_of, target_of
+from .places import BEFORE, HIDDEN as HIDDEN_ROWS
 from .slots import accumulating, bytes_of, kept_source, linears_of, parts_of, sum_targets, sums_of
 
 ACTIVATIONS = {
@@ -159,8 +160,9 @@ cdef class Building(Places):
                 step.linear = self._build_linear(section, group, layer, parts[:i], part.first, shared)
                 inside = (*parts[:i], part.activation)
                 step.second = self._build_linear(section, group, layer, inside, part.second, shared)
-                step.d_hidden = slot_of(self.in_scratch[group]["hidden"])
-                step.hidden = slot_of(kept.get(part.first.target, self.in_scratch[group]["hidden"]))
+                scratch = self.in_scratch[group]
+                step.d_hidden = slot_of(scratch[HIDDEN_ROWS])
+                step.hidden = slot_of(kept.get(part.first.target) or scratch.get(BEFORE) or scratch[HIDDEN_ROWS])
 
     cdef _build_sums(self, Section* section, part, Py_ssize_t partial):
         """The gradients that are sums of the units' parts: they lie one after the other."""
@@ -274,7 +276,7 @@ cdef class Building(Places):
 
         p.embed.k, p.embed.n, p.embed.count = p.patch_values, p.D, 1
         self._set_matrix(&p.embed, 0, self.program.embed.matrix)
-        p.embed.input = slot_of((ARENA, p.patches_at, 0, p.patch_values))
+        p.embed.input = slot_of((ARENA, p.patches_at, 0, p.patch_values, 0))
         p.embed.rows, p.embed.segments = p.patches, p.N
         p.embed.input_segment = p.patches * p.patch_values * size
         p.embed.dy, p.embed.dy_ld, p.embed.dy_segment = p.dx + p.prefix * p.D * size, p.D, p.T * p.D * size

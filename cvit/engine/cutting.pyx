@@ -3,7 +3,7 @@
 What depends on the number of threads, and no result does, is in plan.pyx.
 """
 
-from .kernels cimport ceil_div
+from .kernels cimport ceil_div, round_up
 from .task cimport Pass
 from .program import AttentionPool, Linear
 from .slots import bytes_of
@@ -21,6 +21,9 @@ ENOUGH_TASKS = 32
 LEAST_QUERIES, PACK_HEAD = 64, 16
 LEAST_KEYS, MOST_KEY_PARTS = 192, 8  # of a head's backward: each part packs all queries, and has a dq of its own
 MOST_HEAD_TASKS = 128  # small heads share a task
+# Columns of a block of hidden rows, and with an eighth more the rows of a weight gradient's: bfloat16's results are the
+# same bits with every table, whatever its blocks of packed rows are.
+HALF_DEPTH = 384
 BAND = 48  # patches, at least, that are embedded at a time
 
 
@@ -88,8 +91,12 @@ cdef class Cutting:
         cdef Pass* p = &self.p
         heads = self._heads()
         p.panel = p.K.mr
+        p.depth = HALF_DEPTH if p.K.half else p.K.kc
+        assert p.depth <= p.K.kc
         panels = ceil_div(p.R, p.panel)
         unit_images = ceil_div(UNIT_ROWS, p.T) if p.T <= SHORT else 0
+        if p.K.depth_unit > 1 and p.T % 2:  # panels hold rows in pairs, and two tasks must not write to one pair
+            unit_images = round_up(unit_images, 2)
         p.token_rows.rows, p.token_rows.unit_rows = p.R, unit_images * p.T
         p.token_rows.units = ceil_div(p.N, unit_images) if unit_images else min(panels, ceil_div(p.R, UNIT_ROWS))
         p.image_rows.rows, p.image_rows.unit_rows = p.N, 0

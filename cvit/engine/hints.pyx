@@ -58,7 +58,7 @@ cdef void event(Events* events, Kind kind, const Slot* slot, Hint* hint, Py_ssiz
     e.kind, e.hint, e.next_task = kind, hint, 0
     if slot != NULL:
         e.slot = slot[0]
-        e.slot.at += column
+        e.slot.at += column * (events.p.K.size >> slot.half)
         if kind == READ and in_cache(events, &e.slot):
             return
     events.count += 1
@@ -88,7 +88,7 @@ cdef void backward_events(const Pass* p, Events* events, Step* step) noexcept:
     elif step.role == LINEAR or step.role == HIDDEN:
         step.d_source_is_cached = in_cache(events, &step.d_source)
         for i in range(step.linear.count if step.role == LINEAR else 1):
-            event(events, READ, &step.d_target, NULL, step.linear.column[i] * p.K.size if step.role == LINEAR else 0)
+            event(events, READ, &step.d_target, NULL, step.linear.column[i] if step.role == LINEAR else 0)
             event(events, PRODUCT, NULL, &step.backward_hints[i])
     elif step.role == ACTIVATION:
         event(events, READ, &step.source, NULL)

@@ -250,9 +250,9 @@ cdef extern from "cvit.h" nogil:
 
 
 # ---------------------------------------------------------------------------------------------------------- operands
-cdef inline Matrix matrix(void* at, Py_ssize_t ld) noexcept nogil:
+cdef inline Matrix matrix(void* at, Py_ssize_t ld, int half=0) noexcept nogil:
     cdef Matrix x
-    x.at, x.ld, x.half = at, ld, 0
+    x.at, x.ld, x.half = at, ld, half
     return x
 
 

@@ -18,13 +18,16 @@ from .steps.pool cimport pool_scratch
 from .steps.weights cimport gradient_scratch
 from .task cimport ARENA, GRADIENT, LENT, SCRATCH, STAGE, WEIGHTS, Linear as LinearStep, Pass, Section, Slot
 from .program import PACKED, Activation, Drop, HeadNorm, Heads, Hidden, Linear, Norm, added_by, source_of, target_of
-from .slots import classes_of, first_weight, linears_of, parts_of
+from .slots import classes_of, first_weight, half_slots, linears_of, parts_of
 
 # What the buffers that a block keeps are called in a memory report.
 TITLES = {
     "x": "block inputs", "qkv": "q, k, v", "qkv0": "q, k, v before their norm", "o": "attention outputs",
     "lse": "log-sum-exp", "mid": "after attention", "u": "hidden rows", "stats": "norm statistics",
 }  # fmt: skip
+
+# A block of hidden columns in the scratch: packed behind the activation, and before it, where that is not kept.
+HIDDEN, BEFORE = "hidden", "hidden before the activation"
 
 LINE = 64  # bytes: every buffer begins with a cache line
 
@@ -36,7 +39,7 @@ cdef lines(size):
 
 cdef Slot slot_of(tuple place, Py_ssize_t offset=0) noexcept:
     cdef Slot slot
-    slot.place, slot.at, slot.own, slot.ld = place
+    slot.place, slot.at, slot.own, slot.ld, slot.half = place
     slot.at += offset
     slot.own += offset
     return slot
@@ -103,6 +106,10 @@ cdef class Places(Cutting):
                 buffers["lse"] = (self.p.N * part.heads * self.p.T, 1)
         return buffers | stats
 
+    cdef int _half(self, group, name) except -1:
+        """The shift of a slot's elements, see half_slots. Gradients and what lies outside the blocks are reals."""
+        return self.p.K.half and group == "blocks" and name in self.half_names
+
     # -------------------------------------------------------------------------------------------------------- memory
     def _place(self, title, size):
         """Room in the arena for `size` bytes; a title may come more than once."""
@@ -122,7 +129,10 @@ cdef class Places(Cutting):
         cdef Pass* p = &self.p
         size, R = p.K.size, p.R
         self.placed = {"end": 0}
-        self.stage_slots, self.stage_width = {}, 0
+        self.half_names = half_slots(
+            section for block in self.program.blocks for section in (block.before, (block.heads,), block.after)
+        )
+        self.stage_slots, self.stage_bytes, self.stage_own = {}, 0, 0
         if not p.given:
             p.patches_at = self._place(
                 "patches", (p.N if p.training else p.image_groups) * p.patches * p.patch_values * size
@@ -137,16 +147,17 @@ cdef class Places(Cutting):
             if p.training and layer < p.L:
                 buffers |= self._buffers(self._sections("blocks", layer), R)
             for name, (rows, width) in buffers.items():
-                count = rows * width * size
+                half = self._half("blocks", name)
+                count = rows * width * (size >> half)
                 title = TITLES.get(name, TITLES["stats"] if name.startswith("stats") else name)
                 if layer and (not p.training or p.checkpoint and name != "x"):
                     slots[name] = self.kept[0][name]
                 elif p.training and p.trained + lent + count + 2 * LINE <= starts[layer]:
-                    slots[name] = (LENT, lent, 0, width)
+                    slots[name] = (LENT, lent, 0, width, half)
                     lent += lines(count)
                     self.placed.setdefault(title, 0)
                 else:
-                    slots[name] = (ARENA, self._place(title, count), 0, width)
+                    slots[name] = (ARENA, self._place(title, count), 0, width, half)
             self.kept.append(slots)
         self.lent = lent
         for layer in range(p.L):
@@ -156,7 +167,7 @@ cdef class Places(Cutting):
                 if isinstance(part, Drop) and part.add:  # in place
                     slots[part.source] = slots[part.target]
             for name, width in self._between(layer):
-                self._stage_slot(name, width)
+                self._stage_slot(name, width, 0 if p.training else self._half("blocks", name))
                 if not p.training:
                     slots[name] = self.stage_slots[name]
             if not p.training:  # the residual stream has one place
@@ -172,13 +183,13 @@ cdef class Places(Cutting):
         read = {source_of(part) for part in after} | {heads.source}
         return [(name, width) for name, width in widths.items() if name in read]
 
-    def _stage_slot(self, name, width):
+    def _stage_slot(self, name, width, half):
         """Rows between the stages: values in a forward without gradients, their gradients in a backward."""
-        cdef Py_ssize_t size = self.p.K.size
+        cdef Py_ssize_t row = width * (self.p.K.size >> half)
         if name not in self.stage_slots:
-            at, own = self.stage_width * self.p.R * size, self.stage_width * self.p.block_rows * size
-            self.stage_slots[name] = (STAGE, at, own, width)
-            self.stage_width += width
+            self.stage_slots[name] = (STAGE, self.stage_bytes, self.stage_own, width, half)
+            self.stage_bytes += lines(self.p.R * row)
+            self.stage_own += lines(self.p.block_rows * row)
 
     def _place_outside(self):
         """The slots outside the blocks: all in the arena, but the residual stream and the learned query, a weight."""
@@ -188,20 +199,20 @@ cdef class Places(Cutting):
         slots = {"before": {"x": x0, "x0": x0}, "after": {"x": x}, "query": {}, "end": {}}
         if program.before:
             if p.training and any(isinstance(part, Norm) for part in program.before):
-                slots["before"]["x0"] = (ARENA, self._place("tokens before their norm", p.R * p.D * size), 0, p.D)
+                slots["before"]["x0"] = (ARENA, self._place("tokens before their norm", p.R * p.D * size), 0, p.D, 0)
             slots["before"] |= self._stats("before")
         if p.training and p.patch_norm.given:
             p.patch_rows = slot_of((ARENA, self._place("patches before their norm", p.N * p.patches * p.D * size), 0,
-                                    p.D))
+                                    p.D, 0))
             room = lines(p.N * p.patches * size)
             p.patch_norm.mean = self._place("patch norm statistics", 2 * room)
             p.patch_norm.rstd = p.patch_norm.mean + room
             p.patch_norm.partial = self._place("patch norm gradients by image group",
                                                p.image_groups * 2 * p.D * size)
         p.pooled = self._place("pooled", p.pool.rows * p.pool.width * size)
-        slots["end"]["pooled"] = (ARENA, p.pooled, 0, p.pool.width)
+        slots["end"]["pooled"] = (ARENA, p.pooled, 0, p.pool.width, 0)
         if p.pool.attention:
-            slots["query"]["latent"] = (WEIGHTS, program.latent * size, 0, p.D)
+            slots["query"]["latent"] = (WEIGHTS, program.latent * size, 0, p.D, 0)
         if self.mode != "tokens":
             for group in ("after", "query", "end"):
                 rows = self._rows(group)
@@ -210,7 +221,7 @@ cdef class Places(Cutting):
                 for name, (count, width) in kept.items():
                     if not (group == "after" and name == "z"):
                         title = {"kv": "keys and values of the pooling"}.get(name, "rows outside the blocks")
-                        slots[group][name] = (ARENA, self._place(title, count * width * size), 0, width)
+                        slots[group][name] = (ARENA, self._place(title, count * width * size), 0, width, 0)
         self.in_scratch = {}
         self.outside_slots = slots
 
@@ -221,7 +232,7 @@ cdef class Places(Cutting):
         if self.p.training:
             for name, (rows, width) in self._buffers(self._sections(group), self._rows(group)).items():
                 if name.startswith("stats"):
-                    stats[name] = (ARENA, self._place(TITLES["stats"], rows * width * size), 0, width)
+                    stats[name] = (ARENA, self._place(TITLES["stats"], rows * width * size), 0, width, 0)
         return stats
 
     # ------------------------------------------------------------------------------------------------------- scratch
@@ -250,11 +261,12 @@ cdef class Places(Cutting):
         """Place the scratch slots of a group; returns the bytes that it takes."""
         cdef Pass* p = &self.p
         rows, size = {"end": p.panel, "query": 1}.get(group, p.block_rows), p.K.size
-        sizes, widths = {}, {}
+        sizes, widths, halves = {}, {}, {}
 
-        def need(name, count, width=0):
+        def need(name, count, width=0, half=0):
             sizes[name] = max(sizes.get(name, 0), count)
             widths[name] = max(width, widths.get(name, 0))
+            halves[name] = half
 
         for layer in layers:
             sections = self._sections(group, layer)
@@ -262,7 +274,8 @@ cdef class Places(Cutting):
             slots = self._widths(sections)
             for name, width in slots.items():
                 if name not in values:
-                    need(name, rows * width * size, width)
+                    half = self._half(group, name)
+                    need(name, rows * width * (size >> half), width, half)
             if p.training:
                 slots[PACKED] = max([part.width for part in parts_of(sections) if isinstance(part, Norm)], default=0)
                 roots = classes_of(sections)
@@ -272,7 +285,11 @@ cdef class Places(Cutting):
                         need(f"d {root}", rows * width * size, width)
             for part in parts_of(sections):
                 if isinstance(part, Hidden):
-                    need("hidden", hidden_bytes(p.K, rows) * (1 + part.activation.gated), p.K.lda)
+                    columns = 1 + part.activation.gated
+                    need(HIDDEN, hidden_bytes(p.K, rows) * columns, p.K.lda)
+                    if p.K.half:  # else u lies where its activation's packed rows go
+                        half = self._half(group, part.first.target)
+                        need(BEFORE, rows * p.K.lda * (size >> half) * columns, p.K.lda, half)
                     deepest = max(part.first.k, part.second.n)
                 elif isinstance(part, Linear):
                     deepest = max(part.k, part.n)
@@ -282,7 +299,7 @@ cdef class Places(Cutting):
         offset = 0
         slots = {}
         for name, count in sizes.items():
-            slots[name] = (SCRATCH, offset, 0, widths[name])
+            slots[name] = (SCRATCH, offset, 0, widths[name], halves[name])
             offset += lines(count)
         self.in_scratch[group] = slots
         return offset
@@ -307,7 +324,7 @@ cdef class Places(Cutting):
         if not p.training:
             return
         p.dx = self._place("gradient of the residual stream", 0 if p.head_alone else p.R * p.D * size)
-        residual = (ARENA, p.dx, 0, p.D)
+        residual = (ARENA, p.dx, 0, p.D, 0)
         self.gradients["blocks"] = {"x": residual, "y": residual}
         self.gradients["before"] = {"x": residual, "x0": residual}
         end = {"pooled": self._gradient_slot("pooled", p.pool.rows, p.pool.width)}
@@ -319,13 +336,13 @@ cdef class Places(Cutting):
             self.gradients["after"] = {
                 "x": residual, "kv": self._gradient_slot("keys and values of the pooling", p.R, 2 * p.D),
             }  # fmt: skip
-            self.gradients["query"] = {"latent": (GRADIENT, program.latent * size, 0, p.D)}
+            self.gradients["query"] = {"latent": (GRADIENT, program.latent * size, 0, p.D, 0)}
             if "query" in self.outside_slots["query"]:
                 self.gradients["query"]["query"] = self._gradient_slot("query", 1, p.D)
             p.pool.dq_parts = self._place("gradient of the query by image", p.N * p.D * size)
 
     def _gradient_slot(self, title, rows, width):
-        return (ARENA, self._place(f"gradient of {title}", rows * width * self.p.K.size), 0, width)
+        return (ARENA, self._place(f"gradient of {title}", rows * width * self.p.K.size), 0, width, 0)
 
     cdef Slot _slot(self, group, layer, name, Py_ssize_t column=0):
         """Where a slot's rows lie, from a column on."""
@@ -333,13 +350,13 @@ cdef class Places(Cutting):
         place = values.get(name) or self.in_scratch[group].get(name)
         if place is None:
             raise KeyError(f"no step writes the slot {name!r}")
-        return slot_of(place, column * self.p.K.size)
+        return slot_of(place, column * (self.p.K.size >> place[4]))
 
     cdef Slot _gradient(self, group, name, Py_ssize_t column=0, Py_ssize_t layer=0):
         """Where the gradient of a slot's rows lies."""
         cdef Py_ssize_t size = self.p.K.size
         if not self.p.training:
-            return slot_of((SCRATCH, 0, 0, 0))
+            return slot_of((SCRATCH, 0, 0, 0, 0))
         sections = self._sections(group, layer)
         root = classes_of(sections).get(name, name)
         place = self._fixed_gradient(group, sections, root) or self.in_scratch[group][f"d {root}"]

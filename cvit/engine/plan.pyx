@@ -29,6 +29,11 @@ cdef enum:
     LINE_MASK = 63
 
 
+def widened(rows):
+    """bfloat16 numbers, given as bytes, as float32: their upper halves."""
+    return (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
 cdef class Plan(Tables):
     """One plan for (program, batch, dtype, mode). See `cvit.model.ViT`, which makes and keeps these.
 
@@ -98,7 +103,7 @@ cdef class Plan(Tables):
             and 8 * rounds * threads <= 9 * p.token_rows.blocks
         )
         p.private_at = self.own
-        p.scratch_stride = self.own + (lines(self.stage_width * p.block_rows * p.K.size) if p.whole_blocks else 0)
+        p.scratch_stride = self.own + (self.stage_own if p.whole_blocks else 0)
         self.pack_rooms = max(1, min(p.L, p.L if self.packs_all else 1 + p.whole_blocks))
         # So often a panel of dy is used while it is in the first-level cache.
         p.tile_rows = min(LEAST_ROWS, 8 * LEAST_ROWS // threads)
@@ -122,7 +127,7 @@ cdef class Plan(Tables):
         return self.pack_blocks + (self.pack_rooms * self.pack_stride if self.p.L else 0)
 
     def _stage_size(self):
-        return 0 if self.p.whole_blocks or not self.p.L else self.stage_width * self.p.R * self.p.K.size
+        return 0 if self.p.whole_blocks or not self.p.L else self.stage_bytes
 
     @property
     def buffers(self):
@@ -253,12 +258,13 @@ cdef class Plan(Tables):
             yield self.features() if norm else self._view(self.p.last_x.at, self.p.N, self.p.T, self.p.D)
 
     def queries_keys(self, weights, images, layers):
-        """Run a plan made with `staged`; yields of each of these blocks, which increase, what its heads read: a view
-        (N, T, 3 · width) of q, k and v, valid until the next one."""
+        """Run a plan made with `staged`; yields of each of these blocks, which increase, what its heads read: q, k and
+        v (N, T, 3 · width), as reals, valid until the next one."""
         for layer in self._block_by_block(weights, images, layers):
-            _, at, _, width = self.stage_slots[self.fused[layer][1].source]
-            rows = self.stage_rows[at : at + self.p.R * width * self.p.K.size]
-            yield rows.view(self.dtype).reshape(self.p.N, self.p.T, width)
+            _, at, _, width, half = self.stage_slots[self.fused[layer][1].source]
+            rows = self.stage_rows[at : at + self.p.R * width * (self.p.K.size >> half)]
+            rows = widened(rows) if half else rows.view(self.dtype)
+            yield rows.reshape(self.p.N, self.p.T, width)
 
     @property
     def given(self):

@@ -72,6 +72,26 @@ def classes_of(sections):
     return {name: root(name) for name in roots}
 
 
+def half_slots(sections):
+    """The slots of these steps whose rows are bfloat16 where a table keeps such rows (`half` of csrc/cvit.h): those that
+    products, heads and activations alone write and read.
+
+    A product rounds what it reads to bfloat16 anyhow, so a result that goes to products alone loses nothing by being
+    stored like that, and heads and activations take what a product made as it would be stored. What a norm or a
+    rotation reads, or what is added to something, is float32. It follows from the program as the model gives it, before
+    anything is fused, and is the same in training and in inference, so that both compute the same bits.
+    """
+    half, whole = set(), {"x", "y"}
+    for part in parts_of(sections):
+        own = {part.source, part.target}
+        if isinstance(part, (Linear, Activation, Heads)) or isinstance(part, Drop) and len(own) == 1:
+            half |= own
+            whole |= {part.target, part.add} if added_by(part) else set()
+        else:
+            whole |= own | {added_by(part)}
+    return half - whole
+
+
 def sums_of(part):
     """How many values each sum of a part's gradients has that units of rows have their own parts of."""
     if isinstance(part, Norm):

@@ -21,6 +21,7 @@ ctypedef struct Slot:
     Py_ssize_t at      # bytes from where the place begins to row 0 (SCRATCH: to the task's first row)
     Py_ssize_t own     # STAGE: the same in the thread's scratch
     Py_ssize_t ld
+    int half           # a shift: elements have K.size >> half bytes, see half_slots in slots.py
 
 ctypedef struct Cut:            # how rows are shared out
     Py_ssize_t rows, units      # units: the smallest blocks of rows
@@ -168,6 +169,7 @@ ctypedef struct Pass:
     Drops drop
     # how the work is cut
     Py_ssize_t panel           # rows of a register tile
+    Py_ssize_t depth           # columns of a block of hidden rows
     Cut token_rows, image_rows, one_row   # rows of all tokens, one row an image, one row
     Py_ssize_t block_rows      # the most token rows that a task may have
     Py_ssize_t image_groups, bands          # bands of patch rows
@@ -244,7 +246,7 @@ cdef inline char* offset_of(char* base, Py_ssize_t offset) noexcept nogil:
 
 cdef inline char* row_of(const Task* t, const Slot* slot, Py_ssize_t row) noexcept nogil:
     """Where a row lies; of SCRATCH and of a whole block's STAGE the task's own rows alone exist."""
-    cdef Py_ssize_t stride = slot.ld * t.K.size
+    cdef Py_ssize_t stride = slot.ld * (t.K.size >> slot.half)
     if slot.place == ARENA:
         return t.p.arena + slot.at + row * stride
     if slot.place == LENT:
@@ -258,18 +260,23 @@ cdef inline char* row_of(const Task* t, const Slot* slot, Py_ssize_t row) noexce
     return t.scratch + (t.p.private_at + slot.own if slot.place == STAGE else slot.at) + (row - t.first) * stride
 
 
+cdef inline Matrix rows_from(const Task* t, const Slot* slot, Py_ssize_t row) noexcept nogil:
+    """A slot's rows from this one on."""
+    return matrix(row_of(t, slot, row), slot.ld, slot.half)
+
+
 cdef inline Matrix rows_of(const Task* t, const Slot* slot) noexcept nogil:
     """The task's rows of a slot."""
-    return matrix(row_of(t, slot, t.first), slot.ld)
+    return rows_from(t, slot, t.first)
 
 
 cdef inline Matrix columns(const Kernels* K, Matrix x, Py_ssize_t first) noexcept nogil:
     """x from column `first` on."""
-    return matrix(<char*> x.at + first * K.size, x.ld)
+    return matrix(<char*> x.at + first * (K.size >> x.half), x.ld, x.half)
 
 
 cdef inline Matrix hinted(const Task* t, const Hint* hint) noexcept nogil:
     """What a hint stands for in this task."""
     if not hint.given:
         return matrix(NULL, 0)
-    return matrix(row_of(t, &hint.slot, t.first + (t.rows if hint.next_task else 0)), hint.slot.ld)
+    return rows_from(t, &hint.slot, t.first + (t.rows if hint.next_task else 0))

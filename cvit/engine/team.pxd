@@ -19,7 +19,7 @@ cdef extern from "team.h" nogil:
 
 # The element types that csrc has tables for.
 cdef enum Element:
-    F32, F64, BF16, ELEMENTS
+    F32, F64, BF16, BF16_FAST, ELEMENTS
 
 # What one thread of a team does: called once by each of them, with its number.
 ctypedef void (*Work)(void* job, Team* team, int thread) noexcept nogil

@@ -20,12 +20,13 @@ cdef extern from "team.h" nogil:
     int cvit_omp_max_threads()
     int cvit_has_openmp()
 
-ELEMENT_NAMES = ("f32", "f64", "bf16")  # in the order of Element
+ELEMENT_NAMES = ("f32", "f64", "bf16", "bf16-fast")  # in the order of Element
 
 cdef enum:
     MOST_ISAS = 8
 
 cdef const Kernels* tables[MOST_ISAS][ELEMENTS]
+cdef const Kernels* current[ELEMENTS]  # the selected table of each element type
 cdef int chosen = 0
 _names, _supported = [], []  # of the instruction sets, from the plainest to the best
 
@@ -41,20 +42,7 @@ cdef _find_tables():
         tables[_names.index(name)][<int> ELEMENT_NAMES.index(found[i].kernels.element.decode())] = found[i].kernels
 
 
-cdef _fill_in():
-    """An instruction set that lacks an element type, as AMX all but bfloat16, has the next plainer supported one's
-    table."""
-    cdef int isa, element, plainer
-    for isa in range(1, len(_names)):
-        for element in range(<int> ELEMENTS):
-            plainer = isa
-            while plainer and (tables[plainer][element] == NULL or not (_supported[plainer] or plainer == isa)):
-                plainer -= 1
-            tables[isa][element] = tables[plainer][element]
-
-
 _find_tables()
-_fill_in()
 
 cdef int cpu_limit = 1        # CPUs this process may use: affinity and cgroup
 cdef int requested = 0        # set_num_threads; 0 means nobody asked
@@ -72,20 +60,52 @@ def get_isa():
 
 
 def set_isa(name):
-    global chosen
     if name not in isa_names():
         raise ValueError(f"isa must be one of {isa_names()} on this machine, got {name!r}")
-    chosen = _names.index(name)
+    _select(_names.index(name))
+
+
+cdef _select(int isa):
+    """Each element type's table: of the instruction set, or of the best plainer one that has it."""
+    global chosen
+    cdef int element, i
+    chosen = isa
+    for element in range(<int> ELEMENTS):
+        current[element] = NULL
+        for i in range(isa + 1):
+            if _supported[i] and tables[i][element] != NULL:
+                current[element] = tables[i][element]
+
+
+_select(0)
 
 
 cdef const Kernels* selected(int element) noexcept nogil:
-    """The selected instruction set's table for an element type."""
-    return tables[chosen][element]
+    """The table in use for an element type that `element_of` has allowed."""
+    return current[element]
 
 
 cdef int element_of(precision) except -1:
     """The element type of a precision's name."""
-    return ELEMENT_NAMES.index(precision)
+    cdef int element
+    if precision not in ELEMENT_NAMES:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, ELEMENT_NAMES))}, got {precision!r}")
+    element = ELEMENT_NAMES.index(precision)
+    if current[element] == NULL:
+        raise ValueError(f"precision {precision!r} needs a CPU with AVX512-BF16, and an instruction set that uses it: "
+                         f"isa is {get_isa()!r}, of {isa_names()} on this machine")
+    return element
+
+
+def has_precision(precision):
+    """Whether the selected instruction set has kernels of this precision."""
+    return precision in ELEMENT_NAMES and current[<int> ELEMENT_NAMES.index(precision)] != NULL
+
+
+def bf16_is_faster():
+    """Whether bfloat16's kernels are faster than float32's: where they use a matrix unit. Everywhere else both run on
+    float32's multiply-adds, and bfloat16 rounds besides."""
+    return current[<int> BF16].isa == b"amx"
 
 
 def table_address(dtype=np.float32, precision=None):
@@ -96,9 +116,9 @@ def table_address(dtype=np.float32, precision=None):
     return <size_t> selected(element_of(precision))
 
 
-def tile_sizes(dtype=np.float32):
+def tile_sizes(dtype=np.float32, precision=None):
     """(MR, NR, KC) of the selected table, see csrc/kernels/gemm.inc."""
-    cdef const Kernels* K = selected(F64 if np.dtype(dtype) == np.float64 else F32)
+    cdef const Kernels* K = selected(element_of(precision or ("f64" if np.dtype(dtype) == np.float64 else "f32")))
     return K.mr, K.nr, K.kc
 
 
@@ -182,15 +202,15 @@ cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
     p.K.probe_stream(share, 1e-3, p.x + first, p.y + first)
 
 
-def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2):
+def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2, precision=None):
     """Multiply-adds in registers on `threads` threads (0: as many as a pass would use), in floating-point operations a
-    second.
+    second; of a dtype's kernels, or of a precision's.
 
     The best of several runs that together take about `seconds`.
     """
     cdef Probe probe
     cdef int size = threads or num_threads()
-    probe.K = selected(F64 if np.dtype(dtype) == np.float64 else F32)
+    probe.K = selected(element_of(precision or ("f64" if np.dtype(dtype) == np.float64 else "f32")))
     probe.x = probe.y = NULL
     probe.n = 0
     probe.rounds = 200_000

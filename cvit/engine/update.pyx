@@ -7,7 +7,8 @@ outside of all runs is neither read nor written. `runs` is an array (R,) of RUN:
 rate and whether weight decay applies. The kernels are in csrc/kernels/update.inc; train/ validates and owns the state.
 
 _Buffers are anything with a buffer: float32 or float64, contiguous, all of one call alike in type and length
-(TypeError, ValueError).
+(TypeError, ValueError). `precision` None takes the kernels of the vectors' type; "bf16" those of a bfloat16 model, whose
+weights are float32: they compute the same bits on every machine, and so a whole training does.
 """
 
 import numpy as np
@@ -17,8 +18,8 @@ from cpython.buffer cimport (
 )
 from .kernels cimport Kernels, Update
 from .team cimport (
-    F32, F64, FloatMode, Team, Turn, float_enter, float_fence, float_leave, run_team, selected, take, team_size,
-    turn_of,
+    F32, F64, FloatMode, Team, Turn, element_of, float_enter, float_fence, float_leave, run_team, selected, take,
+    team_size, turn_of,
 )
 
 cdef enum:
@@ -136,14 +137,29 @@ cdef void work(void* argument, Team* team, int thread) noexcept nogil:
         chunk = take(&turn, &kind)
 
 
-cdef pass_over(Job* job, _Buffers vectors, const Run[::1] runs):
+cdef pass_over(Job* job, _Buffers vectors, const Run[::1] runs, precision):
     cdef int size = team_size(chunks(vectors.n))
-    job.K = selected(vectors.element)
+    cdef int element = vectors.element if precision is None else element_of(precision)
+    job.K = selected(element)
+    if job.K.size != (4 if vectors.element == F32 else 8):
+        raise TypeError(f"vectors of precision {precision!r} must be float{8 * job.K.size}, got "
+                        f"float{32 if vectors.element == F32 else 64}")
     job.whole.n = vectors.n
     job.count = runs.shape[0]
     job.runs = &runs[0] if job.count else NULL
     with nogil:
         run_team(size, work, job)
+
+
+cdef double power(double base, Py_ssize_t exponent) noexcept nogil:
+    """base to the power of a count, by multiplications alone: the same bits with every library of the system's."""
+    cdef double result = 1
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
 
 
 cdef Job job_of(Pass kind):
@@ -159,7 +175,7 @@ cdef Job job_of(Pass kind):
 
 
 def sgd(w, g, velocity, double lr, double momentum, bint nesterov, double weight_decay, const Run[::1] runs,
-        double grad_scale):
+        double grad_scale, precision=None):
     """One step of SGD in place; velocity may be None."""
     cdef Job job = job_of(SGD)
     cdef _Buffers vectors = _Buffers()
@@ -167,11 +183,11 @@ def sgd(w, g, velocity, double lr, double momentum, bint nesterov, double weight
     job.whole.m = vectors.hold("velocity", velocity, True)
     job.whole.lr, job.whole.beta1, job.whole.nesterov, job.whole.scale = lr, momentum, nesterov, grad_scale
     job.decay = weight_decay
-    pass_over(&job, vectors, runs)
+    pass_over(&job, vectors, runs, precision)
 
 
 def adamw(w, g, m, v, double lr, double beta1, double beta2, double eps, double weight_decay, Py_ssize_t step,
-          const Run[::1] runs, double grad_scale):
+          const Run[::1] runs, double grad_scale, precision=None):
     """One step of AdamW in place; `step` counts from 1."""
     cdef Job job = job_of(ADAMW)
     cdef _Buffers vectors = _Buffers()
@@ -181,23 +197,24 @@ def adamw(w, g, m, v, double lr, double beta1, double beta2, double eps, double 
     job.whole.m, job.whole.v = vectors.hold("m", m, True), vectors.hold("v", v, True)
     job.whole.lr, job.whole.beta1, job.whole.beta2, job.whole.eps, job.whole.scale = lr, beta1, beta2, eps, grad_scale
     cdef FloatMode before = float_enter()
-    job.whole.c1 = float_fence(1 - float_fence(beta1)**step)
-    job.whole.c2 = float_fence(1 - float_fence(beta2)**step)
+    beta1, beta2 = float_fence(beta1), float_fence(beta2)
+    job.whole.c1 = float_fence(1 - (beta1**step if precision is None else power(beta1, step)))
+    job.whole.c2 = float_fence(1 - (beta2**step if precision is None else power(beta2, step)))
     float_leave(before)
     job.decay = weight_decay
-    pass_over(&job, vectors, runs)
+    pass_over(&job, vectors, runs, precision)
 
 
-def average(e, w, double rate, const Run[::1] runs):
+def average(e, w, double rate, const Run[::1] runs, precision=None):
     """e += rate (w - e) in place, for the average of weights."""
     cdef Job job = job_of(AVERAGE)
     cdef _Buffers vectors = _Buffers()
     job.whole.w, job.whole.g = vectors.hold("e", e, True), vectors.hold("w", w, False)
     job.whole.lr = rate
-    pass_over(&job, vectors, runs)
+    pass_over(&job, vectors, runs, precision)
 
 
-def sum_of_squares(g, const Run[::1] runs):
+def sum_of_squares(g, const Run[::1] runs, precision=None):
     """Sum of squares of the runs, in double precision: the chunks' sums, added in order."""
     cdef Job job = job_of(SQUARES)
     cdef _Buffers vectors = _Buffers()
@@ -207,7 +224,7 @@ def sum_of_squares(g, const Run[::1] runs):
     cdef double total = 0
     cdef FloatMode before
     job.sums = &sums[0]
-    pass_over(&job, vectors, runs)
+    pass_over(&job, vectors, runs, precision)
     before = float_enter()
     total = float_fence(total)
     for i in range(count):

@@ -8,7 +8,7 @@ of the keys makes a dq of its own; the rows stage behind adds them up, in order.
 """
 
 from ..kernels cimport AddRows, Attention, AttentionBackward, Matrix, adding, matrix
-from ..task cimport Block, Heads, Pass, Slot, Step, Task, columns, part_start, row_of, rows_of
+from ..task cimport Block, Heads, Pass, Slot, Step, Task, columns, part_start, row_of, rows_from, rows_of
 
 
 cdef inline Py_ssize_t divide(Py_ssize_t a, Py_ssize_t b, Py_ssize_t* rest) noexcept nogil:
@@ -20,7 +20,7 @@ cdef inline Py_ssize_t divide(Py_ssize_t a, Py_ssize_t b, Py_ssize_t* rest) noex
 
 
 cdef inline Matrix head_of(const Task* t, const Slot* slot, Py_ssize_t row, Py_ssize_t column) noexcept nogil:
-    return columns(t.K, matrix(row_of(t, slot, row), slot.ld), column)
+    return columns(t.K, rows_from(t, slot, row), column)
 
 
 cdef void head(const Task* t, const Heads* heads, Py_ssize_t piece) noexcept nogil:

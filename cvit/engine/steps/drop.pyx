@@ -8,8 +8,8 @@ element's row and column in the image. Without a residual the rows are dropped i
 is made where its sum with the residual goes.
 """
 
-from ..kernels cimport Drop, dropping, matrix
-from ..task cimport Pass, Slot, Step, Task, row_of
+from ..kernels cimport Drop, dropping
+from ..task cimport Pass, Slot, Step, Task, rows_from
 
 
 cdef void drop_rows(const Task* t, const Step* step, const Slot* x, const Slot* add, const Slot* y) noexcept nogil:
@@ -24,9 +24,9 @@ cdef void drop_rows(const Task* t, const Step* step, const Slot* x, const Slot* 
         image = row // p.T
         call.sample, call.row = p.drop.first + image, row - image * p.T
         call.rows = min(end - row, p.T - call.row)
-        call.x, call.y = matrix(row_of(t, x, row), x.ld), matrix(row_of(t, y, row), y.ld)
+        call.x, call.y = rows_from(t, x, row), rows_from(t, y, row)
         if add.ld:
-            call.add = matrix(row_of(t, add, row), add.ld)
+            call.add = rows_from(t, add, row)
         t.K.drop(&call)
         row += call.rows
 

@@ -13,7 +13,7 @@ from ..kernels cimport (
     AddRows, CrossEntropy, Gemm, Matrix, PackRows, adding, ceil_div, crossing, matrix, packed_rows,
     packing_rows, product, rows_bytes,
 )
-from ..task cimport Linear, Pass, Task, columns, part_start, row_of
+from ..task cimport Linear, Pass, Task, columns, part_start, rows_from
 from .linear cimport bias_of, panels_of
 
 cdef enum:
@@ -55,7 +55,7 @@ cdef void logits_task(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef Gemm g
     cdef int i
     for i in range(p.heads):
-        g = head_product(t, task, &p.head[i], matrix(row_of(t, &p.head[i].input, 0), p.features.ld), p.head[i].k,
+        g = head_product(t, task, &p.head[i], rows_from(t, &p.head[i].input, 0), p.head[i].k,
                          p.classes, logits)
         g.bias = bias_of(p, &p.head[i], 0, column)
         if i:
@@ -72,7 +72,7 @@ cdef void logits_backward_task(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef const Pass* p = t.p
     cdef Py_ssize_t tasks = head_tasks(p, p.head[0].k), head = task // tasks
     cdef const Linear* w = &p.head[head]
-    cdef Matrix d_features = columns(t.K, matrix(row_of(t, &p.d_features, 0), p.d_features.ld), head * w.k)
+    cdef Matrix d_features = columns(t.K, rows_from(t, &p.d_features, 0), head * w.k)
     cdef Gemm g = head_product(t, task % tasks, w, matrix(p.arena + p.dlogits, p.classes), p.classes, w.k, d_features)
     t.K.gemm(&g)
 

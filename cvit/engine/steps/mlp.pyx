@@ -6,8 +6,8 @@
 A gated MLP (Dauphin et al. 2017, arXiv:1612.08083; Shazeer 2020, arXiv:2002.05202) has two matrices in W_1: g = f(u) *
 v with [u v] = x [W_gate W_value] + b, so du = dg v f'(u), dv = dg f(u).
 
-The hidden block goes over the hidden rows kc columns at a time: they are made, activated and multiplied while they are
-in the cache.
+The hidden block goes over the hidden rows a block of columns at a time: they are made, activated and multiplied while
+they are in the cache.
 """
 
 from ..kernels cimport (
@@ -61,17 +61,17 @@ cdef inline PackedRows hidden_input(const Task* t, const Step* step) noexcept no
 
 cdef void hidden(const Task* t, const Step* step) noexcept nogil:
     cdef const Linear* w = step.second
-    cdef Py_ssize_t F = w.k, kc = t.K.kc, f, width
-    cdef Matrix u = rows_of(t, &step.hidden), block = rows_of(t, &step.d_hidden), v, y = rows_of(t, &step.target)
-    cdef PackedRows a = hidden_input(t, step), packed = packed_rows(block.at, t.rows)
+    cdef Py_ssize_t F = w.k, depth = t.p.depth, f, width
+    cdef Matrix u = rows_of(t, &step.hidden), v, y = rows_of(t, &step.target)
+    cdef PackedRows a = hidden_input(t, step), packed = packed_rows(row_of(t, &step.d_hidden, t.first), t.rows)
     cdef int kept = step.hidden.place != SCRATCH
     cdef Activation call
     cdef Gemm g
-    v = columns(t.K, u, F) if kept else matrix(<char*> u.at + hidden_bytes(t.K, t.rows), u.ld)
-    for f from 0 <= f < F by kc:
-        width = min(kc, F - f)
+    v = columns(t.K, u, F if kept else t.rows * u.ld)  # in the scratch behind u, whose rows hold one block
+    for f from 0 <= f < F by depth:
+        width = min(depth, F - f)
         if kept and f:
-            u, v = columns(t.K, u, kc), columns(t.K, v, kc)
+            u, v = columns(t.K, u, depth), columns(t.K, v, depth)
         up(t, step, a, f, width, u, v)
         call = activating(step.kind, t.rows, width, u)
         if step.gated:
@@ -86,32 +86,32 @@ cdef void hidden(const Task* t, const Step* step) noexcept nogil:
             if step.add.ld:
                 g.add = rows_of(t, &step.add)
         g.hint.c_is_cached = step.target_is_cached
-        if f + kc >= F:
+        if f + depth >= F:
             g.hint.next = hinted(t, &step.forward_hints[0])
         t.K.gemm(&g)
 
 
 cdef void hidden_again(const Task* t, const Step* step) noexcept nogil:
     """Only u, which is all that the backward needs."""
-    cdef Py_ssize_t F = step.second.k, kc = t.K.kc, f
+    cdef Py_ssize_t F = step.second.k, depth = t.p.depth, f
     cdef Matrix u = rows_of(t, &step.hidden)
     cdef PackedRows a = hidden_input(t, step)
-    for f from 0 <= f < F by kc:
-        up(t, step, a, f, min(kc, F - f), columns(t.K, u, f), columns(t.K, u, F + f))
+    for f from 0 <= f < F by depth:
+        up(t, step, a, f, min(depth, F - f), columns(t.K, u, f), columns(t.K, u, F + f))
 
 
 cdef void hidden_backward(const Task* t, const Step* step) noexcept nogil:
     cdef const Linear* first = step.linear
     cdef const Linear* second = step.second
-    cdef Py_ssize_t F = second.k, kc = t.K.kc, f, width
+    cdef Py_ssize_t F = second.k, depth = t.p.depth, f, width
     cdef Matrix u = rows_of(t, &step.hidden), dg = rows_of(t, &step.d_hidden), dx = rows_of(t, &step.d_source)
     cdef Matrix dv = matrix(<char*> dg.at + hidden_bytes(t.K, t.rows), dg.ld)
     cdef PackedRows dy = pack(t, step, rows_of(t, &step.d_target), second.n, second, 0)
     cdef ActivationBackward call
     cdef Gemm g
     cdef int i
-    for f from 0 <= f < F by kc:
-        width = min(kc, F - f)
+    for f from 0 <= f < F by depth:
+        width = min(depth, F - f)
         g = product(t.rows, width, second.n, dy, panels_of(t.p, second, 0, f, 0, second.n), dg)
         g.hint.c_is_cached = 1
         if t.p.hints:
@@ -131,6 +131,6 @@ cdef void hidden_backward(const Task* t, const Step* step) noexcept nogil:
             if f or i or step.accumulate:
                 g.add = dx
             g.hint.c_is_cached = step.d_source_is_cached
-            if f + kc >= F and i == first.count - 1:
+            if f + depth >= F and i == first.count - 1:
                 g.hint.next = hinted(t, &step.backward_hints[0])
             t.K.gemm(&g)

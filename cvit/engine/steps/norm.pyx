@@ -13,7 +13,7 @@ from libc.string cimport memset
 from ..kernels cimport (
     AddRows, Norm, NormBackward, adding, matrix, normalisation, normalisation_backward, packed_rows, summing,
 )
-from ..task cimport Pass, Step, Task, UnitSums, offset_of, part_start, row_of, rows_of, unit_start
+from ..task cimport Pass, Step, Task, UnitSums, offset_of, part_start, row_of, rows_from, rows_of, unit_start
 
 
 cdef void norm(const Task* t, const Step* step) noexcept nogil:
@@ -48,9 +48,7 @@ cdef void norm_backward(const Task* t, const Step* step) noexcept nogil:
         sums = unit_sums_of(t, step, unit, 2 * step.width)
         call = normalisation_backward(
             unit_start(t.cut, p.panel, unit + 1) - row, step.width,
-            matrix(row_of(t, &step.d_target, row), step.d_target.ld),
-            matrix(row_of(t, &step.source, row), step.source.ld),
-            matrix(row_of(t, &step.d_source, row), step.d_source.ld))
+            rows_from(t, &step.d_target, row), rows_from(t, &step.source, row), rows_from(t, &step.d_source, row))
         call.rms = step.rms
         call.mean, call.rstd = row_of(t, &step.mean, row), row_of(t, &step.rstd, row)
         if step.accumulate:

@@ -16,7 +16,7 @@ from ..kernels cimport (
     AddRows, Attend, AttendBackward, ColumnSums, Matrix, Norm, NormBackward, adding, matrix, normalisation,
     normalisation_backward, summing,
 )
-from ..task cimport Pass, Task, columns, offset_of, part_start, row_of
+from ..task cimport Pass, Task, columns, offset_of, part_start, row_of, rows_from
 from .embed cimport group_sums
 
 cdef enum:
@@ -149,11 +149,11 @@ cdef inline Matrix head_rows(const Task* t, Matrix rows, Py_ssize_t head) noexce
 cdef void attention_pool(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef const Pass* p = t.p
     cdef Py_ssize_t n, h
-    cdef Matrix k, q = matrix(row_of(t, &p.pool.query, 0), p.D)
+    cdef Matrix k, q = rows_from(t, &p.pool.query, 0)
     cdef Attend call
     call.tokens, call.dh, call.scratch = p.T - p.pool.first[0], p.pool.dh, t.scratch
     for n in range(part_start(p.N, p.image_groups, task), part_start(p.N, p.image_groups, task + 1)):
-        k = matrix(row_of(t, &p.pool.kv, n * p.T + p.pool.first[0]), p.pool.kv.ld)
+        k = rows_from(t, &p.pool.kv, n * p.T + p.pool.first[0])
         for h in range(p.pool.heads):
             call.k, call.v = head_rows(t, k, h), head_rows(t, columns(t.K, k, p.D), h)
             call.q = head_rows(t, q, h).at
@@ -164,13 +164,13 @@ cdef void attention_pool(const Task* t, Py_ssize_t task) noexcept nogil:
 cdef void attention_pool_backward(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef const Pass* p = t.p
     cdef Py_ssize_t n, h, row = p.D * t.K.size
-    cdef Matrix k, dk, q = matrix(row_of(t, &p.pool.query, 0), p.D)
+    cdef Matrix k, dk, q = rows_from(t, &p.pool.query, 0)
     cdef AttendBackward call
     call.tokens, call.dh, call.scratch = p.T - p.pool.first[0], p.pool.dh, t.scratch
     for n in range(part_start(p.N, p.image_groups, task), part_start(p.N, p.image_groups, task + 1)):
-        k = matrix(row_of(t, &p.pool.kv, n * p.T + p.pool.first[0]), p.pool.kv.ld)
+        k = rows_from(t, &p.pool.kv, n * p.T + p.pool.first[0])
         memset(row_of(t, &p.pool.d_kv, n * p.T), 0, p.pool.first[0] * p.pool.d_kv.ld * t.K.size)  # of tokens not seen
-        dk = matrix(row_of(t, &p.pool.d_kv, n * p.T + p.pool.first[0]), p.pool.d_kv.ld)
+        dk = rows_from(t, &p.pool.d_kv, n * p.T + p.pool.first[0])
         for h in range(p.pool.heads):
             call.q = head_rows(t, q, h).at
             call.d_o = head_rows(t, matrix(p.arena + p.dpooled + n * row, p.D), h).at

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 from ..kernels cimport (
     Matrix, Norm, NormBackward, Rotate, RotateFrequencies, matrix, normalisation, normalisation_backward,
 )
-from ..task cimport Pass, Slot, Step, Task, columns, offset_of, part_start, row_of, unit_start
+from ..task cimport Pass, Slot, Step, Task, columns, offset_of, part_start, row_of, rows_from, unit_start
 from .norm cimport unit_sums_of
 
 
@@ -89,7 +89,7 @@ cdef void turn(const Task* t, const Step* step, const Slot* slot, int back) noex
             call.rows = last - row
             call.cosines = matrix(p.tables + step.cosines + patch * ld * t.K.size, ld)
             call.sines = matrix(p.tables + step.sines + patch * ld * t.K.size, ld)
-            call.x = matrix(row_of(t, slot, row), slot.ld)
+            call.x = rows_from(t, slot, row)
             if not step.each_head:  # q's and k's heads stand side by side, all with one row of angles
                 call.heads = 2 * step.heads
                 t.K.rotate(&call)
@@ -127,8 +127,7 @@ cdef void frequencies(const Task* t, const Step* step) noexcept nogil:
                 continue
             call.rows = min(last - row, p.T - token)
             call.coordinates = p.tables + p.coordinates + 2 * (token - p.prefix) * t.K.size
-            call.y = matrix(row_of(t, &step.target, row), step.target.ld)
-            call.dy = matrix(row_of(t, &step.d_target, row), step.d_target.ld)
+            call.y, call.dy = rows_from(t, &step.target, row), rows_from(t, &step.d_target, row)
             t.K.rotate_frequencies(&call)
             call.y, call.dy = columns(t.K, call.y, width), columns(t.K, call.dy, width)
             t.K.rotate_frequencies(&call)

@@ -24,10 +24,10 @@ later.
 """
 
 from ..kernels cimport (
-    AddRows, ColumnSums, GemmColumns, PackColumns, PackPanels, Unscale, adding, ceil_div, columns_bytes,
+    AddRows, ColumnSums, GemmColumns, Matrix, PackColumns, PackPanels, Unscale, adding, ceil_div, columns_bytes,
     columns_product, matrix, packing_columns, packing_panels, panel_depth, panels, panels_bytes, summing,
 )
-from ..task cimport Linear, Pass, Task, part_start, row_of
+from ..task cimport Linear, Pass, Task, columns, part_start, row_of, rows_from
 
 cdef enum:
     STRIP = 128      # columns of a packing task, a multiple of every panel's width
@@ -137,7 +137,7 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
     cdef Py_ssize_t unit = t.K.depth_unit, units = ceil_div(w.rows, unit), segment, block, row, rows
     cdef char* a = t.scratch
     cdef char* b = a + columns_bytes(t.K, depth, MOST_ROWS)
-    cdef char* x
+    cdef Matrix x
     cdef PackColumns packing
     cdef PackPanels dy
     cdef GemmColumns g
@@ -146,8 +146,9 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
         for block in range(blocks):
             row = part_start(units, blocks, block) * unit
             rows = min(w.rows, part_start(units, blocks, block + 1) * unit) - row
-            x = row_of(t, &w.input, row) + segment * w.input_segment + m0 * size
-            packing = packing_columns(rows, m1 - m0, matrix(x, w.input.ld), a)
+            x = columns(t.K, rows_from(t, &w.input, row), m0)
+            x.at = <char*> x.at + segment * w.input_segment
+            packing = packing_columns(rows, m1 - m0, x, a)
             if w.norm.given:
                 packing.mean, packing.rstd = row_of(t, &w.norm.mean, row), row_of(t, &w.norm.rstd, row)
                 if w.norm.scale >= 0:
@@ -171,8 +172,8 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
                     g.column_sums = p.grad + w.bias[i] + n0 * size
                 if i == 0 and w.dy < 0 and p.hints:
                     # The tile's next rows of x, or those that the next tile begins with.
-                    g.hint.next = matrix(row_of(t, &w.input, row + rows if block + 1 < blocks else 0)
-                                         + (m0 if block + 1 < blocks else m1) * size, w.input.ld)
+                    g.hint.next = columns(t.K, rows_from(t, &w.input, row + rows if block + 1 < blocks else 0),
+                                          m0 if block + 1 < blocks else m1)
                 t.K.gemm_columns(&g)
     if w.layer_scale >= 0:
         unscale_tile(t, w, m0, m1, n0, n1)
@@ -229,7 +230,7 @@ cdef void add_scale_sums(const Task* t, const Linear* w) noexcept nogil:
 cdef inline Py_ssize_t gradient_depth(const Pass* p) noexcept nogil:
     """The most rows that a tile multiplies at a time: an eighth more than other products do, so that few are left
     over."""
-    return panel_depth(p.K, p.K.kc * 9 // 8)
+    return panel_depth(p.K, p.depth * 9 // 8)
 
 
 cdef Py_ssize_t gradient_scratch(const Pass* p) noexcept nogil:
