@@ -47,8 +47,11 @@ STRUCTS, KERNELS = _parse()
 
 
 class _Head(ctypes.Structure):
-    _fields_ = [("isa", ctypes.c_char_p), ("element", ctypes.c_char_p)] + [
-        (name, ctypes.c_ssize_t) for name in ("size", "packed_size", "vl", "mr", "nr", "kc", "lda")
+    _fields_ = [
+        *((name, ctypes.c_char_p) for name in ("isa", "element")),
+        *((name, ctypes.c_ssize_t) for name in ("size", "rows_size", "panels_size")),
+        ("half", ctypes.c_int),
+        *((name, ctypes.c_ssize_t) for name in ("vl", "mr", "nr", "kc", "lda", "rows_unit", "depth_unit")),
     ]
 
 
@@ -99,8 +102,11 @@ def at(array):
 
 
 def matrix(array):
-    """cvit_matrix of a two-dimensional array whose rows are contiguous. It does not keep the array alive."""
-    return STRUCTS["cvit_matrix"](at(array), 0 if array is None else array.strides[0] // array.itemsize)
+    """cvit_matrix of a two-dimensional array whose rows are contiguous; uint16 is bfloat16. It does not keep the array
+    alive."""
+    if array is None:
+        return STRUCTS["cvit_matrix"]()
+    return STRUCTS["cvit_matrix"](at(array), array.strides[0] // array.itemsize, array.dtype == np.uint16)
 
 
 def rows(array, count):
