@@ -317,6 +317,7 @@ typedef struct {
     ptrdiff_t rows_size;       /* of an element of packed rows and columns, */
     ptrdiff_t panels_size;     /* and of panels */
     int half;                  /* whether rows that products alone read may be kept in half the size */
+    const char *peak;          /* what the products are made of and probe_flops counts: "float32 FMA", "tdpbf16ps" */
     ptrdiff_t vl;              /* lanes of a vector of real elements */
     ptrdiff_t mr, nr;          /* rows and columns of a register tile */
     ptrdiff_t kc, lda;         /* columns of a block of packed rows, and their row stride */

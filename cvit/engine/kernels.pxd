@@ -207,6 +207,7 @@ cdef extern from "cvit.h" nogil:
         const char* element
         Py_ssize_t size, rows_size, panels_size
         int half
+        const char* peak
         Py_ssize_t vl, mr, nr, kc, lda, rows_unit, depth_unit
         void (*gemm)(const Gemm*) noexcept nogil
         void (*gemm_columns)(const GemmColumns*) noexcept nogil

@@ -187,13 +187,16 @@ cdef void run_team(int size, Work work, void* job) noexcept nogil:
 cdef struct Probe:
     const Kernels* K
     Py_ssize_t rounds, n
+    double done
     char* x
     char* y
 
 
 cdef void flops_work(void* job, Team* team, int thread) noexcept nogil:
     cdef Probe* p = <Probe*> job
-    p.K.probe_flops(p.rounds)
+    cdef double done = p.K.probe_flops(p.rounds)
+    if thread == 0:
+        p.done = done
 
 
 cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
@@ -202,15 +205,24 @@ cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
     p.K.probe_stream(share, 1e-3, p.x + first, p.y + first)
 
 
+def table_name(precision):
+    """The instruction set of a precision's selected table, and what its products are made of: the peak it is measured
+    against."""
+    cdef const Kernels* K = selected(element_of(precision))
+    return K.isa.decode(), K.peak.decode()
+
+
 def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2, precision=None):
-    """Multiply-adds in registers on `threads` threads (0: as many as a pass would use), in floating-point operations a
-    second; of a dtype's kernels, or of a precision's.
+    """What the products of a dtype's or a precision's table are made of, on registers or the nearest cache alone, on
+    `threads` threads (0: as many as a pass would use): floating-point operations a second.
 
     The best of several runs that together take about `seconds`.
     """
     cdef Probe probe
     cdef int size = threads or num_threads()
-    probe.K = selected(element_of(precision or ("f64" if np.dtype(dtype) == np.float64 else "f32")))
+    if precision is None:
+        precision = "f64" if np.dtype(dtype) == np.float64 else "f32"
+    probe.K = selected(element_of(precision))
     probe.x = probe.y = NULL
     probe.n = 0
     probe.rounds = 200_000
@@ -221,7 +233,7 @@ def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2, precision=
         with nogil:
             run_team(size, flops_work, &probe)
         took = time.perf_counter() - start
-        best = max(best, 24.0 * probe.K.vl * probe.rounds * size / took)
+        best = max(best, probe.done * size / took)
     return best
 
 
