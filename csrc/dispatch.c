@@ -35,9 +35,10 @@ static void support(const char *isa, int supported)
             tables[i].supported = supported;
 }
 
-/* Tiles take 8 KB of a thread's state, which Linux saves from 5.16 on for processes that have asked (ARCH_REQ_XCOMP_PERM
- * of state 18, Documentation/arch/x86/xstate.rst); a child process inherits the permission. A refusal, or a system call
- * that is not there, is no error: the next table is used. Other systems are not asked: no tiles there. */
+/* Tiles take 8 KB of a thread's state, which Linux saves from 5.16 on for processes that have asked
+ * (ARCH_REQ_XCOMP_PERM of state 18, Documentation/arch/x86/xstate.rst); a child process inherits the permission. A
+ * refusal, or a system call that is not there, is no error: the next table is used. Other systems are not asked: no
+ * tiles there. */
 static int tiles_permitted(void)
 {
 #if defined(__linux__) && defined(__x86_64__)

@@ -51,13 +51,14 @@ class _Head(ctypes.Structure):
         *((name, ctypes.c_char_p) for name in ("isa", "element")),
         *((name, ctypes.c_ssize_t) for name in ("size", "rows_size", "panels_size")),
         ("half", ctypes.c_int),
+        ("peak", ctypes.c_char_p),
         *((name, ctypes.c_ssize_t) for name in ("vl", "mr", "nr", "kc", "lda", "rows_unit", "depth_unit")),
     ]
 
 
 def _prototype(result, arguments):
     kinds = []
-    for argument in arguments.split(","):
+    for argument in arguments.split(",") if arguments != "void" else ():
         kind = argument.replace("const ", "").split()[0]
         kinds.append(ctypes.c_void_p if "*" in argument else PLAIN[kind])
     return ctypes.CFUNCTYPE(PLAIN[result], *kinds)
@@ -71,7 +72,7 @@ class Table:
         self.address = address or team.table_address(dtype)
         head = _Head.from_address(self.address)
         for name, _ in _Head._fields_:
-            setattr(self, name, getattr(head, name))
+            setattr(self, "panels_bytes" if name == "panels_size" else name, getattr(head, name))
         functions = (ctypes.c_void_p * len(KERNELS)).from_address(self.address + ctypes.sizeof(_Head))
         for (result, name, arguments), pointer in zip(KERNELS, functions, strict=True):
             setattr(self, name, self._function(_prototype(result, arguments)(pointer)))

@@ -19,21 +19,16 @@ static const tile_config WHOLE_TILES = {
 
 #ifndef CVIT_AMX_EMULATED
 
-INLINE void tile_configure(const tile_config *config)
-{
-    __asm__ volatile("ldtilecfg %0" : : "m"(*config) : "memory");
-}
+INLINE void tile_configure(const tile_config *config) { __asm__ volatile("ldtilecfg %0" : : "m"(*config) : "memory"); }
 INLINE void tile_release(void) { __asm__ volatile("tilerelease" : : : "memory"); }
 #define tile_zero(tile) __asm__ volatile("tilezero %%tmm" #tile : : : "memory")
-#define tile_load(tile, from, stride)                                                                        \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"((const void *)(from)), "r"((ptrdiff_t)(stride)) \
-                     : "memory")
-#define tile_load_once(tile, from, stride)                                                                     \
-    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm" #tile : : "r"((const void *)(from)), "r"((ptrdiff_t)(stride)) \
-                     : "memory")
-#define tile_store(tile, to, stride)                                                                    \
-    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"((void *)(to)), "r"((ptrdiff_t)(stride)) \
-                     : "memory")
+#define TILE_ROWS(at, stride) "r"((const void *)(at)), "r"((ptrdiff_t)(stride))
+#define tile_load(tile, from, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile : : TILE_ROWS(from, stride) : "memory")
+#define tile_load_once(tile, from, stride) \
+    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm" #tile : : TILE_ROWS(from, stride) : "memory")
+#define tile_store(tile, to, stride) \
+    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : TILE_ROWS(to, stride) : "memory")
 #define tile_multiply(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : : : "memory")
 
 #else
