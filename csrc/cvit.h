@@ -29,7 +29,8 @@ typedef struct {
     int half; /* 1: elements of half the size, bfloat16; where a comment says that a kernel takes them, else 0 */
 } cvit_matrix;
 
-/* the left operand of a product: `rows` packed rows, in blocks of kc columns with row stride lda, see gemm.inc */
+/* the left operand of a product: `rows` packed rows, in blocks of kc columns with row stride lda, or in tiles; see each
+ * gemm.inc */
 typedef struct {
     void *at;
     ptrdiff_t rows;

@@ -159,8 +159,8 @@ def test_a_product_that_goes_on(tables, rng):
 
     def run(K):
         whole, c = np.zeros((2, m, n), np.float32)
-        b = packed_panels(K, w)
-        K.gemm(call("gemm", m=m, n=n, k=k, a=rows(packed_rows(K, x), m), b=panels(b, k), c=matrix(whole)))
+        a, b = packed_rows(K, x), packed_panels(K, w)
+        K.gemm(call("gemm", m=m, n=n, k=k, a=rows(a, m), b=panels(b, k), c=matrix(whole)))
         for first, last in ((0, 320), (320, k)):
             a = packed_rows(K, x[:, first:last])
             g = call("gemm", m=m, n=n, k=last - first, a=rows(a, m), b=panels(b, k, first), c=matrix(c))
@@ -377,7 +377,7 @@ def test_whole_passes(library, rng, options, threads):
 @pytest.mark.parametrize("permission, expected", [(0, 1), (-1, 0)], ids=["granted", "refused"])
 def test_tiles_need_the_kernels_permission(tmp_path, permission, expected):
     """It is asked for once, and not where the CPU or XCR0 lack tiles; a refusal is no error."""
-    unit = compiled(tmp_path, "tests/bf16/dispatch.c")
+    unit = compiled(tmp_path, "tests/bf16/permission.c")
     complete = 0x602E6, 1 << 24 | 1 << 22, 1 << 5
     for missing in ((0xE6, *complete[1:]), (0x602E6, 1 << 24, 1 << 5), (0x602E6, 1 << 22, 1 << 5), (*complete[:2], 0)):
         assert unit.amx_with(*missing, ctypes.c_long(permission)) == 0 == unit.times_asked()

@@ -12,7 +12,7 @@ static long answered(long number, int option, int state)
 }
 #define syscall answered
 #define CVIT_HAS_AMX
-#include "dispatch.c"
+#include "../../csrc/dispatch.c"
 
 #define TABLE(isa, type) const cvit_kernels cvit_##isa##_##type = {.isa = #isa, .element = #type}
 TABLE(portable, f32);
