@@ -14,7 +14,7 @@ static long answered(long number, int option, int state)
 #define CVIT_HAS_AMX
 #include "../../csrc/dispatch.c"
 
-#define TABLE(isa, type) const cvit_kernels cvit_##isa##_##type = {.isa = #isa, .element = #type}
+#define TABLE(set, type) const cvit_kernels cvit_##set##_##type = {.isa = #set, .element = #type}
 TABLE(portable, f32);
 TABLE(portable, f64);
 TABLE(portable, bf16);
