@@ -282,10 +282,15 @@ typedef half hvec __attribute__((vector_size(VECTOR_BYTES / 2)));
 /* The bits of x rounded to bfloat16, in the upper halves; the lower ones are zero. */
 INLINE uvec round_bits(vec x)
 {
-    const uvec b = (uvec)x;
-    const uvec up = (b + 0x7fff + ((b >> 16) & 1)) & 0xffff0000u, quiet = (b | 0x400000u) & 0xffff0000u;
+    const uvec b = (uvec)x, up = 0x7fff + ((b >> 16) & 1);
+#if VECTOR_BYTES == 64
+    const __mmask16 number = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_ORD_Q);
+    const uvec quiet = b | 0x400000u;
+    return (uvec)_mm512_mask_add_epi32((__m512i)quiet, number, (__m512i)b, (__m512i)up) & 0xffff0000u;
+#else
     const uvec number = (uvec)(x == x);
-    return (number & up) | (~number & quiet);
+    return ((b + (number & up)) | (~number & 0x400000u)) & 0xffff0000u;
+#endif
 }
 INLINE vec rounded(vec x) { return (vec)round_bits(x); }
 
