@@ -48,12 +48,11 @@ STRUCTS, KERNELS = _parse()
 
 class _Head(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_char_p) for name in ("isa", "element")),
-        *((name, ctypes.c_ssize_t) for name in ("size", "rows_size", "panels_size")),
-        ("half", ctypes.c_int),
+        ("isa", ctypes.c_char_p), ("element", ctypes.c_char_p), ("size", ctypes.c_ssize_t),
+        ("rows_size", ctypes.c_ssize_t), ("panels_size", ctypes.c_ssize_t), ("half", ctypes.c_int),
         ("peak", ctypes.c_char_p),
         *((name, ctypes.c_ssize_t) for name in ("vl", "mr", "nr", "kc", "lda", "rows_unit", "depth_unit")),
-    ]
+    ]  # fmt: skip
 
 
 def _prototype(result, arguments):
@@ -103,8 +102,8 @@ def at(array):
 
 
 def matrix(array):
-    """cvit_matrix of a two-dimensional array whose rows are contiguous; uint16 is bfloat16. It does not keep the array
-    alive."""
+    """cvit_matrix of a two-dimensional array whose rows are contiguous, bfloat16 if it is uint16. It does not keep the
+    array alive."""
     if array is None:
         return STRUCTS["cvit_matrix"]()
     return STRUCTS["cvit_matrix"](at(array), array.strides[0] // array.itemsize, array.dtype == np.uint16)
