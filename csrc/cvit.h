@@ -119,7 +119,7 @@ typedef struct {
     const void *mean, *rstd;
     const void *scale;     /* (d), or NULL */
     cvit_matrix residual;  /* (rows, d), or none */
-    cvit_matrix dx;        /* may be dy or residual */
+    cvit_matrix dx;        /* may be dy, residual or x */
     void *dscale, *dshift; /* (d), or NULL each */
 } cvit_norm_backward;
 

@@ -103,11 +103,13 @@ def test_short_images_go_through_a_block_together_or_not(name, checkpoint):
     assert seen == ({False, True} if checkpoint is None else {False})
 
 
+@pytest.mark.parametrize("precision", ["f32", "f64", "bf16"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_blocks_of_rows_fit_a_threads_scratch(dtype, name):
+def test_blocks_of_rows_fit_a_threads_scratch(precision, name):
     """However they are cut: the plan asserts it."""
+    dtype = np.float64 if precision == "f64" else np.float32
     for N in (*range(1, 40), 64, 100, 128):
-        plan = _engine.Plan(program_of(CONFIGS[name]), N, dtype, "train", dry=True)
+        plan = _engine.Plan(program_of(CONFIGS[name]), N, dtype, "train", precision=precision, dry=True)
         for threads in (*range(1, 18), 33, 64, 100):
             cvit.set_num_threads(threads)
             assert plan.stages()

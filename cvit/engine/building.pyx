@@ -276,9 +276,7 @@ cdef class Building(Places):
 
         p.embed.k, p.embed.n, p.embed.count = p.patch_values, p.D, 1
         self._set_matrix(&p.embed, 0, self.program.embed.matrix)
-        p.embed.input = slot_of((ARENA, p.patches_at, 0, p.patch_values, 0))
-        p.embed.rows, p.embed.segments = p.patches, p.N
-        p.embed.input_segment = p.patches * p.patch_values * size
+        p.embed.rows, p.embed.segments, p.embed.of_images = p.patches, p.N, 1
         p.embed.dy, p.embed.dy_ld, p.embed.dy_segment = p.dx + p.prefix * p.D * size, p.D, p.T * p.D * size
 
         features = "pooled" if self.mode == "tokens" else self.program.features

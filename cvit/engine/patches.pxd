@@ -17,6 +17,24 @@ cdef inline void cut_patches(const char* image, Py_ssize_t channels, Py_ssize_t 
                     out += run
 
 
+cdef inline void cut_columns(const char* image, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width,
+                             Py_ssize_t patch_height, Py_ssize_t patch_width, Py_ssize_t first, Py_ssize_t count,
+                             Py_ssize_t start, Py_ssize_t stop, Py_ssize_t size, char* out) noexcept nogil:
+    """Columns start to stop of `count` patches from number `first` on: (count, stop - start)."""
+    cdef Py_ssize_t patch, across = width // patch_width, column, line, inside, run
+    cdef const char* corner
+    for patch in range(first, first + count):
+        corner = image + (patch // across * patch_height * width + patch % across * patch_width) * size
+        column = start
+        while column < stop:
+            line, inside = column // patch_width, column % patch_width
+            run = min(patch_width - inside, stop - column)
+            memcpy(out, corner + ((line // patch_height * height + line % patch_height) * width + inside) * size,
+                   run * size)
+            out += run * size
+            column += run
+
+
 cdef inline void join_patches(const char* patches, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width,
                               Py_ssize_t patch,
                               Py_ssize_t size, char* image) noexcept nogil:

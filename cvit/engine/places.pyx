@@ -12,7 +12,8 @@ and an activation's backward works in place. The residual stream's gradient is o
 """
 
 from .cutting cimport Cutting
-from .kernels cimport ceil_div, hidden_bytes, panels_bytes, rows_bytes
+from .kernels cimport hidden_bytes, panels_bytes, rows_bytes
+from .steps.embed cimport embed_scratch
 from .steps.loss cimport head_scratch
 from .steps.pool cimport pool_scratch
 from .steps.weights cimport gradient_scratch
@@ -133,10 +134,6 @@ cdef class Places(Cutting):
             section for block in self.program.blocks for section in (block.before, (block.heads,), block.after)
         )
         self.stage_slots, self.stage_bytes, self.stage_own = {}, 0, 0
-        if not p.given:
-            p.patches_at = self._place(
-                "patches", (p.N if p.training else p.image_groups) * p.patches * p.patch_values * size
-            )
         lent = 0
         starts = [first_weight(block) * size for block in self.program.blocks] + [self.program.behind * size]
         p.trained = starts[0] if p.given else 0
@@ -149,10 +146,11 @@ cdef class Places(Cutting):
             for name, (rows, width) in buffers.items():
                 half = self._half("blocks", name)
                 count = rows * width * (size >> half)
+                shared = layer == p.L and self._shares_last()  # with the gradient of the residual stream
                 title = TITLES.get(name, TITLES["stats"] if name.startswith("stats") else name)
                 if layer and (not p.training or p.checkpoint and name != "x"):
                     slots[name] = self.kept[0][name]
-                elif p.training and p.trained + lent + count + 2 * LINE <= starts[layer]:
+                elif p.training and not shared and p.trained + lent + count + 2 * LINE <= starts[layer]:
                     slots[name] = (LENT, lent, 0, width, half)
                     lent += lines(count)
                     self.placed.setdefault(title, 0)
@@ -251,8 +249,7 @@ cdef class Places(Cutting):
         own = max(own, head_scratch(p) if p.heads else 0, pool_scratch(p) * size)
         dh = max([block.heads.width // block.heads.heads for block in self.program.blocks], default=1)
         own = max(own, p.K.attention_scratch(p.T, dh, 0) * size)
-        band = ceil_div(p.height // p.patch_height, p.bands) * (p.width // p.patch_width)
-        own = max(own, rows_bytes(p.K, band, p.patch_values))
+        own = max(own, embed_scratch(p))
         if p.training:
             own = max(own, p.K.attention_scratch(p.T, dh, 1) * size, gradient_scratch(p))
         self.own = lines(own) + LINE
@@ -279,7 +276,10 @@ cdef class Places(Cutting):
             if p.training:
                 slots[PACKED] = max([part.width for part in parts_of(sections) if isinstance(part, Norm)], default=0)
                 roots = classes_of(sections)
+                inner = {part.first.target for part in parts_of(sections) if isinstance(part, Hidden)}
                 for name, width in slots.items():
+                    if name in inner:  # whose gradient has a block of columns at a time
+                        continue
                     root = roots.get(name, name)
                     if self._fixed_gradient(group, sections, root) is None:
                         need(f"d {root}", rows * width * size, width)
@@ -287,7 +287,7 @@ cdef class Places(Cutting):
                 if isinstance(part, Hidden):
                     columns = 1 + part.activation.gated
                     need(HIDDEN, hidden_bytes(p.K, rows) * columns, p.K.lda)
-                    if p.K.half:  # else u lies where its activation's packed rows go
+                    if p.K.half and part.first.target not in values:  # else kept, or where its packed rows go
                         half = self._half(group, part.first.target)
                         need(BEFORE, rows * p.K.lda * (size >> half) * columns, p.K.lda, half)
                     deepest = max(part.first.k, part.second.n)
@@ -323,7 +323,7 @@ cdef class Places(Cutting):
         self.gradients = {group: {} for group in ("blocks", "before", "after", "query", "end")}
         if not p.training:
             return
-        p.dx = self._place("gradient of the residual stream", 0 if p.head_alone else p.R * p.D * size)
+        p.dx = self._place_residual()
         residual = (ARENA, p.dx, 0, p.D, 0)
         self.gradients["blocks"] = {"x": residual, "y": residual}
         self.gradients["before"] = {"x": residual, "x0": residual}
@@ -340,6 +340,17 @@ cdef class Places(Cutting):
             if "query" in self.outside_slots["query"]:
                 self.gradients["query"]["query"] = self._gradient_slot("query", 1, p.D)
             p.pool.dq_parts = self._place("gradient of the query by image", p.N * p.D * size)
+
+    def _place_residual(self):
+        """The gradient of the residual stream: in the place of the last block's output, which the backward of the
+        pooling reads row by row as it writes; but attention pooling's weight gradients read it later."""
+        cdef Pass* p = &self.p
+        if self._shares_last():
+            return self.kept[p.L]["x"][1]
+        return self._place("gradient of the residual stream", 0 if p.head_alone else p.R * p.D * p.K.size)
+
+    def _shares_last(self):
+        return self.p.L and not self.p.pool.attention
 
     def _gradient_slot(self, title, rows, width):
         return (ARENA, self._place(f"gradient of {title}", rows * width * self.p.K.size), 0, width, 0)

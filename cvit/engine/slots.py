@@ -73,7 +73,7 @@ def classes_of(sections):
 
 
 def half_slots(sections):
-    """The slots of these steps whose rows are bfloat16 where a table keeps such rows (`half` of csrc/cvit.h): those that
+    """The slots of these steps that are bfloat16 where a table keeps such rows (`half` of csrc/cvit.h): those that
     products, heads and activations alone write and read.
 
     A product rounds what it reads to bfloat16 anyhow, so a result that goes to products alone loses nothing by being
@@ -84,7 +84,7 @@ def half_slots(sections):
     half, whole = set(), {"x", "y"}
     for part in parts_of(sections):
         own = {part.source, part.target}
-        if isinstance(part, (Linear, Activation, Heads)) or isinstance(part, Drop) and len(own) == 1:
+        if isinstance(part, (Linear, Activation, Heads)) or (isinstance(part, Drop) and len(own) == 1):
             half |= own
             whole |= {part.target, part.add} if added_by(part) else set()
         else:

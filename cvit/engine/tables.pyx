@@ -1,7 +1,7 @@
 """The cosines and sines of rotary positions, which a plan keeps for its steps.
 
 Fixed angles give one table for all blocks, made with the plan; of learned frequencies every block has its own, made
-anew before each pass, but once for a frozen model.
+anew before each pass, but once for a frozen model. A bfloat16 model's are the same bits on every machine.
 """
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from .building cimport Building
 from .task cimport Pass
 from .program import Rotate
+from .sines import cosines_sines
 from .team import in_own_mode
 
 
@@ -44,7 +45,8 @@ cdef class Tables(Building):
 
     def _fill_fixed_tables(self, angles):
         """The cosines of all angles, then their sines."""
-        self.tables = np.concatenate([np.cos(angles).ravel(), np.sin(angles).ravel()]).astype(self.dtype)
+        cos, sin = cosines_sines(angles) if self.p.K.half else (np.cos(angles), np.sin(angles))
+        self.tables = np.concatenate([cos.ravel(), sin.ravel()]).astype(self.dtype)
 
     def _fill_learned_tables(self, weights):
         """The angles of learned frequencies: a patch's coordinates times those of both axes."""
@@ -58,6 +60,10 @@ cdef class Tables(Building):
             angles = self.tables[sines : sines + count].reshape(-1, pairs)
             np.multiply(at[:, :1], both[0], out=angles)
             np.add(angles, at[:, 1:] * both[1], out=angles)
-            np.cos(angles, out=self.tables[cosines : cosines + count].reshape(-1, pairs))
-            np.sin(angles, out=angles)
+            to = self.tables[cosines : cosines + count].reshape(-1, pairs)
+            if self.p.K.half:
+                to[...], angles[...] = cosines_sines(angles.astype(np.float64))
+            else:
+                np.cos(angles, out=to)
+                np.sin(angles, out=angles)
         self.tables_done = True

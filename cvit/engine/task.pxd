@@ -55,7 +55,8 @@ ctypedef struct Linear:
     int shares_scale                       # whether a product before it in the section has the same layer scale
     Slot input                             # the rows that the weight gradient multiplies dy by,
     NormUse norm                           # through this norm
-    Py_ssize_t rows, segments, input_segment  # of the input, in `segments` runs `input_segment` bytes apart
+    Py_ssize_t rows, segments              # of the input; `segments` runs of them where it is the patches of images,
+    int of_images                          # which are cut again
     Py_ssize_t dy, dy_ld, dy_segment       # where the embedding's and the head's dy lie unpacked; else -1
 
 # ------------------------------------------------------------------------------------------------------------- steps
@@ -201,7 +202,7 @@ ctypedef struct Pass:
     char* scratch              # one piece for each thread
     Py_ssize_t scratch_stride, private_at   # private_at: where STAGE slots lie in a thread's scratch
     # buffers in the arena
-    Py_ssize_t patches_at, dx, partial, partial_stride
+    Py_ssize_t dx, partial, partial_stride
     Py_ssize_t pooled, logits, losses, dlogits, dpooled
     Slot patch_rows            # patches after their embedding
     Slot first_x, last_x       # the embedding's tokens, the last block's output

@@ -7,8 +7,8 @@ outside of all runs is neither read nor written. `runs` is an array (R,) of RUN:
 rate and whether weight decay applies. The kernels are in csrc/kernels/update.inc; train/ validates and owns the state.
 
 _Buffers are anything with a buffer: float32 or float64, contiguous, all of one call alike in type and length
-(TypeError, ValueError). `precision` None takes the kernels of the vectors' type; "bf16" those of a bfloat16 model, whose
-weights are float32: they compute the same bits on every machine, and so a whole training does.
+(TypeError, ValueError). `precision` None takes the kernels of the vectors' type; "bf16" those of a bfloat16 model,
+whose weights are float32: they compute the same bits on every machine, and so a whole training does.
 """
 
 import numpy as np

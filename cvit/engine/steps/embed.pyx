@@ -3,19 +3,26 @@
     x[n] = [tokens; norm(patches(image n) @ W + b)] + pos                         (Dosovitskiy et al. 2021, eq. 1)
     dpos = sum over images of dx,  dtokens = its first rows,  dW = patchesᵀ dx,  db = sum of dx over patches
 
-Positions may be those of the patches and of the first few tokens alone, or none. Forward keeps the patches, and before
-a norm what it normalises. A task of the forward is a band of patch rows in a group of images; of the backward a token's
-columns, and of the norm's a group of images. dW and db are tiles of the weight stage, in weights.pyx.
+Positions may be those of the patches and of the first few tokens alone, or none. Forward keeps what a norm normalises,
+and no patches, which the backward cuts again. A task of the forward is a band of patch rows in a group of images; of
+the backward a token's columns, and of the norm's a group of images. dW and db are tiles of the weight stage, in
+weights.pyx.
 """
 
 from libc.string cimport memcpy, memset
 from ..kernels cimport (
-    AddRows, ColumnSums, Gemm, Norm, NormBackward, PackRows, adding, matrix, normalisation, normalisation_backward,
-    packed_rows, packing_rows, product, summing,
+    AddRows, ColumnSums, Gemm, Norm, NormBackward, PackRows, adding, ceil_div, matrix, normalisation,
+    normalisation_backward, packed_rows, packing_rows, product, rows_bytes, summing,
 )
 from ..patches cimport cut_patches
 from ..task cimport Pass, Task, offset_of, part_start, row_of
 from .linear cimport bias_of, panels_of
+
+
+cdef Py_ssize_t embed_scratch(const Pass* p) noexcept nogil:
+    """Bytes: a band's patches, and packed."""
+    cdef Py_ssize_t rows = ceil_div(p.height // p.patch_height, p.bands) * (p.width // p.patch_width)
+    return rows_bytes(p.K, rows, p.patch_values) + rows * p.patch_values * p.K.size
 
 
 cdef void embed_task(const Task* t, Py_ssize_t task) noexcept nogil:
@@ -26,14 +33,13 @@ cdef void embed_task(const Task* t, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t top = part_start(grid, p.bands, band), bottom = part_start(grid, p.bands, band + 1)
     cdef Py_ssize_t first = top * across, count = (bottom - top) * across  # patches of the band
     cdef char* pos = offset_of(p.weights, p.positions)
-    cdef char* patches
+    cdef char* patches = t.scratch + rows_bytes(t.K, count, p.patch_values)
     cdef char* x
     cdef PackRows packing
     cdef Gemm g
     if pos != NULL:
         pos += (p.positions_of_prefix + first) * D * size
     for n in range(part_start(p.N, p.image_groups, group), part_start(p.N, p.image_groups, group + 1)):
-        patches = p.arena + p.patches_at + ((n if p.training else group) * p.patches + first) * p.patch_values * size
         cut_patches(p.images + n * pixels * size, p.channels, p.height, p.width, p.patch_height, p.patch_width, top,
                     bottom, size, patches)
         if p.prefix and band == 0:

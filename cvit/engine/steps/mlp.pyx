@@ -11,8 +11,8 @@ they are in the cache.
 """
 
 from ..kernels cimport (
-    Activation, ActivationBackward, Gemm, Matrix, PackedRows, activating, activating_backward, hidden_bytes, matrix, packed_rows,
-    panels, panels_bytes, product,
+    Activation, ActivationBackward, Gemm, Matrix, PackedRows, activating, activating_backward, hidden_bytes, matrix,
+    packed_rows, panels, panels_bytes, product,
 )
 from ..task cimport Linear, SCRATCH, Step, Task, columns, hinted, row_of, rows_of
 from .drop cimport drop_again

@@ -27,11 +27,12 @@ from ..kernels cimport (
     AddRows, ColumnSums, GemmColumns, Matrix, PackColumns, PackPanels, Unscale, adding, ceil_div, columns_bytes,
     columns_product, matrix, packing_columns, packing_panels, panel_depth, panels, panels_bytes, summing,
 )
+from ..patches cimport cut_columns
 from ..task cimport Linear, Pass, Task, columns, part_start, row_of, rows_from
 
 cdef enum:
     STRIP = 128      # columns of a packing task, a multiple of every panel's width
-    MOST_ROWS = 196  # of dW in a tile
+    MOST_ROWS = 196  # of dW in a tile, about
     WIDEST = 384     # columns of a tile that packs dy itself
 
 
@@ -136,7 +137,7 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
     cdef Py_ssize_t size = t.K.size, depth = gradient_depth(p), blocks = ceil_div(w.rows, depth)
     cdef Py_ssize_t unit = t.K.depth_unit, units = ceil_div(w.rows, unit), segment, block, row, rows
     cdef char* a = t.scratch
-    cdef char* b = a + columns_bytes(t.K, depth, MOST_ROWS)
+    cdef char* b = a + columns_bytes(t.K, depth, highest(p))
     cdef Matrix x
     cdef PackColumns packing
     cdef PackPanels dy
@@ -146,8 +147,12 @@ cdef void gradient_tile(const Task* t, const Linear* w, Py_ssize_t m0, Py_ssize_
         for block in range(blocks):
             row = part_start(units, blocks, block) * unit
             rows = min(w.rows, part_start(units, blocks, block + 1) * unit) - row
-            x = columns(t.K, rows_from(t, &w.input, row), m0)
-            x.at = <char*> x.at + segment * w.input_segment
+            if w.of_images:  # into the room of dy's panels, which come after them
+                x = matrix(b, m1 - m0)
+                cut_columns(p.images + segment * p.channels * p.height * p.width * size, p.channels, p.height, p.width,
+                            p.patch_height, p.patch_width, row, rows, m0, m1, size, b)
+            else:
+                x = columns(t.K, rows_from(t, &w.input, row), m0)
             packing = packing_columns(rows, m1 - m0, x, a)
             if w.norm.given:
                 packing.mean, packing.rstd = row_of(t, &w.norm.mean, row), row_of(t, &w.norm.rstd, row)
@@ -227,6 +232,11 @@ cdef void add_scale_sums(const Task* t, const Linear* w) noexcept nogil:
         t.K.add_rows(&both)
 
 
+cdef inline Py_ssize_t highest(const Pass* p) noexcept nogil:
+    """The most rows of dW that a tile has: whole panels."""
+    return MOST_ROWS // p.panel * p.panel
+
+
 cdef inline Py_ssize_t gradient_depth(const Pass* p) noexcept nogil:
     """The most rows that a tile multiplies at a time: an eighth more than other products do, so that few are left
     over."""
@@ -235,4 +245,5 @@ cdef inline Py_ssize_t gradient_depth(const Pass* p) noexcept nogil:
 
 cdef Py_ssize_t gradient_scratch(const Pass* p) noexcept nogil:
     """Bytes."""
-    return columns_bytes(p.K, gradient_depth(p), MOST_ROWS) + panels_bytes(p.K, gradient_depth(p), WIDEST)
+    return columns_bytes(p.K, gradient_depth(p), highest(p)) + max(
+        panels_bytes(p.K, gradient_depth(p), WIDEST), gradient_depth(p) * highest(p) * p.K.size)
