@@ -11,6 +11,7 @@ Everything is compiled on as many cores as this process may use. In the clone on
 sources, headers, this file, the compiler, or one of the variables above.
 """
 
+import functools
 import os
 import pathlib
 import platform
@@ -48,11 +49,13 @@ ISA_FLAGS = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
+    "amx": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     "neon": [],
 }
 # bfloat16's results are the same bits on every machine: what is fused, the source says (docs/bfloat16.md).
 ELEMENT_FLAGS = {"f32": [], "f64": [], "bf16": ["-ffp-contract=off"]}
-MACHINE_ISAS = {"x86_64": ["avx2", "avx512"], "AMD64": ["avx2", "avx512"], "aarch64": ["neon"], "arm64": ["neon"]}
+X86 = ["avx2", "avx512", "amx"]
+MACHINE_ISAS = {"x86_64": X86, "AMD64": X86, "aarch64": ["neon"], "arm64": ["neon"]}
 CYTHON_DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -126,6 +129,12 @@ def require_tools():
         )
 
 
+def knows_amx():
+    """Whether the compiler and its assembler know AMX's instructions, as GCC does from version 11 on."""
+    source = '#include <immintrin.h>\nint main(void) { __asm__("tdpbf16ps %tmm0, %tmm1, %tmm2"); return 0; }\n'
+    return compile_probe(source, *ISA_FLAGS["amx"]) is None
+
+
 def openmp_flags():
     """The flags for OpenMP, empty (with a warning) where the compiler has none."""
     if os.environ.get("CVIT_OPENMP", "1") == "0":
@@ -137,14 +146,20 @@ def openmp_flags():
 
 
 # ------------------------------------------------------------------------------------------------ csrc, and the .pyx
+@functools.cache
+def isas():
+    """The instruction sets that are built here."""
+    here = ["portable", *MACHINE_ISAS.get(platform.machine(), [])]
+    return tuple(isa for isa in here if isa != "amx" or knows_amx())
+
+
 def kernel_libraries():
     """csrc as (name, how to build it): a library for each file, so that they are compiled side by side and apart.
 
     A file whose name begins with an instruction set's has its flags; others, such as dispatch.c, have none of their own
     and come first, as the linker needs them.
     """
-    here = ["portable", *MACHINE_ISAS.get(platform.machine(), [])]
-    libraries = {"": []} | {isa: [] for isa in here}
+    libraries = {"": []} | {isa: [] for isa in isas()}
     headers = [*files("csrc", "*.h", "*.inc"), "setup.py"]
     for source in files("csrc", "*.c"):
         stem = pathlib.Path(source).stem
@@ -152,6 +167,8 @@ def kernel_libraries():
         if isa in libraries:
             element = ELEMENT_FLAGS[stem.rpartition("_")[2]] if isa else []
             flags = CFLAGS + WARNINGS + ISA_FLAGS.get(isa, []) + element + SANITIZE + DEBUG
+            if not isa and "amx" in isas():
+                flags.append("-DCVIT_HAS_AMX")
             build = {"sources": [source], "cflags": flags, "include_dirs": ["csrc"], "obj_deps": {"": headers}}
             libraries[isa].append((f"cvit_{stem}", build))
     return [library for isa in libraries.values() for library in isa]
@@ -194,7 +211,7 @@ def translate(modules):
 def settings_file(folder):
     """A file of what is chosen outside the sources, written when that changes: all that is compiled depends on it."""
     chosen = {name: os.environ.get(name, "") for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "CVIT_OPENMP")}
-    text = repr([sys.version, platform.machine(), CFLAGS, DEBUG, STRIP, SANITIZE, chosen])
+    text = repr([sys.version, platform.machine(), isas(), CFLAGS, DEBUG, STRIP, SANITIZE, chosen])
     path = pathlib.Path(folder, "settings.txt")
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,8 @@ typedef struct {
     int half; /* 1: elements of half the size, bfloat16; where a comment says that a kernel takes them, else 0 */
 } cvit_matrix;
 
-/* the left operand of a product: `rows` packed rows, in blocks of kc columns with row stride lda, see gemm.inc */
+/* the left operand of a product: `rows` packed rows, in blocks of kc columns with row stride lda, or in tiles; see each
+ * gemm.inc */
 typedef struct {
     void *at;
     ptrdiff_t rows;
@@ -271,7 +272,10 @@ typedef struct {
     int nesterov;
 } cvit_update;
 
-/* The kernels: result, name, arguments. This list makes the table's members and fills them, by name. */
+/* `enter` and `leave` stand around the calls of a thread: the state that its kernels need, AMX's tiles, is there in
+ * between. In the other tables they do nothing.
+ *
+ * The kernels: result, name, arguments. This list makes the table's members and fills them, by name. */
 #define CVIT_KERNELS(K)                                                             \
     K(void, gemm, (const cvit_gemm *))                                              \
     K(void, gemm_columns, (const cvit_gemm_columns *))                              \
@@ -303,7 +307,9 @@ typedef struct {
     K(double, sum_of_squares, (ptrdiff_t n, const void *x))                         \
     K(void, apply, (int function, ptrdiff_t n, const void *x, void *y))             \
     K(double, probe_flops, (ptrdiff_t rounds))                                      \
-    K(void, probe_stream, (ptrdiff_t n, double factor, const void *x, void *y))
+    K(void, probe_stream, (ptrdiff_t n, double factor, const void *x, void *y))     \
+    K(void, enter, (void))                                                          \
+    K(void, leave, (void))
 
 #define CVIT_MEMBER(result, name, arguments) result(*name) arguments;
 typedef struct {

@@ -9,18 +9,55 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 extern const cvit_kernels cvit_portable_f32, cvit_avx2_f32, cvit_avx512_f32;
 extern const cvit_kernels cvit_portable_f64, cvit_avx2_f64, cvit_avx512_f64;
 extern const cvit_kernels cvit_portable_bf16, cvit_avx2_bf16, cvit_avx512_bf16;
 
-static cvit_table tables[] = {TABLES(portable, 1), TABLES(avx2, 0), TABLES(avx512, 0)};
+/* CVIT_HAS_AMX: the compiler knows the instructions (setup.py). */
+#ifdef CVIT_HAS_AMX
+extern const cvit_kernels cvit_amx_bf16;
+#define AMX_TABLES , {&cvit_amx_bf16, 0}
+#else
+#define AMX_TABLES
+#endif
+
+static cvit_table tables[] = {TABLES(portable, 1), TABLES(avx2, 0), TABLES(avx512, 0) AMX_TABLES};
 
 static void support(const char *isa, int supported)
 {
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         if (!strcmp(tables[i].kernels->isa, isa))
             tables[i].supported = supported;
+}
+
+/* Tiles take 8 KB of a thread's state, which Linux saves from 5.16 on for processes that have asked
+ * (ARCH_REQ_XCOMP_PERM of state 18, Documentation/arch/x86/xstate.rst); a child process inherits the permission. A
+ * refusal, or a system call that is not there, is no error: the next table is used. Other systems are not asked: no
+ * tiles there. */
+static int tiles_permitted(void)
+{
+#if defined(__linux__) && defined(__x86_64__)
+    static int permitted = -1;
+    if (permitted < 0)
+        permitted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    return permitted;
+#else
+    return 0;
+#endif
+}
+
+/* AMX: bits 17 and 18 of XCR0, the tiles' configuration and data; in CPUID leaf 7 EDX bits 24, AMX-TILE, and 22,
+ * AMX-BF16; in its subleaf 1 EAX bit 5, AVX512_BF16, whose conversions the table uses. */
+static int amx_supported(unsigned xcr0, unsigned leaf_7_edx, unsigned subleaf_1_eax)
+{
+    const unsigned wanted = 1u << 24 | 1u << 22;
+    return (xcr0 & 0x60000) == 0x60000 && (leaf_7_edx & wanted) == wanted && (subleaf_1_eax & 1u << 5)
+           && tiles_permitted();
 }
 
 /* A CPU that has wide registers is not enough: the operating system must save them when it switches threads, which it
@@ -40,6 +77,9 @@ static void detect(void)
     const int avx512 = avx2 && (xcr0 & 0xe6) == 0xe6 && (b & wanted) == wanted;
     support("avx2", avx2);
     support("avx512", avx512);
+    const unsigned features = d;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d))
+        support("amx", avx512 && amx_supported(xcr0, features, a));
 }
 
 #elif defined(__aarch64__)

@@ -33,6 +33,8 @@ def test_what_this_machine_runs():
             flags = next(line for line in file if line.startswith("flags")).split()
         assert ("avx2" in isas) == {"avx2", "fma"}.issubset(flags)
         assert ("avx512" in isas) == {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx2", "fma"}.issubset(flags)
+        if "amx" in isas:  # not the other way round: the kernel may refuse the tiles
+            assert {"amx_tile", "amx_bf16", "avx512_bf16"}.issubset(flags) and isas[-2] == "avx512"
 
 
 def test_choosing():
@@ -42,7 +44,7 @@ def test_choosing():
 
 
 @pytest.mark.parametrize(
-    "name", ["nonsense", "", "AVX2", None, 3, *({"neon", "avx2", "avx512"} - set(cvit.available_isas()))]
+    "name", ["nonsense", "", "AVX2", None, 3, *({"neon", "avx2", "avx512", "amx"} - set(cvit.available_isas()))]
 )
 def test_a_wrong_name_changes_nothing(name):
     before = cvit.get_isa()
@@ -85,7 +87,7 @@ def test_tiles_fit_their_registers():
     """MR x NR accumulators, one row of B and one broadcast: at most 32 vectors for AVX-512 and NEON, 16 for the
     others.
     """
-    vectors = {"portable": (16, 4), "avx2": (16, 8), "avx512": (32, 16), "neon": (32, 4)}
+    vectors = {"portable": (16, 4), "avx2": (16, 8), "avx512": (32, 16), "amx": (32, 16), "neon": (32, 4)}
     for name in cvit.available_isas():
         cvit.set_isa(name)
         rows, columns, depth = team.tile_sizes()

@@ -316,6 +316,13 @@ INLINE hvec upper(uvec b) { return __builtin_convertvector(b >> 16, hvec); }
 INLINE vec widen(hvec h) { return (vec)(__builtin_convertvector(h, uvec) << 16); }
 #endif
 
+/* x rounded to bfloat16. CPUs with AMX have an instruction for it, which takes subnormals as zero. */
+#if AMX && !defined(CVIT_AMX_EMULATED)
+INLINE hvec halves(vec x) { return (hvec)_mm512_cvtneps_pbh((__m512)x); }
+#else
+INLINE hvec halves(vec x) { return upper(round_upper(x)); }
+#endif
+
 INLINE vec load_half(const half *p)
 {
     hvec h;
@@ -324,7 +331,7 @@ INLINE vec load_half(const half *p)
 }
 INLINE void store_half(half *p, vec v)
 {
-    const hvec h = upper(round_upper(v));
+    const hvec h = halves(v);
     memcpy(p, &h, sizeof h);
 }
 INLINE vec load_half_upto(const half *p, ptrdiff_t n)
@@ -341,7 +348,7 @@ INLINE void store_half_upto(half *p, vec v, ptrdiff_t n)
         store_half(p, v);
         return;
     }
-    const hvec h = upper(round_upper(v));
+    const hvec h = halves(v);
     memcpy(p, &h, (size_t)n * sizeof(half));
 }
 #endif

@@ -240,6 +240,8 @@ cdef extern from "cvit.h" nogil:
         void (*apply)(int function, Py_ssize_t n, const void* x, void* y) noexcept nogil
         double (*probe_flops)(Py_ssize_t rounds) noexcept nogil
         void (*probe_stream)(Py_ssize_t n, double factor, const void* x, void* y) noexcept nogil
+        void (*enter)() noexcept nogil
+        void (*leave)() noexcept nogil
 
     ctypedef struct Table "cvit_table":
         const Kernels* kernels

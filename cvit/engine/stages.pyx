@@ -242,6 +242,7 @@ cdef void work(void* argument, Team* team, int thread) noexcept nogil:
     t.p, t.K, t.cut = job.p, job.p.K, NULL
     t.scratch = job.p.scratch + thread * job.p.scratch_stride
     t.first = t.rows = t.block = 0
+    t.K.enter()
     for i in range(job.count):
         stage = &job.stages[i]
         if stage.count == 0:  # a frozen model packs nothing
@@ -255,3 +256,4 @@ cdef void work(void* argument, Team* team, int thread) noexcept nogil:
                 stage.batches[kind].run(&t, &stage.batches[kind], number)
             number = take(&turn, &kind)
         sync(team)
+    t.K.leave()

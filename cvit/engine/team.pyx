@@ -223,7 +223,9 @@ def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2, precision=
     """
     cdef Probe probe
     cdef int size = threads or num_threads()
-    probe.K = selected(element_of(precision or ("f64" if np.dtype(dtype) == np.float64 else "f32")))
+    if precision is None:
+        precision = "f64" if np.dtype(dtype) == np.float64 else "f32"
+    probe.K = selected(element_of(precision))
     probe.x = probe.y = NULL
     probe.n = 0
     probe.rounds = 200_000

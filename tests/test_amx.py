@@ -1,0 +1,386 @@
+"""AMX's table on any machine with AVX-512: its tiles are emulated, to tdpbf16ps's bits (csrc/kernels/amx/tiles.h).
+
+Every kernel that is not shared must give the bits of the AVX-512 table of bfloat16, and so must whole passes. How
+operands are packed is each table's own affair: packed rows and panels are looked at through products with the identity.
+"""
+
+import ctypes
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checks import normal, same_bits
+from kernel_calls import STRUCTS, Table, aligned, at, matrix, panels, rows
+
+import cvit
+from cvit import Layout, ViTConfig
+from cvit.engine import team
+from cvit.engine.plan import Plan
+from cvit.model.program import program_of
+
+ROOT = Path(__file__).resolve().parents[1]
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
+
+
+def compiled(folder, source, *flags):
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not shutil.which(compiler[0]):
+        pytest.skip("no C compiler")
+    library = folder / f"{Path(source).stem}.so"
+    flags = ["-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}", *flags]
+    subprocess.run([*compiler, *flags, str(ROOT / source), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if platform.machine() not in ("x86_64", "AMD64") or "avx512" not in cvit.available_isas():
+        pytest.skip("the table's other instructions are AVX-512's")
+    flags = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-DCVIT_AMX_EMULATED", *AVX512]
+    return compiled(tmp_path_factory.mktemp("amx"), "csrc/isa/amx_bf16.c", *flags)
+
+
+@pytest.fixture
+def tables(library):
+    """(AVX-512's table, AMX's emulated one), whose tiles this thread may use."""
+    cvit.set_isa("avx512")
+    pair = Table(address=team.table_address(precision="bf16")), Table(address=address_of(library))
+    pair[1].enter()
+    yield pair
+    pair[1].leave()
+
+
+def address_of(library):
+    return ctypes.addressof(ctypes.c_char.in_dll(library, "cvit_amx_bf16"))
+
+
+def call(name, **members):
+    return STRUCTS[f"cvit_{name}"](**members)
+
+
+# ----------------------------------------------------------------------------------------- room for operands, and back
+def round_up(n, to):
+    return -(-n // to) * to
+
+
+def row_room(K, m, k):
+    return aligned(round_up(m, K.rows_unit) * K.lda * -(-k // K.kc) * K.rows_size, np.uint8, 0xFF)
+
+
+def panel_room(K, k, n):
+    return aligned(round_up(k, K.depth_unit) * round_up(n, 32) * K.panels_bytes, np.uint8, 0xFF)
+
+
+def column_room(K, k, m):
+    return aligned(round_up(k, K.depth_unit) * round_up(m, K.mr) * K.rows_size, np.uint8, 0xFF)
+
+
+def to_half(x):
+    """uint16 of values rounded to bfloat16."""
+    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def packed_rows(K, x, scale=1.0):
+    a = row_room(K, *x.shape)
+    K.pack_rows(call("pack_rows", rows=len(x), k=x.shape[1], x=matrix(x), scale=scale, a=rows(a, len(x))))
+    return a
+
+
+def packed_panels(K, x, **members):
+    b = panel_room(K, *x.shape)
+    K.pack_panels(call("pack_panels", k=len(x), n=x.shape[1], x=matrix(x), b=panels(b, len(x)), **members))
+    return b
+
+
+def unpacked_rows(K, a, m, k):
+    """Packed rows times the identity."""
+    c = np.zeros((m, k), np.float32)
+    b = packed_panels(K, np.eye(k, dtype=np.float32))
+    K.gemm(call("gemm", m=m, n=k, k=k, a=rows(a, m), b=panels(b, k), c=matrix(c)))
+    return c
+
+
+def unpacked_panels(K, b, depth, n):
+    """The identity times panels."""
+    c = np.zeros((depth, n), np.float32)
+    a = packed_rows(K, np.eye(depth, dtype=np.float32))
+    K.gemm(call("gemm", m=depth, n=n, k=depth, a=rows(a, depth), b=panels(b, depth), c=matrix(c)))
+    return c
+
+
+def both(tables, function):
+    """The function's arrays with either table: the same bits."""
+    plain, found = (function(K) for K in tables)
+    assert same_bits(plain, found)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ products
+SIZES = [(1, 1, 1), (7, 9, 13), (16, 16, 32), (17, 33, 31), (33, 70, 384), (40, 47, 400), (65, 130, 1100)]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+@pytest.mark.parametrize("m, n, k", SIZES)
+def test_a_product(tables, rng, m, n, k, half):
+    """With a bias, an addend, both or neither; of packed rows that are scaled and may come from bfloat16."""
+    x, w = (normal(rng, *shape, dtype=np.float32) for shape in ((m, k), (k, n)))
+    bias, add = normal(rng, n, dtype=np.float32), normal(rng, m, n + 5, dtype=np.float32)
+
+    def run(K):
+        a, b = packed_rows(K, to_half(x) if half else x, 0.7), packed_panels(K, w)
+        results = []
+        for given in ((), ("bias",), ("add",), ("bias", "add")) if not half else ((), ("bias",)):
+            c = np.full((m, n + 3), 7, np.uint16 if half else np.float32)
+            g = call("gemm", m=m, n=n, k=k, a=rows(a, m), b=panels(b, k), c=matrix(c))
+            g.bias = at(bias) if "bias" in given else None
+            if "add" in given:
+                g.add = matrix(add)
+            K.gemm(g)
+            assert (c[:, n:] == 7).all()
+            results.append(c)
+        return results
+
+    found = both(tables, run)
+    exact = (x * np.float32(0.7)).astype(np.float64) @ w
+    if not half:
+        assert np.linalg.norm(found[0][:, :n] - exact) <= 0.02 * np.linalg.norm(exact)
+
+
+def test_a_product_that_goes_on(tables, rng):
+    """Depth in two parts, the second of which adds to c in place, is one product."""
+    m, n, k = 35, 50, 600
+    x, w = (normal(rng, *shape, dtype=np.float32) for shape in ((m, k), (k, n)))
+
+    def run(K):
+        whole, c = np.zeros((2, m, n), np.float32)
+        a, b = packed_rows(K, x), packed_panels(K, w)
+        K.gemm(call("gemm", m=m, n=n, k=k, a=rows(a, m), b=panels(b, k), c=matrix(whole)))
+        for first, last in ((0, 320), (320, k)):
+            a = packed_rows(K, x[:, first:last])
+            g = call("gemm", m=m, n=n, k=last - first, a=rows(a, m), b=panels(b, k, first), c=matrix(c))
+            if first:
+                g.add = matrix(c)
+            K.gemm(g)
+        assert same_bits(whole, c)
+        return c
+
+    both(tables, run)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+@pytest.mark.parametrize("m, n, k", [(1, 1, 1), (9, 20, 33), (32, 32, 64), (50, 70, 447), (40, 33, 900)])
+def test_a_weight_gradient(tables, rng, m, n, k, half):
+    """Set and accumulated, with the column sums; x as it is, or normalised with or without shift and scale."""
+    x, dy = (normal(rng, *shape, dtype=np.float32) for shape in ((k, m), (k, n)))
+    mean, rstd, scale, shift = (normal(rng, count, dtype=np.float32) for count in (k, k, m, m))
+    x = to_half(x) if half else x
+
+    def run(K):
+        results = []
+        for names in ((), ("mean", "rstd"), ("mean", "rstd", "scale"), ("mean", "rstd", "scale", "shift")):
+            numbers = dict(mean=mean, rstd=rstd, scale=scale, shift=shift)
+            a, c, sums = column_room(K, k, m), np.zeros((m, n), np.float32), np.zeros(n, np.float32)
+            norm = {name: at(numbers[name]) for name in names}
+            K.pack_columns(call("pack_columns", k=k, m=m, x=matrix(x), a=at(a), **norm))
+            b = packed_panels(K, dy)
+            g = call("gemm_columns", m=m, n=n, k=k, a=at(a), b=panels(b, k), c=matrix(c), column_sums=at(sums))
+            for g.accumulate in (0, 1):
+                K.gemm_columns(g)
+                results += [c.copy(), sums.copy()]
+        return results
+
+    both(tables, run)
+
+
+# ------------------------------------------------------------------------------------------------------------- packers
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+@pytest.mark.parametrize("m, k", [(1, 1), (9, 33), (34, 64), (5, 600)])
+def test_both_forms(tables, rng, m, k, half):
+    """As packed rows, and as some rows of deeper panels."""
+    x, depth, row = normal(rng, m, k, dtype=np.float32), m + 36, 32
+    x = to_half(x) if half else x
+
+    def run(K):
+        a, b = row_room(K, m, k), panel_room(K, depth, k)
+        K.pack_panels(call("pack_panels", k=row, n=k, x=matrix(np.ones((row, k), np.float32)), b=panels(b, depth)))
+        tail = np.ones((depth - row - m, k), np.float32)
+        b_tail = panels(b, depth, row + m + m % 2)
+        tail = tail[m % 2 :]
+        K.pack_panels(call("pack_panels", k=len(tail), n=k, x=matrix(tail), b=b_tail))
+        K.pack_both(call("pack_rows", rows=m, k=k, x=matrix(x), scale=1.0, a=rows(a, m), b=panels(b, depth, row)))
+        return unpacked_rows(K, a, m, k), unpacked_panels(K, b, depth, k)
+
+    both(tables, run)
+
+
+@pytest.mark.parametrize("k, n", [(1, 1), (33, 9), (64, 32), (400, 70)])
+def test_panels_with_a_factor(tables, rng, k, n):
+    x, transposed = normal(rng, k, n + 3, dtype=np.float32)[:, :n], normal(rng, n, k + 5, dtype=np.float32)[:, :k]
+    columns, depths = normal(rng, n, dtype=np.float32), normal(rng, k, dtype=np.float32)
+
+    def run(K):
+        b = panel_room(K, k, n)
+        K.pack_panels_transposed(call("pack_panels", k=k, n=n, x=matrix(transposed), factor=at(depths), b=panels(b, k)))
+        return (
+            unpacked_panels(K, packed_panels(K, x, factor=at(columns)), k, n),
+            unpacked_panels(K, b, k, n),
+        )
+
+    both(tables, run)
+
+
+@pytest.mark.parametrize("rms", [0, 1])
+@pytest.mark.parametrize("m, d", [(1, 5), (33, 48), (40, 400)])
+def test_a_norm_to_packed_rows(tables, rng, m, d, rms):
+    x, scale, shift = normal(rng, m, d, dtype=np.float32), *normal(rng, 2, d, dtype=np.float32)
+
+    def run(K):
+        a = row_room(K, m, d)
+        K.norm(call("norm", rows=m, d=d, rms=rms, x=matrix(x), scale=at(scale), shift=at(shift), eps=1e-6,
+                    a=rows(a, m)))  # fmt: skip
+        return unpacked_rows(K, a, m, d)
+
+    both(tables, run)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("m, n", [(1, 1), (6, 40), (33, 384), (70, 65)])
+def test_an_activation_and_its_backward(tables, rng, m, n, gated, half):
+    """To packed rows that begin where x, and dy, do, unless those are half; and to panels."""
+    kinds = (0, 3)
+    values = normal(rng, 3, m, n, dtype=np.float32)
+    depth = m + m % 2 + 6
+
+    def run(K):
+        results = []
+        for kind in kinds:
+            wide = [
+                aligned(max(m * K.lda * 4, round_up(m, K.rows_unit) * K.lda * K.rows_size), np.uint8, 0)[
+                    : m * K.lda * 4
+                ]
+                .view(np.float32)
+                .reshape(m, K.lda)
+                for _ in range(3)
+            ]
+            for room, value in zip(wide, values):
+                room[:, :n] = value
+            x, value, dy = wide
+            if half:
+                x, value = to_half(x), to_half(value)
+            members = dict(kind=kind, rows=m, n=n, value=matrix(value if gated else None))
+            aside, inside = row_room(K, m, n), x.base if half else wide[0].copy()
+            K.activation(call("activation", **members, x=matrix(x), a=rows(aside, m)))
+            results.append(unpacked_rows(K, aside, m, n))
+            if not half:
+                inside = aligned(round_up(m, 32) * K.lda, np.float32, 0)[: m * K.lda].reshape(m, K.lda)
+                inside[:] = x
+                K.activation(call("activation", **members, x=matrix(inside), a=rows(inside, m)))
+                assert same_bits(unpacked_rows(K, inside, m, n), results[-1])
+            gradient = aligned(round_up(m, 32) * K.lda, np.float32, 0)[: m * K.lda].reshape(m, K.lda)
+            gradient[:] = dy
+            b, b_value, a_value = panel_room(K, depth, n), panel_room(K, depth, n), row_room(K, m, n)
+            first = np.ones((depth - m - m % 2, n), np.float32)
+            for room in (b, b_value):
+                K.pack_panels(call("pack_panels", k=len(first), n=n, x=matrix(first), b=panels(room, depth)))
+            backward = call("activation_backward", **members, x=matrix(x), dy=matrix(gradient), a=rows(gradient, m),
+                            b=panels(b, depth - m % 2, len(first)))  # fmt: skip
+            if gated:
+                backward.a_value, backward.b_value = rows(a_value, m), panels(b_value, depth - m % 2, len(first))
+            K.activation_backward(backward)
+            results.append(x[:, :n].copy())
+            for room, panel in [(gradient, b)] + [(a_value, b_value)] * gated:
+                results += [unpacked_rows(K, room, m, n), unpacked_panels(K, panel, depth - m % 2, n)]
+        return results
+
+    both(tables, run)
+
+
+# ----------------------------------------------------------------------------------------------------------- attention
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+@pytest.mark.parametrize(
+    "tokens, dh, first, count",
+    [(1, 1, 0, 1), (17, 24, 0, 17), (65, 64, 3, 40), (197, 80, 0, 197), (420, 40, 100, 230), (800, 16, 0, 800)],
+)
+def test_attention_and_its_backward(tables, rng, tokens, dh, first, count, half):
+    """Some of the queries, and of the keys; several blocks of both."""
+    qkv, d_o = normal(rng, tokens, 3 * dh + 4, dtype=np.float32), normal(rng, tokens, dh, dtype=np.float32)
+    qkv = to_half(qkv) if half else qkv
+    q, k, v = (qkv[:, i * dh : (i + 1) * dh] for i in range(3))
+
+    def run(K):
+        o, lse = np.zeros((tokens, dh + 2), qkv.dtype), np.zeros(tokens, np.float32)
+        scratch = aligned(K.attention_scratch(tokens, dh, 0), np.float32)
+        members = dict(tokens=tokens, dh=dh, q=matrix(q), k=matrix(k), v=matrix(v), scratch=at(scratch))
+        part, part_lse = np.zeros((count, dh), qkv.dtype), np.zeros(count, np.float32)
+        K.attention(call("attention", first=0, count=tokens, o=matrix(o), lse=at(lse), **members))
+        K.attention(call("attention", first=first, count=count, o=matrix(part), lse=at(part_lse), **members))
+        assert same_bits(part, o[first : first + count, :dh]) and same_bits(part_lse, lse[first : first + count])
+        scratch = aligned(K.attention_scratch(tokens, dh, 1), np.float32)
+        dq, d_kv = np.full((tokens, dh + 1), 7, np.float32), np.full((tokens, 2 * dh + 3), 7, np.float32)
+        members |= dict(o=matrix(o[:, :dh]), d_o=matrix(d_o), scratch=at(scratch), dq=matrix(dq))
+        if d_o.strides[0] // 4 != dh + 2:
+            members["d_o"] = matrix(wider := np.zeros((tokens, dh + 2), np.float32))
+            wider[:, :dh] = d_o
+        K.attention_backward(
+            call("attention_backward", first=first, count=count, lse=at(lse), dk=matrix(d_kv), dv=matrix(d_kv[:, dh:]),
+                 **members)
+        )  # fmt: skip
+        assert (dq[:, dh:] == 7).all() and (d_kv[:, 2 * dh :] == 7).all()
+        assert (d_kv[:first] == 7).all() and (d_kv[first + count :] == 7).all()
+        return o, lse, dq, d_kv
+
+    both(tables, run)
+
+
+# -------------------------------------------------------------------------------------------------------- whole passes
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(image_size=8, patch_size=2),
+        dict(image_size=20, patch_size=2, pool="mean", layer_scale=0.3),
+        dict(image_size=8, patch_size=2, gated=True, activation="silu", hidden=400, registers=2),
+        dict(image_size=24, patch_size=2, width=70, heads=7, hidden=33),
+    ],
+    ids=["plain", "layer scale", "gated", "odd sizes"],
+)
+def test_whole_passes(library, rng, options, threads):
+    """Training and inference to the bits of AVX-512; every thread that configures its tiles releases them."""
+    config = ViTConfig(**{**dict(channels=2, width=48, depth=2, heads=3, hidden=80, classes=5), **options})
+    weights = normal(rng, Layout.of(config).size, dtype=np.float32) * np.float32(0.2)
+    x, y = normal(rng, 5, 2, *config.image_size, dtype=np.float32), np.arange(5)
+    cvit.set_isa("avx512")
+    cvit.set_num_threads(threads)
+    found = {}
+    for name, kernels in (("avx512", 0), ("amx", address_of(library))):
+        grad = np.empty_like(weights)
+        plan = Plan(program_of(config), 5, np.float32, "train", precision="bf16", kernels=kernels)
+        loss = plan.run_training(weights, x, y, 0.1, grad)
+        infer = Plan(program_of(config), 5, np.float32, "infer", precision="bf16", kernels=kernels)
+        found[name] = np.float64(loss), grad, plan.logits().copy(), infer.forward(weights, x)[0].copy()
+    assert same_bits(found["avx512"], found["amx"])
+    configured, released = (
+        ctypes.c_int.in_dll(library, f"cvit_emulated_{name}").value for name in ("configured", "released")
+    )
+    assert configured == released > 0 and library.cvit_emulated_tiles() == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ dispatch
+@pytest.mark.skipif(platform.machine() != "x86_64" or platform.system() != "Linux", reason="asks Linux on x86-64")
+@pytest.mark.parametrize("permission, expected", [(0, 1), (-1, 0)], ids=["granted", "refused"])
+def test_tiles_need_the_kernels_permission(tmp_path, permission, expected):
+    """It is asked for once, and not where the CPU or XCR0 lack tiles; a refusal is no error."""
+    unit = compiled(tmp_path, "tests/bf16/permission.c")
+    complete = 0x602E6, 1 << 24 | 1 << 22, 1 << 5
+    for missing in ((0xE6, *complete[1:]), (0x602E6, 1 << 24, 1 << 5), (0x602E6, 1 << 22, 1 << 5), (*complete[:2], 0)):
+        assert unit.amx_with(*missing, ctypes.c_long(permission)) == 0 == unit.times_asked()
+    for _ in range(3):
+        assert unit.amx_with(*complete, ctypes.c_long(permission)) == expected
+    assert unit.times_asked() == 1
