@@ -1,0 +1,132 @@
+"""Attention as docs/bfloat16.md defines it to the bit, in NumPy: float32 arithmetic, fused multiply-adds by themselves.
+
+Arrays are one head's: q, k, v, o, do, dq, dk, dv (tokens, dh), lse (tokens). Where the sign of a zero or the bits of a
+NaN are concerned, and for subnormal numbers, nothing is promised.
+"""
+
+import numpy as np
+
+KEYS = 384  # of a block of the online softmax
+EXP2 = (0.693147206, 0.240226485, 0.0555032904, 0.00961837325, 0.00133998483, 0.000153707048)
+LOG2_E, LN2 = np.float32(1.44269504088896340736), np.float32(0.69314718055994530942)
+LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+LOG_TERMS, SQRT_HALF = 4, np.float32(0.70710678118654752440)
+
+
+def float_of(half):
+    """bfloat16 (uint16) as float32."""
+    return (half.astype(np.uint32) << 16).view(np.float32)
+
+
+def half_of(x):
+    """float32 rounded to bfloat16 (uint16), to nearest even; a NaN stays one."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    up = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), bits >> 16 | 0x40, up).astype(np.uint16)
+
+
+def rounded(x):
+    return float_of(half_of(x))
+
+
+def fma(a, b, c):
+    """a * b + c, rounded once. The product is exact in float64; the sum is rounded to odd there, and so once more to
+    float32 without harm (Boldo & Melquiond 2008, IEEE Transactions on Computers 57(4))."""
+    a, b, c = (np.asarray(x, np.float64) for x in (a, b, c))
+    with np.errstate(all="ignore"):
+        product = a * b
+        total = product + c
+        back = total - product
+        lost = (product - (total - back)) + (c - back)  # exactly (Knuth's two-sum)
+        bits = total.view(np.int64)
+        even = np.isfinite(lost) & (lost != 0) & (bits & 1 == 0)
+        odd = np.where(even, np.where((lost > 0) == (total > 0), bits + 1, bits - 1), bits).view(np.float64)
+        return odd.astype(np.float32)
+
+
+def product(a, b, start=0.0):
+    """start + a (m, k) @ b (k, n) of operands rounded to bfloat16, 32 of the depth at a time."""
+    a, b = rounded(a).astype(np.float64), rounded(b).astype(np.float64)
+    total = np.full((a.shape[0], b.shape[1]), 0, np.float32) + np.float32(start)
+    for p in range(0, a.shape[1], 32):
+        chains = [np.zeros_like(total), np.zeros_like(total)]
+        for q in range(p, min(p + 32, a.shape[1])):
+            chains[q % 2] = fma(a[:, q : q + 1], b[q], chains[q % 2])
+        total = total + (chains[0] + chains[1])
+    return total
+
+
+def lanes(x):
+    """Sums over the last axis: 16 lanes, then the upper half of them onto the lower."""
+    sums = np.zeros((*x.shape[:-1], 16), np.float32)
+    for first in range(0, x.shape[-1], 16):
+        part = x[..., first : first + 16]
+        sums[..., : part.shape[-1]] += part
+    return tree(sums)
+
+
+def tree(sums):
+    while sums.shape[-1] > 1:
+        middle = sums.shape[-1] // 2
+        sums = sums[..., :middle] + sums[..., middle:]
+    return sums[..., 0]
+
+
+def exp2(x):
+    x = np.where(np.isnan(x), x, np.maximum(np.float32(-126), x))
+    whole = np.rint(x)
+    rest, y = x - whole, np.float32(EXP2[-1])
+    for coefficient in EXP2[-2::-1]:
+        y = fma(y, rest, np.float32(coefficient))
+    scale = np.ldexp(np.float32(1), np.where(np.isnan(x), 0, whole).astype(np.int32))
+    return fma(scale, y * rest, scale)
+
+
+def log(x):
+    """Of positive normal numbers, or NaN."""
+    bits = np.asarray(x, np.float32).view(np.int32)
+    n = (bits - SQRT_HALF.view(np.int32)) >> 23
+    m = (bits - (n << 23)).view(np.float32)
+    s = (m - 1) / (m + 1)
+    square, tail = s * s, np.float32(1 / (2 * LOG_TERMS + 1))
+    for i in range(LOG_TERMS - 1, 0, -1):
+        tail = fma(tail, square, np.float32(1 / np.float32(2 * i + 1)))
+    whole = n.astype(np.float32)
+    low = fma(2 * s * square, tail, whole * LN2_LOW)
+    return fma(whole, LN2_HIGH, 2 * s + low) + (x - x)
+
+
+def attention(q, k, v):
+    """Returns o, unrounded, and lse."""
+    c = LOG2_E / np.sqrt(np.float32(q.shape[1]))
+    with np.errstate(all="ignore"):
+        for first in range(0, len(k), KEYS):
+            s = product(q, k[first : first + KEYS].T)
+            top = np.fmax.reduce(s, axis=1) * c
+            if first:
+                top = np.fmax(top, before)
+            p = exp2(fma(s, c, -top[:, None]))
+            if not first:
+                total, o = lanes(p), product(p, v[:KEYS])
+            else:
+                shrink = exp2(before - top)
+                total = total * shrink + lanes(p)
+                o = product(p, v[first : first + KEYS], o * shrink[:, None])
+            before = top
+        return o * (1 / total)[:, None], fma(top, LN2, log(total))
+
+
+def backward(q, k, v, o, d_o, lse, first=0, count=None):
+    """dq, dk, dv of keys [first, first + count)."""
+    dh, keys = np.float32(q.shape[1]), slice(first, None if count is None else first + count)
+    c, scale, norm = LOG2_E / np.sqrt(dh), 1 / np.sqrt(dh), lse * LOG2_E
+    with np.errstate(all="ignore"):
+        sums = np.zeros((len(q), 16), np.float32)
+        for column in range(0, q.shape[1], 16):
+            part = slice(column, min(column + 16, q.shape[1]))
+            sums[:, : part.stop - part.start] = fma(d_o[:, part], o[:, part], sums[:, : part.stop - part.start])
+        delta = tree(sums)
+        k, v = k[keys], v[keys]
+        p = exp2(fma(product(q, k.T), c, -norm[:, None]))
+        ds = p * scale * (product(d_o, v.T) - delta[:, None])
+        return product(ds, k), product(ds.T, q), product(p.T, d_o)
