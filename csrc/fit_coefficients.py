@@ -17,8 +17,12 @@ import mpmath as mp
 
 mp.mp.dps = 60
 SPLIT = mp.mpf("0.9375")
-ERF_MAX = {"f32": mp.mpf(4), "f64": mp.mpf(6)}
-DEGREES = {"f32": dict(EXP=4, EXP2=5, ERF=5, ERFC=6), "f64": dict(EXP=9, EXP2=10, ERF=11, ERFC=19)}
+ERF_MAX = {"f32": mp.mpf(4), "bf16": mp.mpf(4), "f64": mp.mpf(6)}
+DEGREES = {
+    "f32": dict(EXP=4, EXP2=5, ERF=5, ERFC=6),
+    "bf16": dict(EXP=4, EXP2=4, ERF=5, ERFC=6),  # EXP2 alone is another
+    "f64": dict(EXP=9, EXP2=10, ERF=11, ERFC=19),
+}
 
 
 def fit(function, weight, low, high, degree, to_variable):
@@ -77,7 +81,7 @@ def main():
                 lambda x, middle=middle, half=half: (x - middle) / half,
             ),
         }
-        mark = "f" if suffix == "f32" else ""
+        mark = "" if suffix == "f64" else "f"
         for name, (coefficients, error) in tables.items():
             print(f"/* {name} {suffix}: worst weighted error {mp.nstr(error, 2)} */")
             print(", ".join(mp.nstr(c, 9 if mark else 18) + mark for c in coefficients))

@@ -80,6 +80,25 @@ INLINE void store_upto(real *p, vec v, ptrdiff_t n)
         store_n(p, v, n);
 }
 
+/* a * b + c. The bfloat16 tables' results are the same bits on every machine, so what is rounded once there says so
+ * here, and nothing else is contracted (setup.py); the others leave it to the compiler. */
+#if !BF16
+INLINE vec fused(vec a, vec b, vec c) { return a * b + c; }
+#elif VECTOR_BYTES == 64
+INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#elif VECTOR_BYTES == 32
+INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#elif defined(__ARM_NEON)
+INLINE vec fused(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+#else
+INLINE vec fused(vec a, vec b, vec c)
+{
+    for (int i = 0; i < VL; i++)
+        c[i] = fmaf(a[i], b[i], c[i]);
+    return c;
+}
+#endif
+
 /* sum + *x * v with *x read anew, if the machine can in the multiply-add itself (AVX-512: one instruction less to
  * issue, one more load). A compiler would keep a broadcast *x that it has. */
 #if VECTOR_BYTES == 64
@@ -93,12 +112,21 @@ INLINE vec add_product(vec sum, const real *x, vec v)
     return sum;
 }
 #else
-INLINE vec add_product(vec sum, const real *x, vec v) { return sum + *x * v; }
+INLINE vec add_product(vec sum, const real *x, vec v) { return fused(splat(*x), v, sum); }
 #endif
 
 /* 1 / x for x >= 1, to a rounding or two; above 2^126, where 1 / x is subnormal, to an absolute 2^-126. A 512-bit
- * division takes 16 cycles; an estimate of 14 bits and one Newton step are far less. */
-#if VECTOR_BYTES == 64 && REAL_BITS == 32
+ * division takes 16 cycles; an estimate of 14 bits and one Newton step are far less. Of the bfloat16 tables the
+ * estimate is the same on every machine: the difference of integers is off by at most 6 % (a float's bits are nearly
+ * its logarithm), the first step leaves 0.0013 of that, the second, of third order, what rounding leaves. */
+#if BF16
+INLINE vec reciprocal(vec x)
+{
+    const vec guess = (vec)(0x7ef34000 - (ivec)x);
+    const vec y = guess * fused(-guess, x, splat(2.0013f)), e = fused(-y, x, splat(1));
+    return fused(y, fused(e, e, e), y);
+}
+#elif VECTOR_BYTES == 64 && REAL_BITS == 32
 INLINE vec reciprocal(vec x)
 {
     const vec guess = (vec)_mm512_rcp14_ps((__m512)x);
@@ -141,7 +169,22 @@ INLINE vec vsqrt(vec a)
 
 /* Lane sums and maxima in one fixed tree, so that their bits depend on nothing but the lanes: the upper half onto the
  * lower, and so on. */
-#if VECTOR_BYTES == 64 && REAL_BITS == 32
+#if BF16 && VECTOR_BYTES == 64
+INLINE real sum_lanes(vec v) /* in the order of the tree below, whatever a compiler's header has */
+{
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return two[0] + two[1];
+}
+INLINE real max_lanes(vec v)
+{
+    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return two[0] > two[1] ? two[0] : two[1];
+}
+#elif VECTOR_BYTES == 64 && REAL_BITS == 32
 INLINE real sum_lanes(vec v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE real max_lanes(vec v) { return _mm512_reduce_max_ps((__m512)v); }
 #elif VECTOR_BYTES == 64
@@ -230,25 +273,6 @@ INLINE vec max_rows(vec *rows)
 
 INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
-/* a * b + c. The bfloat16 tables' results are the same bits on every machine, so what is rounded once there says so
- * here, and nothing else is contracted (setup.py); the others leave it to the compiler. */
-#if !BF16
-INLINE vec fused(vec a, vec b, vec c) { return a * b + c; }
-#elif VECTOR_BYTES == 64
-INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-#elif VECTOR_BYTES == 32
-INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-#elif defined(__ARM_NEON)
-INLINE vec fused(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
-#else
-INLINE vec fused(vec a, vec b, vec c)
-{
-    for (int i = 0; i < VL; i++)
-        c[i] = fmaf(a[i], b[i], c[i]);
-    return c;
-}
-#endif
-
 #if BF16
 /* bfloat16, the upper half of a float: rounded to nearest even; a NaN stays one. */
 typedef uint16_t half;
@@ -327,17 +351,29 @@ INLINE void *row_at(void *x, int is_half, ptrdiff_t elements)
 }
 #endif
 
-/* Vectors whose lanes are summed together: of the bfloat16 tables 16 lanes on every machine, so that sums are the same
- * bits; WIDE vectors of such sums become one with `fold`, the upper half onto the lower as everywhere. */
+/* Sums over a row are of SPAN lanes, those of WIDE vectors: of the bfloat16 tables 16 on every machine, so that sums
+ * are the same bits. `fold` makes one vector of them, the upper half onto the lower as everywhere.
+ *
+ *     for (ptrdiff_t c = 0; c < n; c += SPAN)
+ *         EACH_WIDE(c, n)
+ *             sum[u] += load_upto(x + c + u * VL, n - c - u * VL);
+ */
 #if BF16
 enum { WIDE = 64 / VECTOR_BYTES };
 #else
 enum { WIDE = 1 };
 #endif
+#define SPAN (WIDE * VL)
+#define EACH_WIDE(c, n)                                             \
+    _Pragma("GCC unroll 4") for (int u = 0; u < WIDE; u++) \
+        if (WIDE == 1 || (c) + u * VL < (n))
 INLINE vec fold(vec *v)
 {
+#pragma GCC unroll 2
     for (int count = WIDE / 2; count > 0; count /= 2)
+#pragma GCC unroll 2
         for (int i = 0; i < count; i++)
             v[i] += v[i + count];
     return v[0];
 }
+INLINE real sum_wide(vec *v) { return sum_lanes(fold(v)); }

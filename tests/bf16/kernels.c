@@ -1,0 +1,461 @@
+/* Every kernel of one table on numbers of its own at odd sizes: a line "kernel, case, checksum of all that it wrote" for
+ * each. A table of bfloat16 gives the same lines on every machine and from every compiler (docs/bfloat16.md), and
+ * tests/test_bf16_machines.py compares them.
+ *
+ *     cc -DTABLE=cvit_avx2_bf16 -Icsrc -Icvit/engine tests/bf16/kernels.c (the table, compiled) -lm
+ *
+ * What a kernel packs is read back through products with the identity, since each table packs in its own way.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cvit.h"
+#include "team.h"
+
+extern const cvit_kernels TABLE;
+static const cvit_kernels *const K = &TABLE;
+enum { ROOM = 1 << 26 };
+static char *arena;
+static size_t used;
+static int halves; /* whether this table takes rows of bfloat16 */
+
+/* ------------------------------------------------------------------------------------------------ numbers and sums */
+static uint64_t state;
+static uint32_t draw(void)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+
+/* Memory of a case, all ones: a NaN wherever a kernel reads what nobody wrote. */
+static void *fresh(ptrdiff_t bytes)
+{
+    char *at = arena + used;
+    used += ((size_t)bytes + 63) / 64 * 64 + 64;
+    if (used > ROOM)
+        abort();
+    memset(at, 0xff, (size_t)bytes);
+    return at;
+}
+static float *floats(ptrdiff_t n) { return fresh(n * 4); }
+/* n numbers between -spread and spread */
+static float *numbers(ptrdiff_t n, float spread)
+{
+    float *x = floats(n);
+    for (ptrdiff_t i = 0; i < n; i++)
+        x[i] = spread * ((float)(int32_t)(draw() & 0xffffff) - 8388608.0f) / 8388608.0f;
+    return x;
+}
+/* The same with what is no number or nearly so, every few of them. */
+static float *odd_numbers(ptrdiff_t n, float spread)
+{
+    static const uint32_t odd[] = {0x7f800000, 0xff800000, 0x7fc00000, 0x00000000, 0x80000000, 0x00000001,
+                                   0x807fffff, 0x7f7fffff, 0xff7fffff, 0x00800000, 0x42c80000, 0xc2c80000};
+    float *x = numbers(n, spread);
+    for (ptrdiff_t i = draw() % 5; i < n; i += 1 + draw() % 5)
+        memcpy(x + i, odd + draw() % 12, 4);
+    return x;
+}
+
+static cvit_matrix matrix(float *x, ptrdiff_t ld) { return (cvit_matrix){.at = x, .ld = ld}; }
+/* A matrix of numbers, rounded to bfloat16 with `half`. */
+static cvit_matrix as_rows(float *x, ptrdiff_t n, ptrdiff_t ld, int half)
+{
+    cvit_matrix m = {.at = x, .ld = ld, .half = half};
+    if (half) {
+        uint16_t *to = m.at = fresh(n * 2);
+        for (ptrdiff_t i = 0; i < n; i++)
+            memcpy(to + i, (char *)(x + i) + 2, 2);
+    }
+    return m;
+}
+static cvit_matrix room(ptrdiff_t n, ptrdiff_t ld, int half)
+{
+    return (cvit_matrix){.at = fresh(half ? n * 2 : n * 4), .ld = ld, .half = half};
+}
+
+/* A sum of all bits; every NaN counts as the same one. */
+static uint64_t sum;
+static void count(uint64_t bits) { sum = (sum ^ bits) * 0x9e3779b97f4a7c15u ^ sum >> 29; }
+static void count_matrix(cvit_matrix x, ptrdiff_t rows, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t c = 0; c < n; c++) {
+            uint32_t bits = 0;
+            if (x.half)
+                memcpy((char *)&bits + 2, (uint16_t *)x.at + i * x.ld + c, 2);
+            else
+                memcpy(&bits, (float *)x.at + i * x.ld + c, 4);
+            count((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc00000 : bits);
+        }
+}
+static void count_floats(const float *x, ptrdiff_t n) { count_matrix(matrix((float *)x, n), 1, n); }
+static void count_double(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, 8);
+    count(x != x ? 1 : bits);
+}
+static void say(const char *kernel, const char *variant, ptrdiff_t a, ptrdiff_t b, ptrdiff_t c)
+{
+    printf("%s%s %td %td %td %016llx\n", kernel, variant, a, b, c, (unsigned long long)sum);
+    sum = 0;
+    used = 0;
+}
+
+/* ----------------------------------------------------------------------------------------------- packed operands */
+static ptrdiff_t up(ptrdiff_t n, ptrdiff_t to) { return (n + to - 1) / to * to; }
+static cvit_rows new_rows(ptrdiff_t rows, ptrdiff_t k)
+{
+    return (cvit_rows){fresh(up(rows, K->rows_unit + 32) * K->lda * (k / K->kc + 1) * K->rows_size), rows};
+}
+static cvit_panels new_panels(ptrdiff_t depth, ptrdiff_t n)
+{
+    return (cvit_panels){fresh(up(depth, K->depth_unit + 32) * up(n, K->nr + 32) * K->panels_size), depth, 0};
+}
+static float *identity(ptrdiff_t n)
+{
+    float *x = floats(n * n);
+    memset(x, 0, (size_t)(n * n) * 4);
+    for (ptrdiff_t i = 0; i < n; i++)
+        x[i * n + i] = 1;
+    return x;
+}
+/* What packed rows (m, k) hold. */
+static void count_rows(cvit_rows a, ptrdiff_t m, ptrdiff_t k)
+{
+    cvit_panels b = new_panels(k, k);
+    cvit_matrix c = room(m * k, k, 0);
+    K->pack_panels(&(cvit_pack_panels){.k = k, .n = k, .x = matrix(identity(k), k), .b = b});
+    K->gemm(&(cvit_gemm){.m = m, .n = k, .k = k, .a = a, .b = b, .c = c});
+    count_matrix(c, m, k);
+}
+/* What panels (k, n) hold. */
+static void count_panels(cvit_panels b, ptrdiff_t k, ptrdiff_t n)
+{
+    cvit_rows a = new_rows(k, k);
+    cvit_matrix c = room(k * n, n, 0);
+    K->pack_rows(&(cvit_pack_rows){.rows = k, .k = k, .x = matrix(identity(k), k), .scale = 1, .a = a});
+    K->gemm(&(cvit_gemm){.m = k, .n = n, .k = k, .a = a, .b = b, .c = c});
+    count_matrix(c, k, n);
+}
+
+/* ----------------------------------------------------------------------------------------------------- products */
+static void products(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
+{
+    for (int half = 0; half <= halves; half++) {
+        const cvit_matrix x = as_rows(numbers(m * (k + 3), 2), m * (k + 3), k + 3, half);
+        const cvit_rows a = new_rows(m, k);
+        const cvit_panels b = new_panels(k, n);
+        float *bias = numbers(n, 1), *factor = numbers(n, 2);
+        cvit_matrix c = room(m * (n + 1), n + 1, 0), add = matrix(numbers(m * n, 3), n);
+        K->pack_rows(&(cvit_pack_rows){.rows = m, .k = k, .x = x, .scale = 0.3, .a = a});
+        K->pack_panels(&(cvit_pack_panels){.k = k, .n = n, .x = matrix(numbers(k * n, 1), n), .factor = factor, .b = b});
+        cvit_gemm g = {.m = m, .n = n, .k = k, .a = a, .b = b, .c = c};
+        K->gemm(&g);
+        count_matrix(c, m, n);
+        g.bias = bias, g.add = add;
+        K->gemm(&g);
+        count_matrix(c, m, n);
+        g.add = g.c;
+        K->gemm(&g);
+        count_matrix(c, m, n);
+        g.add.at = NULL, g.c = room(m * n, n, half);
+        K->gemm(&g);
+        count_matrix(g.c, m, n);
+        say("gemm", half ? ", half" : "", m, n, k);
+    }
+    for (int half = 0; half <= halves; half++) { /* the depth is k rows of tokens */
+        const cvit_matrix x = as_rows(numbers(k * m, 2), k * m, m, half);
+        float *mean = numbers(k, 1), *rstd = numbers(k, 2), *scale = numbers(m, 1), *shift = numbers(m, 1);
+        float *sums = numbers(n, 1), *factor = numbers(k, 1);
+        void *a = fresh(up(k, 64) * up(m, 64) * 4 * 2);
+        const cvit_panels b = new_panels(k, n);
+        cvit_matrix c = matrix(numbers(m * n, 1), n);
+        K->pack_panels_transposed(
+            &(cvit_pack_panels){.k = k, .n = n, .x = matrix(numbers(k * n, 1), k), .factor = factor, .b = b});
+        for (int variant = 0; variant < 3; variant++) {
+            cvit_pack_columns pack = {.k = k, .m = m, .x = x, .a = a};
+            if (variant)
+                pack.mean = mean, pack.rstd = rstd, pack.scale = scale, pack.shift = variant > 1 ? shift : NULL;
+            K->pack_columns(&pack);
+            K->gemm_columns(&(cvit_gemm_columns){
+                .m = m, .n = n, .k = k, .a = a, .b = b, .c = c, .accumulate = variant, .column_sums = sums});
+            count_matrix(c, m, n);
+            count_floats(sums, n);
+        }
+        say("gemm_columns", half ? ", half" : "", m, n, k);
+    }
+    for (int half = 0; half <= halves; half++) {
+        const cvit_matrix x = as_rows(numbers(m * n, 2), m * n, n, half);
+        const cvit_rows a = new_rows(m, n);
+        const cvit_panels b = new_panels(m, n);
+        K->pack_both(&(cvit_pack_rows){.rows = m, .k = n, .x = x, .scale = 1, .a = a, .b = b});
+        count_rows(a, m, n);
+        count_panels(b, m, n);
+        say("pack_both", half ? ", half" : "", m, n, 0);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------- row by row */
+static void norms(ptrdiff_t rows, ptrdiff_t d)
+{
+    for (int variant = 0; variant < 8; variant++) { /* rms, scale, shift */
+        const int rms = variant & 1;
+        cvit_matrix x = matrix(numbers(rows * (d + 2), 3), d + 2), dy = matrix(numbers(rows * d, 1), d);
+        cvit_matrix y = room(rows * d, d, 0), residual = matrix(numbers(rows * d, 1), d);
+        float *scale = variant & 2 ? numbers(d, 1) : NULL, *shift = variant & 4 ? numbers(d, 1) : NULL;
+        float *mean = floats(rows), *rstd = floats(rows), *dscale = numbers(d, 1), *dshift = numbers(d, 1);
+        const cvit_rows a = new_rows(rows, d);
+        cvit_norm call = {.rows = rows, .d = d, .rms = rms, .x = x, .scale = scale, .shift = shift, .eps = 1e-6, .y = y,
+                          .mean = mean, .rstd = rstd};
+        K->norm(&call);
+        count_matrix(y, rows, d);
+        count_floats(mean, rows);
+        count_floats(rstd, rows);
+        call.y.at = NULL, call.a = a;
+        K->norm(&call);
+        count_rows(a, rows, d);
+        say("norm", rms ? ", rms" : "", rows, d, variant / 2);
+        used = (size_t)((char *)(dshift + d) - arena) + 256; /* say() gave all away; these are still wanted */
+        K->norm_backward(&(cvit_norm_backward){.rows = rows, .d = d, .rms = rms, .dy = dy, .x = x, .mean = mean,
+                                               .rstd = rstd, .scale = scale, .dx = y,
+                                               .residual = variant & 4 ? residual : (cvit_matrix){0},
+                                               .dscale = scale ? dscale : NULL, .dshift = shift ? dshift : NULL});
+        count_matrix(y, rows, d);
+        count_floats(dscale, d);
+        count_floats(dshift, d);
+        say("norm_backward", rms ? ", rms" : "", rows, d, variant / 2);
+    }
+}
+
+/* A copy of a matrix that a kernel overwrites. */
+static cvit_matrix copy(cvit_matrix x, ptrdiff_t n)
+{
+    cvit_matrix to = room(n, x.ld, x.half);
+    memcpy(to.at, x.at, (size_t)n * (x.half ? 2 : 4));
+    return to;
+}
+
+static void activations(ptrdiff_t rows, ptrdiff_t n)
+{
+    for (int kind = 0; kind < CVIT_ACTIVATION_COUNT; kind++)
+        for (int variant = 0; variant < 8; variant++) { /* half, gated, odd numbers */
+            const int half = variant & 1, gated = variant >> 1 & 1, odd = variant >> 2;
+            if (half > halves)
+                continue;
+            const cvit_matrix none = {0};
+            float *plain = odd ? odd_numbers(rows * n, 12) : numbers(rows * n, 6);
+            const cvit_matrix x = as_rows(plain, rows * n, n, half), dy = matrix(numbers(rows * n, 1), n);
+            const cvit_matrix value = gated ? as_rows(numbers(rows * n, 2), rows * n, n, half) : none;
+            cvit_activation call = {.kind = kind, .rows = rows, .n = n, .x = x, .value = value};
+            for (int to = 0; to <= half; to++) {
+                call.y = room(rows * n, n, to);
+                K->activation(&call);
+                count_matrix(call.y, rows, n);
+            }
+            if (!odd && n <= K->kc) {
+                call.y.at = NULL, call.a = new_rows(rows, n);
+                K->activation(&call);
+                count_rows(call.a, rows, n);
+            }
+            for (int to = 0; to <= (!odd && n <= K->kc); to++) {
+                cvit_activation_backward back = {.kind = kind, .rows = rows, .n = n, .x = copy(x, rows * n),
+                                                 .value = value, .dy = copy(dy, rows * n),
+                                                 .dvalue = gated ? room(rows * n, n, 0) : none};
+                if (to) {
+                    back.a = new_rows(rows, n), back.b = new_panels(rows, n);
+                    if (gated)
+                        back.a_value = new_rows(rows, n), back.b_value = new_panels(rows, n);
+                }
+                K->activation_backward(&back);
+                count_matrix(back.x, rows, n);
+                if (to) {
+                    count_rows(back.a, rows, n);
+                    count_panels(back.b, rows, n);
+                } else {
+                    count_matrix(back.dy, rows, n);
+                }
+                if (gated && to) {
+                    count_rows(back.a_value, rows, n);
+                    count_panels(back.b_value, rows, n);
+                } else if (gated) {
+                    count_matrix(back.dvalue, rows, n);
+                }
+            }
+            static const char *const names[] = {"activation", "activation, half", "activation, gated",
+                                                "activation, gated, half"};
+            say(names[variant & 3], odd ? ", odd numbers" : "", kind, rows, n);
+        }
+}
+
+static void sums(ptrdiff_t rows, ptrdiff_t n)
+{
+    cvit_matrix x = matrix(numbers(rows * (n + 1), 2), n + 1), add = matrix(numbers(rows * n, 1), n);
+    cvit_matrix y = room(rows * n, n, 0);
+    float *columns = numbers(n, 2), *total = numbers(n, 1);
+    for (int variant = 0; variant < 4; variant++) {
+        K->add_rows(&(cvit_add_rows){.rows = rows, .n = n, .x = x, .factor = 0.7, .columns = variant & 1 ? columns : NULL,
+                                     .add = variant & 2 ? add : (cvit_matrix){0}, .y = y});
+        count_matrix(y, rows, n);
+    }
+    say("add_rows", "", rows, n, 0);
+    x = matrix(numbers(rows * (n + 1), 2), n + 1), total = numbers(n, 1);
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        K->column_sums(&(cvit_column_sums){
+            .rows = rows, .n = n, .x = x, .accumulate = accumulate, .scale = 0.3, .sums = total});
+        count_floats(total, n);
+    }
+    say("column_sums", "", rows, n, 0);
+    x = matrix(numbers(rows * (n + 1), 2), n + 1), y = matrix(numbers(rows * n, 2), n);
+    columns = numbers(n, 2), total = floats(n);
+    K->unscale(&(cvit_unscale){.rows = rows, .n = n, .w = x, .dw = y, .factor = columns, .sums = total});
+    count_matrix(y, rows, n);
+    count_floats(total, n);
+    say("unscale", "", rows, n, 0);
+}
+
+static void losses(ptrdiff_t n)
+{
+    for (int variant = 0; variant < 12; variant++) { /* targets, smoothing, odd numbers */
+        float *target = numbers(n, 1), *d = floats(n), *z = variant < 8 ? numbers(n, 9) : odd_numbers(n, 9);
+        for (ptrdiff_t i = 0; i < n; i++)
+            target[i] = target[i] < 0 ? 0 : target[i];
+        const cvit_cross_entropy call = {.n = n, .label = draw() % n, .target = variant & 1 ? target : NULL, .logits = z,
+                                         .smoothing = variant & 2 ? 0.1 : 0, .weight = 0.7, .dlogits = d};
+        count_double(K->cross_entropy(&call));
+        count_floats(d, n);
+        say("cross_entropy", variant < 8 ? "" : ", odd numbers", n, variant, 0);
+    }
+}
+
+static void rotations(ptrdiff_t rows, ptrdiff_t heads, ptrdiff_t half)
+{
+    const ptrdiff_t n = heads * 2 * half;
+    for (int variant = 0; variant < 4; variant++) {
+        const ptrdiff_t ld = (variant & 1 ? heads : 1) * half;
+        cvit_rotate call = {.rows = rows, .heads = heads, .half = half, .x = matrix(numbers(rows * n, 2), n),
+                            .cosines = matrix(numbers(rows * ld, 1), ld), .sines = matrix(numbers(rows * ld, 1), ld),
+                            .each_head = variant & 1, .back = variant >> 1};
+        K->rotate(&call);
+        count_matrix(call.x, rows, n);
+    }
+    say("rotate", "", rows, heads, half);
+    float *total = numbers(n, 1);
+    K->rotate_frequencies(&(cvit_rotate_frequencies){
+        .rows = rows, .heads = heads, .half = half, .y = matrix(numbers(rows * n, 2), n),
+        .dy = matrix(numbers(rows * n, 2), n), .coordinates = numbers(2 * rows, 3), .sums = total});
+    count_floats(total, n);
+    say("rotate_frequencies", "", rows, heads, half);
+}
+
+static void drops(ptrdiff_t rows, ptrdiff_t n)
+{
+    for (int variant = 0; variant < 8; variant++) {
+        const int half = variant & halves;
+        const cvit_matrix x = as_rows(numbers(rows * n, 2), rows * n, n, half), y = room(rows * n, n, half);
+        K->drop(&(cvit_drop){.rows = rows, .n = n, .x = x, .y = y, .seed = draw(), .sample = 3, .row = 5, .place = 2,
+                             .branch = 4, .add = half ? (cvit_matrix){0} : matrix(numbers(rows * n, 1), n),
+                             .path = variant & 2 ? 0.4 : 0, .rate = variant & 4 ? 0.3 : 0});
+        count_matrix(y, rows, n);
+    }
+    say("drop", "", rows, n, 0);
+}
+
+static void updates(ptrdiff_t n)
+{
+    for (int variant = 0; variant < 4; variant++) {
+        float *w = numbers(n, 1), *g = numbers(n, 1), *m = numbers(n, 1), *v = numbers(n, 1);
+        for (ptrdiff_t i = 0; i < n; i++)
+            v[i] = v[i] < 0 ? -v[i] : v[i];
+        cvit_update call = {.n = n, .w = w, .g = g, .m = variant ? m : NULL, .lr = 0.03, .beta1 = 0.9, .beta2 = 0.999,
+                            .eps = 1e-8, .decay = 0.05, .scale = 0.8, .c1 = 0.271, .c2 = 0.002997, .nesterov = variant & 1};
+        K->sgd(&call);
+        count_floats(w, n);
+        count_floats(m, n);
+        call.m = m, call.v = v;
+        K->adamw(&call);
+        count_floats(w, n);
+        count_floats(m, n);
+        count_floats(v, n);
+        K->average(n, 0.01, w, g);
+        count_floats(g, n);
+        count_double(K->sum_of_squares(n, w));
+        K->probe_stream(n / 16 * 16, 0.3, w, g);
+        count_floats(g, n);
+    }
+    float *huge = numbers(n, 3e38f);
+    count_double(K->sum_of_squares(n, huge));
+    say("updates", "", n, 0, 0);
+    for (int function = 0; function < 5; function++)
+        for (int odd = 0; odd < 2; odd++) {
+            float *x = odd && function < 4 ? odd_numbers(n, 90) : numbers(n, function == 3 ? 120 : 9), *y = floats(n);
+            for (ptrdiff_t i = 0; function == 3 && i < n; i++) /* of 2^x less than 128, of ln x positive normal numbers */
+                x[i] = x[i] > 127 ? 127 : x[i];
+            for (ptrdiff_t i = 0; function == 4 && i < n; i++)
+                x[i] = x[i] < 0 ? 1 - x[i] * x[i] * x[i] : x[i] + 1e-3f;
+            K->apply(function, n, x, y);
+            count_floats(y, n);
+            say("apply", odd ? ", odd numbers" : "", function, n, 0);
+        }
+}
+
+/* ------------------------------------------------------------------------------------------------------ attention */
+static void attentions(ptrdiff_t tokens, ptrdiff_t dh, float spread)
+{
+    const ptrdiff_t n = tokens * dh, ld = dh + 5, all = tokens * ld;
+    for (int half = 0; half <= halves; half++) {
+        const cvit_matrix q = as_rows(numbers(all, spread), all, ld, half), k = as_rows(numbers(all, spread), all, ld, half);
+        const cvit_matrix v = as_rows(numbers(all, 2), all, ld, half), d_o = matrix(numbers(n, 1), dh);
+        const cvit_matrix o = room(n, dh, half), dq = room(all, ld, 0), dk = room(all, ld, 0), dv = room(all, ld, 0);
+        float *lse = floats(tokens), *scratch = floats(K->attention_scratch(tokens, dh, 0) + 16);
+        K->attention(&(cvit_attention){.tokens = tokens, .dh = dh, .first = 0, .count = tokens, .q = q, .k = k, .v = v,
+                                       .o = o, .lse = lse, .scratch = scratch});
+        count_matrix(o, tokens, dh);
+        count_floats(lse, tokens);
+        scratch = floats(K->attention_scratch(tokens, dh, 1) + 16);
+        K->attention_backward(&(cvit_attention_backward){
+            .tokens = tokens, .dh = dh, .first = 0, .count = tokens, .q = q, .k = k, .v = v, .o = o, .d_o = d_o,
+            .lse = lse, .dq = dq, .dk = dk, .dv = dv, .scratch = scratch});
+        count_matrix(dq, tokens, dh);
+        count_matrix(dk, tokens, dh);
+        count_matrix(dv, tokens, dh);
+        say("attention", half ? ", half" : "", tokens, dh, (ptrdiff_t)spread);
+    }
+    float *q = numbers(dh, spread), *d_o = numbers(dh, 1), *o = floats(dh), *dq = floats(dh);
+    const cvit_matrix k = matrix(numbers(all, spread), ld), v = matrix(numbers(all, 2), ld);
+    const cvit_matrix dk = room(n, dh, 0), dv = room(n, dh, 0);
+    float *scratch = floats(K->attend_scratch(tokens));
+    K->attend(&(cvit_attend){.tokens = tokens, .dh = dh, .q = q, .k = k, .v = v, .o = o, .scratch = scratch});
+    count_floats(o, dh);
+    K->attend_backward(&(cvit_attend_backward){
+        .tokens = tokens, .dh = dh, .q = q, .d_o = d_o, .k = k, .v = v, .dq = dq, .dk = dk, .dv = dv, .scratch = scratch});
+    count_floats(dq, dh);
+    count_matrix(dk, tokens, dh);
+    count_matrix(dv, tokens, dh);
+    say("attend", "", tokens, dh, (ptrdiff_t)spread);
+}
+
+int main(void)
+{
+    static const ptrdiff_t sizes[] = {1, 7, 15, 16, 17, 31, 33, 48, 65, 100, 200, 401};
+    arena = aligned_alloc(64, ROOM);
+    halves = K->half;
+    state = 1;
+    const cvit_float_mode before = cvit_float_enter();
+    for (int i = 0; i < (int)(sizeof sizes / sizeof *sizes); i++) {
+        const ptrdiff_t n = sizes[i], m = sizes[(i * 5 + 2) % 9];
+        products(m, sizes[(i + 4) % 11], n);
+        norms(i % 4 + 1 + i, n);
+        activations(i % 3 + 1, n);
+        sums(m, n);
+        losses(n);
+        rotations(i % 3 + 1, i % 4 + 1, n);
+        drops(i % 3 + 1, n);
+        updates(n);
+        attentions(n, sizes[(i * 7 + 3) % 9], i % 2 ? 2 : 9);
+    }
+    cvit_float_leave(before);
+    return 0;
+}
