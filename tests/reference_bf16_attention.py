@@ -1,13 +1,13 @@
 """Attention as docs/bfloat16.md defines it to the bit, in NumPy: float32 arithmetic, fused multiply-adds by themselves.
 
-Arrays are one head's: q, k, v, o, do, dq, dk, dv (tokens, dh), lse (tokens). Where the sign of a zero or the bits of a
-NaN are concerned, and for subnormal numbers, nothing is promised.
+Arrays are one head's: q, k, v, o, do, dq, dk, dv (tokens, dh), lse (tokens). Nothing is promised of subnormal numbers,
+nor of the bits of a NaN.
 """
 
 import numpy as np
 
 KEYS = 384  # of a block of the online softmax
-EXP2 = (0.693147206, 0.240226485, 0.0555032904, 0.00961837325, 0.00133998483, 0.000153707048)
+EXP2 = (1, 0.693146856, 0.24022238, 0.0555089295, 0.00967169794, 0.00132186725)
 LOG2_E, LN2 = np.float32(1.44269504088896340736), np.float32(0.69314718055994530942)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 LOG_TERMS, SQRT_HALF = 4, np.float32(0.70710678118654752440)
@@ -45,13 +45,16 @@ def fma(a, b, c):
 
 
 def product(a, b, start=0.0):
-    """start + a (m, k) @ b (k, n) of operands rounded to bfloat16, 32 of the depth at a time."""
-    a, b = rounded(a).astype(np.float64), rounded(b).astype(np.float64)
-    total = np.full((a.shape[0], b.shape[1]), 0, np.float32) + np.float32(start)
+    """start + a (m, k) @ b (k, n) of operands rounded to bfloat16, 32 of the depth at a time.
+
+    A product of two bfloat16 numbers is a float32, so that a multiply-add rounds once by itself.
+    """
+    a, b = rounded(a), rounded(b)
+    total = np.zeros((a.shape[0], b.shape[1]), np.float32) + np.float32(start)
     for p in range(0, a.shape[1], 32):
-        chains = [np.zeros_like(total), np.zeros_like(total)]
+        chains = np.zeros((2, *total.shape), np.float32)
         for q in range(p, min(p + 32, a.shape[1])):
-            chains[q % 2] = fma(a[:, q : q + 1], b[q], chains[q % 2])
+            chains[q % 2] += a[:, q : q + 1] * b[q]
         total = total + (chains[0] + chains[1])
     return total
 
@@ -74,12 +77,11 @@ def tree(sums):
 
 def exp2(x):
     x = np.where(np.isnan(x), x, np.maximum(np.float32(-126), x))
-    whole = np.rint(x)
+    whole = np.rint(x.astype(np.float64) + 127).astype(np.float32) - 127  # the next odd one is as near as the even one
     rest, y = x - whole, np.float32(EXP2[-1])
     for coefficient in EXP2[-2::-1]:
         y = fma(y, rest, np.float32(coefficient))
-    scale = np.ldexp(np.float32(1), np.where(np.isnan(x), 0, whole).astype(np.int32))
-    return fma(scale, y * rest, scale)
+    return np.ldexp(np.float32(1), np.where(np.isnan(x), 0, whole).astype(np.int32)) * y
 
 
 def log(x):
@@ -92,27 +94,24 @@ def log(x):
     for i in range(LOG_TERMS - 1, 0, -1):
         tail = fma(tail, square, np.float32(1 / np.float32(2 * i + 1)))
     whole = n.astype(np.float32)
-    low = fma(2 * s * square, tail, whole * LN2_LOW)
-    return fma(whole, LN2_HIGH, 2 * s + low) + (x - x)
+    return fma(whole, LN2_HIGH, 2 * s + fma(whole, LN2_LOW, 2 * s * square * tail)) + (x - x)
 
 
 def attention(q, k, v):
     """Returns o, unrounded, and lse."""
     c = LOG2_E / np.sqrt(np.float32(q.shape[1]))
+    top = total = o = None
     with np.errstate(all="ignore"):
         for first in range(0, len(k), KEYS):
-            s = product(q, k[first : first + KEYS].T)
+            s, before = product(q, k[first : first + KEYS].T), top
             top = np.fmax.reduce(s, axis=1) * c
             if first:
                 top = np.fmax(top, before)
-            p = exp2(fma(s, c, -top[:, None]))
-            if not first:
-                total, o = lanes(p), product(p, v[:KEYS])
-            else:
                 shrink = exp2(before - top)
-                total = total * shrink + lanes(p)
-                o = product(p, v[first : first + KEYS], o * shrink[:, None])
-            before = top
+                total, o = total * shrink, o * shrink[:, None]
+            p = exp2(fma(s, c, -top[:, None]))
+            total = total + lanes(p) if first else lanes(p)
+            o = product(p, v[first : first + KEYS], o if first else 0)
         return o * (1 / total)[:, None], fma(top, LN2, log(total))
 
 
