@@ -99,6 +99,13 @@ INLINE vec fused(vec a, vec b, vec c)
 }
 #endif
 
+/* a * b - c * d: compilers choose which of the products is rounded by itself; of the bfloat16 tables it is the first. */
+#if BF16
+INLINE vec difference(vec a, vec b, vec c, vec d) { return fused(-c, d, a * b); }
+#else
+INLINE vec difference(vec a, vec b, vec c, vec d) { return a * b - c * d; }
+#endif
+
 /* sum + *x * v with *x read anew, if the machine can in the multiply-add itself (AVX-512: one instruction less to
  * issue, one more load). A compiler would keep a broadcast *x that it has. */
 #if VECTOR_BYTES == 64
@@ -116,17 +123,9 @@ INLINE vec add_product(vec sum, const real *x, vec v) { return fused(splat(*x), 
 #endif
 
 /* 1 / x for x >= 1, to a rounding or two; above 2^126, where 1 / x is subnormal, to an absolute 2^-126. A 512-bit
- * division takes 16 cycles; an estimate of 14 bits and one Newton step are far less. Of the bfloat16 tables the
- * estimate is the same on every machine: the difference of integers is off by at most 6 % (a float's bits are nearly
- * its logarithm), the first step leaves 0.0013 of that, the second, of third order, what rounding leaves. */
-#if BF16
-INLINE vec reciprocal(vec x)
-{
-    const vec guess = (vec)(0x7ef34000 - (ivec)x);
-    const vec y = guess * fused(-guess, x, splat(2.0013f)), e = fused(-y, x, splat(1));
-    return fused(y, fused(e, e, e), y);
-}
-#elif VECTOR_BYTES == 64 && REAL_BITS == 32
+ * division takes 16 cycles; an estimate of 14 bits and one Newton step are far less. But estimates are each machine's
+ * own, so the bfloat16 tables divide. */
+#if VECTOR_BYTES == 64 && REAL_BITS == 32 && !BF16
 INLINE vec reciprocal(vec x)
 {
     const vec guess = (vec)_mm512_rcp14_ps((__m512)x);
@@ -279,25 +278,45 @@ typedef uint16_t half;
 typedef uint32_t uvec __attribute__((vector_size(VECTOR_BYTES)));
 typedef half hvec __attribute__((vector_size(VECTOR_BYTES / 2)));
 
-/* The bits of x rounded to bfloat16, in the upper halves; the lower ones are zero. */
-INLINE uvec round_bits(vec x)
+/* The bits of x rounded to bfloat16, in the upper halves: the lower ones are anything here, and zero below. */
+INLINE uvec round_upper(vec x)
 {
-    const uvec b = (uvec)x;
-    const uvec up = (b + 0x7fff + ((b >> 16) & 1)) & 0xffff0000u, quiet = (b | 0x400000u) & 0xffff0000u;
-    const uvec number = (uvec)(x == x);
-    return (number & up) | (~number & quiet);
+    const uvec b = (uvec)x, up = b + 0x7fff + ((b >> 16) & 1);
+#if VECTOR_BYTES == 64
+    const __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+    return (uvec)_mm512_mask_set1_epi32((__m512i)up, nan, -1);
+#else
+    return up | (uvec)(x != x);
+#endif
 }
+INLINE uvec round_bits(vec x) { return round_upper(x) & 0xffff0000u; }
 INLINE vec rounded(vec x) { return (vec)round_bits(x); }
+
+/* The upper halves of the elements, and back. */
+#if VECTOR_BYTES == 64
+INLINE hvec upper(uvec b) { return (hvec)_mm512_cvtepi32_epi16((__m512i)(b >> 16)); }
+INLINE vec widen(hvec h) { return (vec)((uvec)_mm512_cvtepu16_epi32((__m256i)h) << 16); }
+#elif VECTOR_BYTES == 32
+INLINE hvec upper(uvec b)
+{
+    const __m256i low = (__m256i)(b >> 16);
+    return (hvec)_mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+}
+INLINE vec widen(hvec h) { return (vec)((uvec)_mm256_cvtepu16_epi32((__m128i)h) << 16); }
+#else
+INLINE hvec upper(uvec b) { return __builtin_convertvector(b >> 16, hvec); }
+INLINE vec widen(hvec h) { return (vec)(__builtin_convertvector(h, uvec) << 16); }
+#endif
 
 INLINE vec load_half(const half *p)
 {
     hvec h;
     memcpy(&h, p, sizeof h);
-    return (vec)(__builtin_convertvector(h, uvec) << 16);
+    return widen(h);
 }
 INLINE void store_half(half *p, vec v)
 {
-    const hvec h = __builtin_convertvector(round_bits(v) >> 16, hvec);
+    const hvec h = upper(round_upper(v));
     memcpy(p, &h, sizeof h);
 }
 INLINE vec load_half_upto(const half *p, ptrdiff_t n)
@@ -306,12 +325,16 @@ INLINE vec load_half_upto(const half *p, ptrdiff_t n)
         return load_half(p);
     hvec h = {0};
     memcpy(&h, p, (size_t)n * sizeof(half));
-    return (vec)(__builtin_convertvector(h, uvec) << 16);
+    return widen(h);
 }
 INLINE void store_half_upto(half *p, vec v, ptrdiff_t n)
 {
-    const hvec h = __builtin_convertvector(round_bits(v) >> 16, hvec);
-    memcpy(p, &h, (size_t)least(n, VL) * sizeof(half));
+    if (n >= VL) {
+        store_half(p, v);
+        return;
+    }
+    const hvec h = upper(round_upper(v));
+    memcpy(p, &h, (size_t)n * sizeof(half));
 }
 #endif
 
