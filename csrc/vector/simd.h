@@ -155,9 +155,17 @@ INLINE vec vmax(vec a, vec b) { return (vec)_mm256_max_pd((__m256d)a, (__m256d)b
 INLINE vec vmin(vec a, vec b) { return (vec)_mm256_min_pd((__m256d)a, (__m256d)b); }
 INLINE vec vsqrt(vec a) { return (vec)_mm256_sqrt_pd((__m256d)a); }
 #else
-/* As x86's instructions do it: of an unordered pair the second is taken. */
-INLINE vec vmax(vec a, vec b) { return pick((ivec)(a > b), a, b); }
-INLINE vec vmin(vec a, vec b) { return pick((ivec)(a < b), a, b); }
+/* As x86's instructions do it: of an unordered pair the second is taken, and of two zeros. Clang, if it sees that,
+ * takes AArch64's maximum, which prefers +0: the bfloat16 tables do not let it. */
+INLINE ivec unseen(ivec mask)
+{
+#if BF16 && defined(__aarch64__)
+    __asm__("" : "+w"(mask));
+#endif
+    return mask;
+}
+INLINE vec vmax(vec a, vec b) { return pick(unseen((ivec)(a > b)), a, b); }
+INLINE vec vmin(vec a, vec b) { return pick(unseen((ivec)(a < b)), a, b); }
 INLINE vec vsqrt(vec a)
 {
     for (int i = 0; i < VL; i++)
