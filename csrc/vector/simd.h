@@ -99,11 +99,11 @@ NOINLINE vec fused(vec a, vec b, vec c) /* calls of the C library, which takes t
 }
 #endif
 
-/* a * b - c * d: compilers choose which of the products is rounded by itself; of the bfloat16 tables it is the first. */
+/* c - a * b. Where c is a product as well, compilers choose which of the two is rounded by itself. */
 #if BF16
-INLINE vec difference(vec a, vec b, vec c, vec d) { return fused(-c, d, a * b); }
+INLINE vec fused_from(vec a, vec b, vec c) { return fused(-a, b, c); }
 #else
-INLINE vec difference(vec a, vec b, vec c, vec d) { return a * b - c * d; }
+INLINE vec fused_from(vec a, vec b, vec c) { return c - a * b; }
 #endif
 
 /* sum + *x * v with *x read anew, if the machine can in the multiply-add itself (AVX-512: one instruction less to

@@ -1,4 +1,4 @@
-/* Every kernel of one table on numbers of its own at odd sizes: a line "kernel, case, checksum of all that it wrote" for
+/* Every kernel of a table on numbers of its own at odd sizes: a line "kernel, case, checksum of all that it wrote" for
  * each. A table of bfloat16 gives the same lines on every machine and from every compiler (docs/bfloat16.md);
  * tests/test_bf16_machines.py compares them. As a library it takes a table's address, and as a program, with
  * -DTESTED=cvit_neon_bf16, that table:
