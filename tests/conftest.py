@@ -2,18 +2,14 @@
 
 import ctypes
 import os
-import shlex
-import shutil
-import subprocess
 import weakref
-from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
 
 import cvit
-from cvit.engine import memory, plan, team, vectors
+from cvit.engine import memory, plan, vectors
 from cvit.ops import _heads
 from cvit.ops import _kernels as _ops
 
@@ -68,25 +64,3 @@ def dtype(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-@pytest.fixture(scope="session")
-def bf16_library(tmp_path_factory):
-    """tests/bf16/table.c, compiled; skips where there is no C compiler."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not shutil.which(compiler[0]):
-        pytest.skip("no C compiler")
-    tests = Path(__file__).resolve().parent
-    library = tmp_path_factory.mktemp("bf16") / "table.so"
-    flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{tests.parent / 'csrc'}"]
-    subprocess.run([*compiler, *flags, str(tests / "bf16" / "table.c"), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
-
-
-@pytest.fixture
-def bf16_table(bf16_library):
-    """The address of the table with emulated bfloat16 operands that stands on the portable float32 one."""
-    cvit.set_isa("portable")
-    make = bf16_library.cvit_emulated_bf16
-    make.argtypes, make.restype = [ctypes.c_void_p], ctypes.c_void_p
-    return make(team.table_address(np.float32))

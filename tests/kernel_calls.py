@@ -40,19 +40,12 @@ def _parse():
         if "CVIT_KERNELS" not in body and "cvit_kernels" not in body:
             structs[name] = type(name, (ctypes.Structure,), {"_fields_": list(_members(body, structs))})
     kernels = re.findall(r"K\((\w+), (\w+), \((.*?)\)\)", text.replace("\\\n", "\n"))
-    return structs, kernels
+    head = re.search(r"typedef struct \{([^{}]*)CVIT_KERNELS\(CVIT_MEMBER\)\s*\} cvit_kernels;", text)[1]
+    numbers = [(name, ctypes.c_char_p if kind is ctypes.c_void_p else kind) for name, kind in _members(head, structs)]
+    return structs, kernels, type("cvit_kernels", (ctypes.Structure,), {"_fields_": numbers})
 
 
-STRUCTS, KERNELS = _parse()
-
-
-class _Head(ctypes.Structure):
-    _fields_ = [
-        ("isa", ctypes.c_char_p), ("element", ctypes.c_char_p), ("size", ctypes.c_ssize_t),
-        ("rows_size", ctypes.c_ssize_t), ("panels_size", ctypes.c_ssize_t), ("half", ctypes.c_int),
-        ("peak", ctypes.c_char_p),
-        *((name, ctypes.c_ssize_t) for name in ("vl", "mr", "nr", "kc", "lda", "rows_unit", "depth_unit")),
-    ]  # fmt: skip
+STRUCTS, KERNELS, _Head = _parse()
 
 
 def _prototype(result, arguments):
@@ -102,8 +95,8 @@ def at(array):
 
 
 def matrix(array):
-    """cvit_matrix of a two-dimensional array whose rows are contiguous, bfloat16 if it is uint16. It does not keep the
-    array alive."""
+    """cvit_matrix of a two-dimensional array whose rows are contiguous; uint16 is bfloat16. It does not keep the array
+    alive."""
     if array is None:
         return STRUCTS["cvit_matrix"]()
     return STRUCTS["cvit_matrix"](at(array), array.strides[0] // array.itemsize, array.dtype == np.uint16)
