@@ -120,8 +120,9 @@ def test_activations(rng, n, kind, gated):
 
     y, plain, again, dx, dvalue = work(half=False)
     halves = work(half=True)
-    assert same_bits(y, plain) and same_bits(again, y)
-    assert same_bits(halves, (to_half(y), y, to_half(y), dx, dvalue))
+    assert same_bits(y, plain) and (gated or same_bits(again, y))
+    assert_near(again, wide(y)[0], size=np.abs(y))
+    assert same_bits(halves, (to_half(y), y, to_half(again), dx, dvalue))
     x, value, dy = wide(x, value, dy)
     value = value if gated else np.ones_like(x)
     f = activation_forward(x, kind)
@@ -147,11 +148,11 @@ def test_what_an_activation_makes_of_the_ends(kind):
     for found in (y[0], widened(half)[0]):
         assert np.isnan(found[0]) and not np.isnan(found[3:]).any()
         top = [1, 1] if kind == "tanh" else [np.inf, x[0, 3]]
-        assert np.abs(found[[1, 3]] / np.array(top, F32) - 1)[np.isfinite(top)].max() < 2**-8
+        assert found[1] == top[0] and abs(found[3] / top[1] - 1) < 2**-8
         if kind in ("gelu_tanh", "quick_gelu", "silu", "relu"):
             assert np.abs(found[[2, 4, 9]]).max() < 1e-15
         assert not found[5:7].any()
-        assert (np.diff(found[10:]) >= 0).all()
+        assert (np.diff(found[10:]) >= -2e-7).all()
 
 
 def test_gradients_that_are_packed(rng):
@@ -172,7 +173,7 @@ def test_gradients_that_are_packed(rng):
             K.gemm(call("gemm", m=shape[0], n=shape[1], k=k, a=a, b=b, c=matrix(c)))
             return c
 
-        kept, plain, dvalue, dx = x.copy(), x.copy(), np.empty_like(x), dy.copy()
+        kept, plain, dvalue, dx, given = x.copy(), x.copy(), np.empty_like(x), dy.copy(), dy.copy()
         members = dict(kind=0, rows=m, n=n, value=matrix(value))
         K.activation_backward(
             call("activation_backward", **members, x=matrix(plain), dy=matrix(dx), dvalue=matrix(dvalue))
@@ -180,7 +181,7 @@ def test_gradients_that_are_packed(rng):
         parts = [room(m, n), room(m, n)] + [packed(64 * 128, K.panels_size) for _ in range(2)]
         a, a_value, b, b_value = rows(parts[0], m), rows(parts[1], m), panels(parts[2], m), panels(parts[3], m)
         K.activation_backward(
-            call("activation_backward", **members, x=matrix(kept), dy=matrix(dy.copy()), a=a, a_value=a_value, b=b,
+            call("activation_backward", **members, x=matrix(kept), dy=matrix(given), a=a, a_value=a_value, b=b,
                  b_value=b_value)
         )  # fmt: skip
         wall, left = packed(128 * 128, K.panels_size), room(m, m)

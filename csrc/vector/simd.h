@@ -91,7 +91,7 @@ INLINE vec fused(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (
 #elif defined(__ARM_NEON)
 INLINE vec fused(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 #else
-INLINE vec fused(vec a, vec b, vec c)
+NOINLINE vec fused(vec a, vec b, vec c) /* calls of the C library, which takes the CPU's instruction if it has one */
 {
     for (int i = 0; i < VL; i++)
         c[i] = fmaf(a[i], b[i], c[i]);
@@ -99,11 +99,11 @@ INLINE vec fused(vec a, vec b, vec c)
 }
 #endif
 
-/* a * b - c * d: compilers choose which of the products is rounded by itself; of the bfloat16 tables it is the first. */
+/* c - a * b. Where c is a product as well, compilers choose which of the two is rounded by itself. */
 #if BF16
-INLINE vec difference(vec a, vec b, vec c, vec d) { return fused(-c, d, a * b); }
+INLINE vec fused_from(vec a, vec b, vec c) { return fused(-a, b, c); }
 #else
-INLINE vec difference(vec a, vec b, vec c, vec d) { return a * b - c * d; }
+INLINE vec fused_from(vec a, vec b, vec c) { return c - a * b; }
 #endif
 
 /* sum + *x * v with *x read anew, if the machine can in the multiply-add itself (AVX-512: one instruction less to
