@@ -80,6 +80,14 @@ def column_room(K, k, m):
     return aligned(round_up(k, K.depth_unit) * round_up(m, K.mr) * K.rows_size, np.uint8, 0xFF)
 
 
+def scratch_rows(K, x):
+    """x in rows of lda floats, with room for as many packed ones."""
+    m, n = x.shape
+    y = aligned(round_up(m, 32) * K.lda, np.float32, 0)[: m * K.lda].reshape(m, K.lda)
+    y[:, :n] = x
+    return y
+
+
 def to_half(x):
     """uint16 of values rounded to bfloat16."""
     bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
@@ -207,12 +215,10 @@ def test_both_forms(tables, rng, m, k, half):
     x = to_half(x) if half else x
 
     def run(K):
-        a, b = row_room(K, m, k), panel_room(K, depth, k)
-        K.pack_panels(call("pack_panels", k=row, n=k, x=matrix(np.ones((row, k), np.float32)), b=panels(b, depth)))
-        tail = np.ones((depth - row - m, k), np.float32)
-        b_tail = panels(b, depth, row + m + m % 2)
-        tail = tail[m % 2 :]
-        K.pack_panels(call("pack_panels", k=len(tail), n=k, x=matrix(tail), b=b_tail))
+        a, b, behind = row_room(K, m, k), panel_room(K, depth, k), row + m + m % 2  # rows go in pairs
+        for first, count in ((0, row), (behind, depth - behind)):
+            ones = np.ones((count, k), np.float32)
+            K.pack_panels(call("pack_panels", k=count, n=k, x=matrix(ones), b=panels(b, depth, first)))
         K.pack_both(call("pack_rows", rows=m, k=k, x=matrix(x), scale=1.0, a=rows(a, m), b=panels(b, depth, row)))
         return unpacked_rows(K, a, m, k), unpacked_panels(K, b, depth, k)
 
@@ -254,49 +260,33 @@ def test_a_norm_to_packed_rows(tables, rng, m, d, rms):
 @pytest.mark.parametrize("m, n", [(1, 1), (6, 40), (33, 384), (70, 65)])
 def test_an_activation_and_its_backward(tables, rng, m, n, gated, half):
     """To packed rows that begin where x, and dy, do, unless those are half; and to panels."""
-    kinds = (0, 3)
-    values = normal(rng, 3, m, n, dtype=np.float32)
-    depth = m + m % 2 + 6
+    values, before = normal(rng, 3, m, n, dtype=np.float32), np.ones((6, n), np.float32)
+    depth = m + len(before)
 
     def run(K):
         results = []
-        for kind in kinds:
-            wide = [
-                aligned(max(m * K.lda * 4, round_up(m, K.rows_unit) * K.lda * K.rows_size), np.uint8, 0)[
-                    : m * K.lda * 4
-                ]
-                .view(np.float32)
-                .reshape(m, K.lda)
-                for _ in range(3)
-            ]
-            for room, value in zip(wide, values):
-                room[:, :n] = value
-            x, value, dy = wide
+        for kind in (0, 3):
+            x, value, dy = (scratch_rows(K, v) for v in values)
             if half:
                 x, value = to_half(x), to_half(value)
             members = dict(kind=kind, rows=m, n=n, value=matrix(value if gated else None))
-            aside, inside = row_room(K, m, n), x.base if half else wide[0].copy()
-            K.activation(call("activation", **members, x=matrix(x), a=rows(aside, m)))
-            results.append(unpacked_rows(K, aside, m, n))
+            a, a_value, inside = row_room(K, m, n), row_room(K, m, n), x.copy() if half else scratch_rows(K, values[0])
+            K.activation(call("activation", **members, x=matrix(x), a=rows(a, m)))
+            results.append(unpacked_rows(K, a, m, n))
             if not half:
-                inside = aligned(round_up(m, 32) * K.lda, np.float32, 0)[: m * K.lda].reshape(m, K.lda)
-                inside[:] = x
                 K.activation(call("activation", **members, x=matrix(inside), a=rows(inside, m)))
                 assert same_bits(unpacked_rows(K, inside, m, n), results[-1])
-            gradient = aligned(round_up(m, 32) * K.lda, np.float32, 0)[: m * K.lda].reshape(m, K.lda)
-            gradient[:] = dy
-            b, b_value, a_value = panel_room(K, depth, n), panel_room(K, depth, n), row_room(K, m, n)
-            first = np.ones((depth - m - m % 2, n), np.float32)
+            b, b_value = panel_room(K, depth, n), panel_room(K, depth, n)
             for room in (b, b_value):
-                K.pack_panels(call("pack_panels", k=len(first), n=n, x=matrix(first), b=panels(room, depth)))
-            backward = call("activation_backward", **members, x=matrix(x), dy=matrix(gradient), a=rows(gradient, m),
-                            b=panels(b, depth - m % 2, len(first)))  # fmt: skip
+                K.pack_panels(call("pack_panels", k=len(before), n=n, x=matrix(before), b=panels(room, depth)))
+            backward = call("activation_backward", **members, x=matrix(x), dy=matrix(dy))
+            backward.a, backward.b = rows(dy, m), panels(b, depth, len(before))
             if gated:
-                backward.a_value, backward.b_value = rows(a_value, m), panels(b_value, depth - m % 2, len(first))
+                backward.a_value, backward.b_value = rows(a_value, m), panels(b_value, depth, len(before))
             K.activation_backward(backward)
             results.append(x[:, :n].copy())
-            for room, panel in [(gradient, b)] + [(a_value, b_value)] * gated:
-                results += [unpacked_rows(K, room, m, n), unpacked_panels(K, panel, depth - m % 2, n)]
+            for room, panel in [(dy, b)] + [(a_value, b_value)] * gated:
+                results += [unpacked_rows(K, room, m, n), unpacked_panels(K, panel, depth, n)]
         return results
 
     both(tables, run)
@@ -310,7 +300,7 @@ def test_an_activation_and_its_backward(tables, rng, m, n, gated, half):
 )
 def test_attention_and_its_backward(tables, rng, tokens, dh, first, count, half):
     """Some of the queries, and of the keys; several blocks of both."""
-    qkv, d_o = normal(rng, tokens, 3 * dh + 4, dtype=np.float32), normal(rng, tokens, dh, dtype=np.float32)
+    qkv, d_o = (normal(rng, tokens, width, dtype=np.float32) for width in (3 * dh + 4, dh + 2))
     qkv = to_half(qkv) if half else qkv
     q, k, v = (qkv[:, i * dh : (i + 1) * dh] for i in range(3))
 
@@ -324,10 +314,7 @@ def test_attention_and_its_backward(tables, rng, tokens, dh, first, count, half)
         assert same_bits(part, o[first : first + count, :dh]) and same_bits(part_lse, lse[first : first + count])
         scratch = aligned(K.attention_scratch(tokens, dh, 1), np.float32)
         dq, d_kv = np.full((tokens, dh + 1), 7, np.float32), np.full((tokens, 2 * dh + 3), 7, np.float32)
-        members |= dict(o=matrix(o[:, :dh]), d_o=matrix(d_o), scratch=at(scratch), dq=matrix(dq))
-        if d_o.strides[0] // 4 != dh + 2:
-            members["d_o"] = matrix(wider := np.zeros((tokens, dh + 2), np.float32))
-            wider[:, :dh] = d_o
+        members |= dict(o=matrix(o), d_o=matrix(d_o), scratch=at(scratch), dq=matrix(dq))
         K.attention_backward(
             call("attention_backward", first=first, count=count, lse=at(lse), dk=matrix(d_kv), dv=matrix(d_kv[:, dh:]),
                  **members)

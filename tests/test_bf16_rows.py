@@ -178,13 +178,13 @@ def test_gradients_that_are_packed(rng):
         K.activation_backward(
             call("activation_backward", **members, x=matrix(plain), dy=matrix(dx), dvalue=matrix(dvalue))
         )
-        parts = [room(m, n), room(m, n)] + [packed(64 * 128, K.panels_size) for _ in range(2)]
+        parts = [room(m, n), room(m, n)] + [packed(64 * 128, K.panels_bytes) for _ in range(2)]
         a, a_value, b, b_value = rows(parts[0], m), rows(parts[1], m), panels(parts[2], m), panels(parts[3], m)
         K.activation_backward(
             call("activation_backward", **members, x=matrix(kept), dy=matrix(given), a=a, a_value=a_value, b=b,
                  b_value=b_value)
         )  # fmt: skip
-        wall, left = packed(128 * 128, K.panels_size), room(m, m)
+        wall, left = packed(128 * 128, K.panels_bytes), room(m, m)
         K.pack_panels(call("pack_panels", k=n, n=n, x=matrix(eye[n]), b=panels(wall, n)))
         K.pack_rows(call("pack_rows", rows=m, k=m, x=matrix(eye[m]), scale=1.0, a=rows(left, m)))
         back = [product(each, panels(wall, n), (m, n), n) for each in (a, a_value)]

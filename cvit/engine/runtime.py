@@ -116,7 +116,7 @@ def set_num_threads(count: int | None) -> None:
 
 
 def available_isas() -> list[str]:
-    """Instruction sets that this machine runs, from the plainest to the best, of "portable", "avx2", "avx512", "amx" and
+    """Instruction sets that this machine runs, from the plainest to the best: of "portable", "avx2", "avx512", "amx",
     "neon".
 
     "amx" has kernels of its own for bfloat16 alone; float32 and float64 are those of "avx512".
