@@ -265,7 +265,7 @@ def in_pieces(model, pictures, size=20):
 
 
 def run_agreement(args):
-    config = ViTConfig.variant("B/16", classes=1000)
+    config = ViTConfig.variant(args.variant, classes=1000)
     rng, weights = np.random.default_rng(1), trained_scale(config)
     single = Cvit(config, weights, "f32")
     centre(single.model, np.concatenate([noise(config, 16, rng), photographs(single.model, 16, rng)]))
@@ -312,7 +312,7 @@ def main():
     command(run_logits, cases="", seeds=1)
     command(run_curve, steps=300, batch=32, lr=LR, seeds=3)
     command(run_digits, seeds=5, epochs=0)
-    command(run_agreement, pictures=100, peers="torch,openvino")
+    command(run_agreement, variant="B/16", pictures=100, peers="torch,openvino")
     args = parser.parse_args()
     print(f"{cpu_name()}, cvit's {cvit.get_isa()}, {cvit.get_num_threads()} threads, {peer_versions()}")
     rows = args.run(args)
