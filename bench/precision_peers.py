@@ -93,7 +93,10 @@ class Torch:
 
 
 def openvino_logits(path, hint, x, batch=10):
-    """What OpenVINO computes of the ONNX file with `hint` as its precision, and the precision that it says it takes."""
+    """What OpenVINO computes of the ONNX file with `hint` as its precision, and the precision that it says it takes.
+
+    Where the CPU has no bfloat16 it computes the same in a slow way: seconds for an image of a ViT-B/16.
+    """
     import openvino
 
     properties = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": cvit.get_num_threads()}
