@@ -123,7 +123,7 @@ def backward(q, k, v, o, d_o, lse, first=0, count=None):
         sums = np.zeros((len(q), 16), np.float32)
         for column in range(0, q.shape[1], 16):
             part = slice(column, min(column + 16, q.shape[1]))
-            sums[:, : part.stop - part.start] = fma(d_o[:, part], o[:, part], sums[:, : part.stop - part.start])
+            sums[:, : part.stop - part.start] = fma(rounded(d_o[:, part]), o[:, part], sums[:, : part.stop - part.start])
         delta = tree(sums)
         k, v = k[keys], v[keys]
         p = exp2(fma(product(q, k.T), c, -norm[:, None]))

@@ -68,7 +68,8 @@ class Rounded:
     def attention_backward(self, do, q, k, v, o, lse):
         scale = 1 / math.sqrt(q.shape[-1])
         p = np.exp(q @ k.swapaxes(-1, -2) * scale - lse)
-        delta, do = (do * o).sum(axis=-1, keepdims=True), self.rounded(do)
+        do = self.rounded(do)
+        delta = (do * o).sum(axis=-1, keepdims=True)
         ds = self.rounded(p * scale * (do @ v.swapaxes(-1, -2) - delta))
         return ds @ k, ds.swapaxes(-1, -2) @ q, self.rounded(p).swapaxes(-1, -2) @ do
 
