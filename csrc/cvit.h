@@ -70,7 +70,8 @@ typedef struct {
     cvit_prefetch hint; /* next has k rows of m */
 } cvit_gemm_columns;
 
-/* x (rows, k), may be half, times `scale`, as packed rows; pack_both writes it also as rows [row, row + rows) of panels b */
+/* x (rows, k), may be half, times `scale`, as packed rows; pack_both writes it also as rows [row, row + rows) of panels
+ * b */
 typedef struct {
     ptrdiff_t rows, k;
     cvit_matrix x;
@@ -79,7 +80,8 @@ typedef struct {
     cvit_panels b;
 } cvit_pack_rows;
 
-/* x (k, m), may be half, as gemm_columns' left operand, with `mean` normalised on the way: (x - mean) rstd scale + shift */
+/* x (k, m), may be half, as gemm_columns' left operand, with `mean` normalised on the way: (x - mean) rstd scale +
+ * shift */
 typedef struct {
     ptrdiff_t k, m;
     cvit_matrix x;

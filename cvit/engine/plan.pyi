@@ -7,6 +7,8 @@ from numpy.typing import DTypeLike
 from .program import Program
 from .tables import Tables
 
+def widened(rows: np.ndarray) -> np.ndarray: ...
+
 class Plan(Tables):
     def __init__(
         self,
