@@ -193,8 +193,8 @@ typedef struct {
 } cvit_cross_entropy;
 
 /* ------------------------------------------------------------------------------------------------------ attention */
-/* o = softmax(q kᵀ / sqrt(dh)) v for queries [first, first + count) of one head of `tokens` tokens; q, k, v may be half,
- * together, and o */
+/* o = softmax(q kᵀ / sqrt(dh)) v for queries [first, first + count) of one head of `tokens` tokens; q, k, v may be
+ * half, together, and o */
 typedef struct {
     ptrdiff_t tokens, dh, first, count;
     cvit_matrix q, k, v; /* row 0 is token 0's; one ld for all three */

@@ -65,7 +65,8 @@ cdef multiply(const real[:, ::1] x, const real[:, ::1] w, bint transposed, const
     """y (M, N) = x (M, K) @ w + bias, with w (K, N), or (N, K) if transposed."""
     cdef const Kernels* K = table_of(&y[0, 0])
     cdef Py_ssize_t M = x.shape[0], N = y.shape[1], depth = x.shape[1], i, j
-    cdef Py_ssize_t strips = ceil_div(N, STRIP), tasks = ceil_div(M, ROWS), stride = rows_bytes(K, ROWS, depth) // K.size
+    cdef Py_ssize_t strips = ceil_div(N, STRIP), tasks = ceil_div(M, ROWS)
+    cdef Py_ssize_t stride = rows_bytes(K, ROWS, depth) // K.size
     cdef int size = team_size(max(strips, tasks))
     cdef real[::1] packed = room(&y[0, 0], panels_bytes(K, depth, N) // K.size), scratch = room(&y[0, 0], size * stride)
     cdef const real* b = &bias[0] if bias is not None else NULL
