@@ -52,8 +52,14 @@ ISA_FLAGS = {
     "amx": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     "neon": [],
 }
-# bfloat16's results are the same bits on every machine: what is fused, the source says (docs/bfloat16.md).
-ELEMENT_FLAGS = {"f32": [], "f64": [], "bf16": ["-ffp-contract=off"]}
+# bfloat16's results are the same bits on every machine: what is fused, the source says (docs/bfloat16.md). bf16fast is
+# "bf16-fast", the order of sums of AVX512_BF16's instruction.
+ELEMENT_FLAGS = {
+    "f32": [],
+    "f64": [],
+    "bf16": ["-ffp-contract=off"],
+    "bf16fast": ["-ffp-contract=off", "-mavx512bf16"],
+}
 X86 = ["avx2", "avx512", "amx"]
 MACHINE_ISAS = {"x86_64": X86, "AMD64": X86, "aarch64": ["neon"], "arm64": ["neon"]}
 CYTHON_DIRECTIVES = {
@@ -129,10 +135,10 @@ def require_tools():
         )
 
 
-def knows_amx():
-    """Whether the compiler and its assembler know AMX's instructions, as GCC does from version 11 on."""
-    source = '#include <immintrin.h>\nint main(void) { __asm__("tdpbf16ps %tmm0, %tmm1, %tmm2"); return 0; }\n'
-    return compile_probe(source, *ISA_FLAGS["amx"]) is None
+def knows(instruction, flags):
+    """Whether the compiler has the flags, and its assembler the instruction."""
+    source = f'#include <immintrin.h>\nint main(void) {{ __asm__("{instruction}"); return 0; }}\n'
+    return compile_probe(source, *flags) is None
 
 
 def openmp_flags():
@@ -150,7 +156,15 @@ def openmp_flags():
 def isas():
     """The instruction sets that are built here."""
     here = ["portable", *MACHINE_ISAS.get(platform.machine(), [])]
-    return tuple(isa for isa in here if isa != "amx" or knows_amx())
+    # GCC has AMX's instructions from version 11 on.
+    return tuple(isa for isa in here if isa != "amx" or knows("tdpbf16ps %tmm0, %tmm1, %tmm2", ISA_FLAGS["amx"]))
+
+
+@functools.cache
+def has_bf16_fast():
+    """Whether the table "bf16-fast" is built: GCC has AVX512_BF16 from version 10 on."""
+    flags = ISA_FLAGS["avx512"] + ELEMENT_FLAGS["bf16fast"]
+    return "avx512" in isas() and knows("vdpbf16ps %zmm0, %zmm1, %zmm2", flags)
 
 
 def kernel_libraries():
@@ -164,11 +178,11 @@ def kernel_libraries():
     for source in files("csrc", "*.c"):
         stem = pathlib.Path(source).stem
         isa = next((isa for isa in ISA_FLAGS if stem.startswith(f"{isa}_")), "")
-        if isa in libraries:
-            element = ELEMENT_FLAGS[stem.rpartition("_")[2]] if isa else []
-            flags = CFLAGS + WARNINGS + ISA_FLAGS.get(isa, []) + element + SANITIZE + DEBUG
-            if not isa and "amx" in isas():
-                flags.append("-DCVIT_HAS_AMX")
+        element = stem.rpartition("_")[2] if isa else ""
+        if isa in libraries and (element != "bf16fast" or has_bf16_fast()):
+            flags = CFLAGS + WARNINGS + ISA_FLAGS.get(isa, []) + ELEMENT_FLAGS.get(element, []) + SANITIZE + DEBUG
+            if not isa:
+                flags += ["-DCVIT_HAS_AMX"] * ("amx" in isas()) + ["-DCVIT_HAS_BF16_FAST"] * has_bf16_fast()
             build = {"sources": [source], "cflags": flags, "include_dirs": ["csrc"], "obj_deps": {"": headers}}
             libraries[isa].append((f"cvit_{stem}", build))
     return [library for isa in libraries.values() for library in isa]
@@ -211,7 +225,7 @@ def translate(modules):
 def settings_file(folder):
     """A file of what is chosen outside the sources, written when that changes: all that is compiled depends on it."""
     chosen = {name: os.environ.get(name, "") for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "CVIT_OPENMP")}
-    text = repr([sys.version, platform.machine(), isas(), CFLAGS, DEBUG, STRIP, SANITIZE, chosen])
+    text = repr([sys.version, platform.machine(), isas(), has_bf16_fast(), CFLAGS, DEBUG, STRIP, SANITIZE, chosen])
     path = pathlib.Path(folder, "settings.txt")
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.parent.mkdir(parents=True, exist_ok=True)

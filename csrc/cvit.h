@@ -315,18 +315,19 @@ typedef struct {
 
 #define CVIT_MEMBER(result, name, arguments) result(*name) arguments;
 typedef struct {
-    const char *isa, *element; /* "portable", "avx2", "avx512", "amx", "neon"; "f32", "f64", "bf16" */
-    ptrdiff_t size;            /* bytes of a real, */
-    ptrdiff_t rows_size;       /* of an element of packed rows and columns, */
-    ptrdiff_t panels_size;     /* and of panels */
-    int half;                  /* whether rows that products alone read may be kept in half the size */
-    const char *peak;          /* what the products are made of and probe_flops counts: "float32 FMA", "tdpbf16ps" */
-    ptrdiff_t vl;              /* lanes of a vector of real elements */
-    ptrdiff_t mr, nr;          /* rows and columns of a register tile */
-    ptrdiff_t kc, lda;         /* columns of a block of packed rows, and their row stride */
-    ptrdiff_t rows_unit;       /* packed rows have room for a multiple of this, */
-    ptrdiff_t depth_unit;      /* panels are a multiple of this deep, zero beyond their rows: the packer of the last one
-                                * sees to it. Products begin at multiples of it, packers at even rows */
+    const char *isa;       /* "portable", "avx2", "avx512", "amx", "neon" */
+    const char *element;   /* "f32", "f64", "bf16", "bf16-fast" */
+    ptrdiff_t size;        /* bytes of a real, */
+    ptrdiff_t rows_size;   /* of an element of packed rows and columns, */
+    ptrdiff_t panels_size; /* and of panels */
+    int half;              /* whether rows that products alone read may be kept in half the size */
+    const char *peak;      /* what the products are made of and probe_flops counts: "float32 FMA", "tdpbf16ps", … */
+    ptrdiff_t vl;          /* lanes of a vector of real elements */
+    ptrdiff_t mr, nr;      /* rows and columns of a register tile */
+    ptrdiff_t kc, lda;     /* columns of a block of packed rows, and their row stride */
+    ptrdiff_t rows_unit;   /* packed rows have room for a multiple of this, */
+    ptrdiff_t depth_unit;  /* panels are a multiple of this deep, zero beyond their rows: the packer of the last one
+                            * sees to it. Products begin at multiples of it, packers at even rows */
     CVIT_KERNELS(CVIT_MEMBER)
 } cvit_kernels;
 #undef CVIT_MEMBER

@@ -18,7 +18,13 @@ extern const cvit_kernels cvit_portable_f32, cvit_avx2_f32, cvit_avx512_f32;
 extern const cvit_kernels cvit_portable_f64, cvit_avx2_f64, cvit_avx512_f64;
 extern const cvit_kernels cvit_portable_bf16, cvit_avx2_bf16, cvit_avx512_bf16;
 
-/* CVIT_HAS_AMX: the compiler knows the instructions (setup.py). */
+/* CVIT_HAS_BF16_FAST, CVIT_HAS_AMX: the compiler knows the instructions (setup.py). */
+#ifdef CVIT_HAS_BF16_FAST
+extern const cvit_kernels cvit_avx512_bf16fast;
+#define FAST_TABLES , {&cvit_avx512_bf16fast, 0}
+#else
+#define FAST_TABLES
+#endif
 #ifdef CVIT_HAS_AMX
 extern const cvit_kernels cvit_amx_bf16;
 #define AMX_TABLES , {&cvit_amx_bf16, 0}
@@ -26,12 +32,18 @@ extern const cvit_kernels cvit_amx_bf16;
 #define AMX_TABLES
 #endif
 
-static cvit_table tables[] = {TABLES(portable, 1), TABLES(avx2, 0), TABLES(avx512, 0) AMX_TABLES};
+static cvit_table tables[] = {TABLES(portable, 1), TABLES(avx2, 0), TABLES(avx512, 0) FAST_TABLES AMX_TABLES};
 
 static void support(const char *isa, int supported)
 {
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         if (!strcmp(tables[i].kernels->isa, isa))
+            tables[i].supported = supported;
+}
+static void support_element(const char *element, int supported)
+{
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+        if (!strcmp(tables[i].kernels->element, element))
             tables[i].supported = supported;
 }
 
@@ -51,12 +63,14 @@ static int tiles_permitted(void)
 #endif
 }
 
+enum { AVX512_BF16 = 1 << 5 }; /* in EAX of CPUID leaf 7, subleaf 1 */
+
 /* AMX: bits 17 and 18 of XCR0, the tiles' configuration and data; in CPUID leaf 7 EDX bits 24, AMX-TILE, and 22,
  * AMX-BF16; in its subleaf 1 EAX bit 5, AVX512_BF16, whose conversions the table uses. */
 static int amx_supported(unsigned xcr0, unsigned leaf_7_edx, unsigned subleaf_1_eax)
 {
     const unsigned wanted = 1u << 24 | 1u << 22;
-    return (xcr0 & 0x60000) == 0x60000 && (leaf_7_edx & wanted) == wanted && (subleaf_1_eax & 1u << 5)
+    return (xcr0 & 0x60000) == 0x60000 && (leaf_7_edx & wanted) == wanted && (subleaf_1_eax & AVX512_BF16)
            && tiles_permitted();
 }
 
@@ -78,8 +92,10 @@ static void detect(void)
     support("avx2", avx2);
     support("avx512", avx512);
     const unsigned features = d;
-    if (__get_cpuid_count(7, 1, &a, &b, &c, &d))
-        support("amx", avx512 && amx_supported(xcr0, features, a));
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d))
+        a = 0;
+    support("amx", avx512 && amx_supported(xcr0, features, a));
+    support_element("bf16-fast", avx512 && (a & AVX512_BF16));
 }
 
 #elif defined(__aarch64__)

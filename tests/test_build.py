@@ -134,6 +134,9 @@ def test_every_kernel_table_is_compiled_with_its_instruction_sets_flags():
     if "avx512_f32" in libraries:
         assert "-mavx512f" in libraries["avx512_f32"] and "-mavx512f" not in libraries["avx2_f32"]
         assert not any(flag.startswith("-mavx") for name in ("dispatch", "portable_f32") for flag in libraries[name])
+        assert "-mavx512bf16" not in libraries["avx512_bf16"]
+    assert ("avx512_bf16fast" in libraries) == ("-DCVIT_HAS_BF16_FAST" in libraries["dispatch"])
+    assert "-mavx512bf16" in libraries.get("avx512_bf16fast", ["-mavx512bf16"])
 
 
 def test_a_build_with_other_settings_is_a_new_build(sources, tmp_path):

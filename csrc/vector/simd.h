@@ -316,8 +316,8 @@ INLINE hvec upper(uvec b) { return __builtin_convertvector(b >> 16, hvec); }
 INLINE vec widen(hvec h) { return (vec)(__builtin_convertvector(h, uvec) << 16); }
 #endif
 
-/* x rounded to bfloat16. CPUs with AMX have an instruction for it, which takes subnormals as zero. */
-#if AMX && !defined(CVIT_AMX_EMULATED)
+/* x rounded to bfloat16. AVX512_BF16 has an instruction for it, which takes subnormals as zero. */
+#if AMX && !defined(CVIT_AMX_EMULATED) && !defined(CVIT_BF16_EMULATED)
 INLINE hvec halves(vec x) { return (hvec)_mm512_cvtneps_pbh((__m512)x); }
 #else
 INLINE hvec halves(vec x) { return upper(round_upper(x)); }

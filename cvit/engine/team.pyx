@@ -39,6 +39,8 @@ cdef _find_tables():
         if name not in _names:
             _names.append(name)
             _supported.append(bool(found[i].supported))
+        if not found[i].supported:
+            continue  # also of a supported instruction set, as AVX-512 without the bfloat16 of "bf16-fast"
         tables[_names.index(name)][<int> ELEMENT_NAMES.index(found[i].kernels.element.decode())] = found[i].kernels
 
 
