@@ -22,6 +22,7 @@ from packed import (
     unpacked_rows,
 )
 from reference_bf16 import half_of
+from test_bf16_machines import KERNELS, lines_of, of_each_kernel, recorded
 
 import cvit
 from cvit import Layout, ViTConfig
@@ -34,7 +35,7 @@ AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     if platform.machine() not in ("x86_64", "AMD64") or "avx512" not in cvit.available_isas():
-        pytest.skip("the table's other instructions are AVX-512's")
+        pytest.skip("needs AVX-512: tiles are emulated, the other instructions are not")
     flags = ["-fno-math-errno", "-fno-trapping-math", "-DCVIT_AMX_EMULATED", *AVX512]
     return compiled(tmp_path_factory.mktemp("amx"), "csrc/isa/amx_bf16.c", *flags)
 
@@ -259,7 +260,11 @@ def test_attention_and_its_backward(tables, rng, tokens, dh, first, count, half)
     both(tables, run)
 
 
-# -------------------------------------------------------------------------------------------------------- whole passes
+# --------------------------------------------------------------------------------------- every kernel, and whole passes
+def test_every_kernel_has_the_recorded_bits(library, tmp_path):
+    assert of_each_kernel(lines_of(compiled(tmp_path, KERNELS), address_of(library))) == recorded()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
     "options",

@@ -40,13 +40,22 @@ def parsed(text):
     return dict(line.rsplit(" ", 1) for line in text.splitlines())
 
 
+def lines_of(library, address):
+    """The lines of a table."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lines.txt")
+        library.checksums(ctypes.c_void_p(address), str(path).encode())
+        return parsed(path.read_text(encoding="utf-8"))
+
+
 def of_this_machine(library, isa):
     """The lines of an instruction set's table, as it was built."""
     cvit.set_isa(isa)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "lines.txt")
-        library.checksums(ctypes.c_void_p(team.table_address(precision="bf16")), str(path).encode())
-        return parsed(path.read_text(encoding="utf-8"))
+    return lines_of(library, team.table_address(precision="bf16"))
+
+
+def recorded():
+    return json.loads(RECORDED.read_text(encoding="utf-8"))
 
 
 def of_each_kernel(lines):
@@ -71,7 +80,7 @@ def library(tmp_path_factory):
 def test_this_machines_tables(library, bf16_isa):
     lines = of_this_machine(library, bf16_isa)
     assert_equal(lines, of_this_machine(library, "portable"))
-    assert of_each_kernel(lines) == json.loads(RECORDED.read_text(encoding="utf-8"))
+    assert of_each_kernel(lines) == recorded()
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AArch64 is emulated on x86 alone")

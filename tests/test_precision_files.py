@@ -198,7 +198,7 @@ print(pages["Shared_Clean"] / size)
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="Linux tells how pages are shared")
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="only Linux tells how pages are shared")
 def test_processes_share_the_weights_in_a_file(tmp_path):
     """Two processes that freeze the same file hold one copy of its pages between them, and none of their own."""
     path = str(tmp_path / "a.safetensors")
