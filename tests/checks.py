@@ -1,4 +1,4 @@
-"""What several test modules share: comparisons, and the same call on several numbers of threads.
+"""What several test modules share: comparisons, and the same call with several numbers of threads or instruction sets.
 
 Bounds. In float64 everything agrees with tests/reference.py to 1e-10 of the largest entry. In float32 a bound is
 derived from the op: `growth` roundings, each of half a unit in the last place, of sums whose terms add up to `size`
@@ -7,16 +7,23 @@ row err by at most n eps/2 of the terms' magnitudes). Inputs are rounded to the 
 so that both compute the same thing.
 """
 
+import ctypes
 import importlib
 import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cvit
 
+ROOT = Path(__file__).resolve().parents[1]
 FLOAT64_BOUND = 1e-10
 THREADS = (1, 2, 3, 5)
+C_FLAGS = ["-std=gnu11", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Icsrc", "-Icvit/engine"]
 
 
 def same_bits(a, b) -> bool:
@@ -38,6 +45,27 @@ def on_all_threads(call):
     for threads, result in zip(THREADS, results):
         assert same_bits(results[0], result), f"{threads} threads give other bits than 1"
     return results[0]
+
+
+def on_all_isas(call, isas=None):
+    """What `call()` returns, the same bits with each of these instruction sets, or all of this machine's.
+
+    The last one stays selected: a fixture puts it back after the test.
+    """
+    isas = cvit.available_isas() if isas is None else isas
+    results = []
+    for name in isas:
+        cvit.set_isa(name)
+        results.append(call())
+    for name, result in zip(isas, results):
+        assert same_bits(results[0], result), f"{name} gives other bits than {isas[0]}"
+    return results[0]
+
+
+def distance(found, expected):
+    """The relative error in the Euclidean norm."""
+    difference = np.subtract(found, expected, dtype=np.float64)
+    return np.linalg.norm(difference) / max(np.linalg.norm(expected), 1e-30)
 
 
 def assert_close(actual, expected, bound=FLOAT64_BOUND, name="", floor=0.0):
@@ -73,6 +101,18 @@ def normal(rng, *shape, dtype=np.float64):
 def wide(*arrays):
     """float64 copies for the reference."""
     return [np.asarray(array, np.float64) for array in arrays]
+
+
+def compiled(folder, source, *flags):
+    """A C file of this repository as a library in `folder`; without a C compiler the test is skipped."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not shutil.which(compiler[0]):
+        pytest.skip("no C compiler")
+    library = Path(folder, f"{Path(source).stem}.so")
+    command = [*compiler, *C_FLAGS, "-shared", "-fPIC", *flags, source, "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
+    return ctypes.CDLL(str(library))
 
 
 def peer(name):

@@ -56,6 +56,13 @@ def isa(request):
     return request.param
 
 
+@pytest.fixture(params=cvit.available_isas())
+def bf16_isa(request):
+    """Each instruction set of this machine in turn, selected: all have kernels of bfloat16."""
+    cvit.set_isa(request.param)
+    return request.param
+
+
 @pytest.fixture(params=[np.float32, np.float64], ids=["f32", "f64"])
 def dtype(request):
     return request.param

@@ -1,11 +1,12 @@
 """The kernels as csrc/cvit.h declares them, for ctypes: its structs by name, and the selected table's functions.
 
     K = Table(np.float32)
-    K.add_rows(Add(rows=3, n=5, x=matrix(x), factor=2.0, y=matrix(y)))       with Add = STRUCTS["cvit_add_rows"]
+    K.add_rows(call("add_rows", rows=3, n=5, x=matrix(x), factor=2.0, y=matrix(y)))
 
 Members that are not named are zero (NULL).
 """
 
+import contextlib
 import ctypes
 import re
 from pathlib import Path
@@ -57,10 +58,13 @@ def _prototype(result, arguments):
 
 
 class Table:
-    """One table, by its address or the selected one of a dtype: its numbers, and its kernels as functions."""
+    """One table, by its address or the selected one of a dtype: its numbers, and its kernels as functions.
 
-    def __init__(self, dtype=np.float32, address=None):
-        self.dtype = np.dtype(dtype)
+    Each call of a kernel is made in a context of its own, `around()`.
+    """
+
+    def __init__(self, dtype=np.float32, address=None, around=contextlib.nullcontext):
+        self.dtype, self.around = np.dtype(dtype), around
         self.address = address or team.table_address(dtype)
         head = _Head.from_address(self.address)
         for name, _ in _Head._fields_:
@@ -69,12 +73,12 @@ class Table:
         for (result, name, arguments), pointer in zip(KERNELS, functions, strict=True):
             setattr(self, name, self._function(_prototype(result, arguments)(pointer)))
 
-    @staticmethod
-    def _function(function):
-        def call(*arguments):
-            return function(*(ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in arguments))
+    def _function(self, function):
+        def called(*arguments):
+            with self.around():
+                return function(*(ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in arguments))
 
-        return call
+        return called
 
     def panels_size(self, k, n):
         """Packed elements of a (k, n) right operand, and of each of its rows before column j."""
@@ -87,6 +91,16 @@ class Table:
             width = min(self.nr, -(-(n - j) // self.vl) * self.vl)
             columns.append(b[j * depth : j * depth + depth * width].reshape(depth, width)[:, : n - j])
         return np.concatenate(columns, axis=1)
+
+
+def bf16_table(around=contextlib.nullcontext):
+    """The selected table of bfloat16. AMX's kernels want its `enter` before and its `leave` after."""
+    return Table(address=team.table_address(precision="bf16"), around=around)
+
+
+def call(name, **members):
+    """The struct that a kernel takes, whose name may be another's: pack_both takes "pack_rows"."""
+    return STRUCTS[f"cvit_{name}"](**members)
 
 
 def at(array):

@@ -51,6 +51,14 @@ def fma(a, b, c):
         return flushed(odd.astype(np.float32))
 
 
+def nearest(x):
+    """float64 rounded to the nearest bfloat16 by exact arithmetic, subnormal numbers kept: to 8 leading bits, of two
+    the even one, or to multiples of 2^-133."""
+    x = np.asarray(x, np.float64)
+    unit = np.maximum(np.frexp(x)[1] - 8, -133)
+    return np.ldexp(np.rint(np.ldexp(x, -unit)), unit)
+
+
 def add(a, b):
     """a + b in float32."""
     with np.errstate(all="ignore"):

@@ -1,62 +1,18 @@
-"""Attention as docs/bfloat16.md defines it to the bit, in NumPy: float32 arithmetic, fused multiply-adds by themselves.
+"""Attention as docs/bfloat16.md defines it to the bit, in NumPy: float32 arithmetic, with the multiply-adds, roundings
+and products of tests/reference_bf16.py.
 
 Arrays are one head's: q, k, v, o, do, dq, dk, dv (tokens, dh), lse (tokens). Nothing is promised of subnormal numbers,
 nor of the bits of a NaN.
 """
 
 import numpy as np
+from reference_bf16 import fma, product, rounded
 
 KEYS = 384  # of a block of the online softmax
 EXP2 = (1, 0.693146856, 0.24022238, 0.0555089295, 0.00967169794, 0.00132186725)
 LOG2_E, LN2 = np.float32(1.44269504088896340736), np.float32(0.69314718055994530942)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 LOG_TERMS, SQRT_HALF = 4, np.float32(0.70710678118654752440)
-
-
-def float_of(half):
-    """bfloat16 (uint16) as float32."""
-    return (half.astype(np.uint32) << 16).view(np.float32)
-
-
-def half_of(x):
-    """float32 rounded to bfloat16 (uint16), to nearest even; a NaN stays one."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
-    up = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(x), bits >> 16 | 0x40, up).astype(np.uint16)
-
-
-def rounded(x):
-    return float_of(half_of(x))
-
-
-def fma(a, b, c):
-    """a * b + c, rounded once. The product is exact in float64; the sum is rounded to odd there, and so once more to
-    float32 without harm (Boldo & Melquiond 2008, IEEE Transactions on Computers 57(4))."""
-    a, b, c = (np.asarray(x, np.float64) for x in (a, b, c))
-    with np.errstate(all="ignore"):
-        product = a * b
-        total = product + c
-        back = total - product
-        lost = (product - (total - back)) + (c - back)  # exactly (Knuth's two-sum)
-        bits = total.view(np.int64)
-        even = np.isfinite(lost) & (lost != 0) & (bits & 1 == 0)
-        odd = np.where(even, np.where((lost > 0) == (total > 0), bits + 1, bits - 1), bits).view(np.float64)
-        return odd.astype(np.float32)
-
-
-def product(a, b, start=0.0):
-    """start + a (m, k) @ b (k, n) of operands rounded to bfloat16, 32 of the depth at a time.
-
-    A product of two bfloat16 numbers is a float32, so that a multiply-add rounds once by itself.
-    """
-    a, b = rounded(a), rounded(b)
-    total = np.zeros((a.shape[0], b.shape[1]), np.float32) + np.float32(start)
-    for p in range(0, a.shape[1], 32):
-        chains = np.zeros((2, *total.shape), np.float32)
-        for q in range(p, min(p + 32, a.shape[1])):
-            chains[q % 2] += a[:, q : q + 1] * b[q]
-        total = total + (chains[0] + chains[1])
-    return total
 
 
 def lanes(x):
@@ -111,7 +67,7 @@ def attention(q, k, v):
                 total, o = total * shrink, o * shrink[:, None]
             p = exp2(fma(s, c, -top[:, None]))
             total = total + lanes(p) if first else lanes(p)
-            o = product(p, v[first : first + KEYS], o if first else 0)
+            o = product(p, v[first : first + KEYS], start=o)
         return o * (1 / total)[:, None], fma(top, LN2, log(total))
 
 
@@ -122,8 +78,8 @@ def backward(q, k, v, o, d_o, lse, first=0, count=None):
     with np.errstate(all="ignore"):
         sums = np.zeros((len(q), 16), np.float32)
         for column in range(0, q.shape[1], 16):
-            part = slice(column, min(column + 16, q.shape[1]))
-            sums[:, : part.stop - part.start] = fma(rounded(d_o[:, part]), o[:, part], sums[:, : part.stop - part.start])
+            a, b = rounded(d_o[:, column : column + 16]), o[:, column : column + 16]
+            sums[:, : a.shape[1]] = fma(a, b, sums[:, : a.shape[1]])
         delta = tree(sums)
         k, v = k[keys], v[keys]
         p = exp2(fma(product(q, k.T), c, -norm[:, None]))

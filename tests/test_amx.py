@@ -1,47 +1,42 @@
 """AMX's table on any machine with AVX-512: its tiles are emulated, to tdpbf16ps's bits (csrc/kernels/amx/tiles.h).
 
 Every kernel that is not shared must give the bits of the AVX-512 table of bfloat16, and so must whole passes. How
-operands are packed is each table's own affair: packed rows and panels are looked at through products with the identity.
+operands are packed is each table's own affair (tests/packed.py).
 """
 
 import ctypes
-import os
 import platform
-import shlex
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import normal, same_bits
-from kernel_calls import STRUCTS, Table, aligned, at, matrix, panels, rows
+from checks import compiled, normal, same_bits
+from kernel_calls import Table, aligned, at, bf16_table, call, matrix, panels, rows
+from packed import (
+    packed_columns,
+    packed_panels,
+    packed_rows,
+    panel_room,
+    round_up,
+    row_room,
+    unpacked_panels,
+    unpacked_rows,
+)
+from reference_bf16 import half_of
+from test_bf16_machines import KERNELS, lines_of, of_each_kernel, recorded
 
 import cvit
 from cvit import Layout, ViTConfig
-from cvit.engine import team
 from cvit.engine.plan import Plan
 from cvit.model.program import program_of
 
-ROOT = Path(__file__).resolve().parents[1]
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
-
-
-def compiled(folder, source, *flags):
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not shutil.which(compiler[0]):
-        pytest.skip("no C compiler")
-    library = folder / f"{Path(source).stem}.so"
-    flags = ["-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}", *flags]
-    subprocess.run([*compiler, *flags, str(ROOT / source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     if platform.machine() not in ("x86_64", "AMD64") or "avx512" not in cvit.available_isas():
-        pytest.skip("the table's other instructions are AVX-512's")
-    flags = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-DCVIT_AMX_EMULATED", *AVX512]
+        pytest.skip("needs AVX-512: tiles are emulated, the other instructions are not")
+    flags = ["-fno-math-errno", "-fno-trapping-math", "-DCVIT_AMX_EMULATED", *AVX512]
     return compiled(tmp_path_factory.mktemp("amx"), "csrc/isa/amx_bf16.c", *flags)
 
 
@@ -49,7 +44,7 @@ def library(tmp_path_factory):
 def tables(library):
     """(AVX-512's table, AMX's emulated one), whose tiles this thread may use."""
     cvit.set_isa("avx512")
-    pair = Table(address=team.table_address(precision="bf16")), Table(address=address_of(library))
+    pair = bf16_table(), Table(address=address_of(library))
     pair[1].enter()
     yield pair
     pair[1].leave()
@@ -59,67 +54,12 @@ def address_of(library):
     return ctypes.addressof(ctypes.c_char.in_dll(library, "cvit_amx_bf16"))
 
 
-def call(name, **members):
-    return STRUCTS[f"cvit_{name}"](**members)
-
-
-# ----------------------------------------------------------------------------------------- room for operands, and back
-def round_up(n, to):
-    return -(-n // to) * to
-
-
-def row_room(K, m, k):
-    return aligned(round_up(m, K.rows_unit) * K.lda * -(-k // K.kc) * K.rows_size, np.uint8, 0xFF)
-
-
-def panel_room(K, k, n):
-    return aligned(round_up(k, K.depth_unit) * round_up(n, 32) * K.panels_bytes, np.uint8, 0xFF)
-
-
-def column_room(K, k, m):
-    return aligned(round_up(k, K.depth_unit) * round_up(m, K.mr) * K.rows_size, np.uint8, 0xFF)
-
-
 def scratch_rows(K, x):
     """x in rows of lda floats, with room for as many packed ones."""
     m, n = x.shape
     y = aligned(round_up(m, 32) * K.lda, np.float32, 0)[: m * K.lda].reshape(m, K.lda)
     y[:, :n] = x
     return y
-
-
-def to_half(x):
-    """uint16 of values rounded to bfloat16."""
-    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def packed_rows(K, x, scale=1.0):
-    a = row_room(K, *x.shape)
-    K.pack_rows(call("pack_rows", rows=len(x), k=x.shape[1], x=matrix(x), scale=scale, a=rows(a, len(x))))
-    return a
-
-
-def packed_panels(K, x, **members):
-    b = panel_room(K, *x.shape)
-    K.pack_panels(call("pack_panels", k=len(x), n=x.shape[1], x=matrix(x), b=panels(b, len(x)), **members))
-    return b
-
-
-def unpacked_rows(K, a, m, k):
-    """Packed rows times the identity."""
-    c = np.zeros((m, k), np.float32)
-    b = packed_panels(K, np.eye(k, dtype=np.float32))
-    K.gemm(call("gemm", m=m, n=k, k=k, a=rows(a, m), b=panels(b, k), c=matrix(c)))
-    return c
-
-
-def unpacked_panels(K, b, depth, n):
-    """The identity times panels."""
-    c = np.zeros((depth, n), np.float32)
-    a = packed_rows(K, np.eye(depth, dtype=np.float32))
-    K.gemm(call("gemm", m=depth, n=n, k=depth, a=rows(a, depth), b=panels(b, depth), c=matrix(c)))
-    return c
 
 
 def both(tables, function):
@@ -141,7 +81,7 @@ def test_a_product(tables, rng, m, n, k, half):
     bias, add = normal(rng, n, dtype=np.float32), normal(rng, m, n + 5, dtype=np.float32)
 
     def run(K):
-        a, b = packed_rows(K, to_half(x) if half else x, 0.7), packed_panels(K, w)
+        a, b = packed_rows(K, half_of(x) if half else x, 0.7), packed_panels(K, w)
         results = []
         for given in ((), ("bias",), ("add",), ("bias", "add")) if not half else ((), ("bias",)):
             c = np.full((m, n + 3), 7, np.uint16 if half else np.float32)
@@ -187,16 +127,14 @@ def test_a_weight_gradient(tables, rng, m, n, k, half):
     """Set and accumulated, with the column sums; x as it is, or normalised with or without shift and scale."""
     x, dy = (normal(rng, *shape, dtype=np.float32) for shape in ((k, m), (k, n)))
     mean, rstd, scale, shift = (normal(rng, count, dtype=np.float32) for count in (k, k, m, m))
-    x = to_half(x) if half else x
+    x = half_of(x) if half else x
 
     def run(K):
         results = []
         for names in ((), ("mean", "rstd"), ("mean", "rstd", "scale"), ("mean", "rstd", "scale", "shift")):
             numbers = dict(mean=mean, rstd=rstd, scale=scale, shift=shift)
-            a, c, sums = column_room(K, k, m), np.zeros((m, n), np.float32), np.zeros(n, np.float32)
-            norm = {name: at(numbers[name]) for name in names}
-            K.pack_columns(call("pack_columns", k=k, m=m, x=matrix(x), a=at(a), **norm))
-            b = packed_panels(K, dy)
+            c, sums = np.zeros((m, n), np.float32), np.zeros(n, np.float32)
+            a, b = packed_columns(K, x, **{name: numbers[name] for name in names}), packed_panels(K, dy)
             g = call("gemm_columns", m=m, n=n, k=k, a=at(a), b=panels(b, k), c=matrix(c), column_sums=at(sums))
             for g.accumulate in (0, 1):
                 K.gemm_columns(g)
@@ -212,7 +150,7 @@ def test_a_weight_gradient(tables, rng, m, n, k, half):
 def test_both_forms(tables, rng, m, k, half):
     """As packed rows, and as some rows of deeper panels."""
     x, depth, row = normal(rng, m, k, dtype=np.float32), m + 36, 32
-    x = to_half(x) if half else x
+    x = half_of(x) if half else x
 
     def run(K):
         a, b, behind = row_room(K, m, k), panel_room(K, depth, k), row + m + m % 2  # rows go in pairs
@@ -231,12 +169,8 @@ def test_panels_with_a_factor(tables, rng, k, n):
     columns, depths = normal(rng, n, dtype=np.float32), normal(rng, k, dtype=np.float32)
 
     def run(K):
-        b = panel_room(K, k, n)
-        K.pack_panels_transposed(call("pack_panels", k=k, n=n, x=matrix(transposed), factor=at(depths), b=panels(b, k)))
-        return (
-            unpacked_panels(K, packed_panels(K, x, factor=at(columns)), k, n),
-            unpacked_panels(K, b, k, n),
-        )
+        packed = packed_panels(K, x, factor=columns), packed_panels(K, transposed, factor=depths, transposed=True)
+        return [unpacked_panels(K, b, k, n) for b in packed]
 
     both(tables, run)
 
@@ -268,7 +202,7 @@ def test_an_activation_and_its_backward(tables, rng, m, n, gated, half):
         for kind in (0, 3):
             x, value, dy = (scratch_rows(K, v) for v in values)
             if half:
-                x, value = to_half(x), to_half(value)
+                x, value = half_of(x), half_of(value)
             members = dict(kind=kind, rows=m, n=n, value=matrix(value if gated else None))
             a, a_value, inside = row_room(K, m, n), row_room(K, m, n), x.copy() if half else scratch_rows(K, values[0])
             K.activation(call("activation", **members, x=matrix(x), a=rows(a, m)))
@@ -301,7 +235,7 @@ def test_an_activation_and_its_backward(tables, rng, m, n, gated, half):
 def test_attention_and_its_backward(tables, rng, tokens, dh, first, count, half):
     """Some of the queries, and of the keys; several blocks of both."""
     qkv, d_o = (normal(rng, tokens, width, dtype=np.float32) for width in (3 * dh + 4, dh + 2))
-    qkv = to_half(qkv) if half else qkv
+    qkv = half_of(qkv) if half else qkv
     q, k, v = (qkv[:, i * dh : (i + 1) * dh] for i in range(3))
 
     def run(K):
@@ -326,7 +260,11 @@ def test_attention_and_its_backward(tables, rng, tokens, dh, first, count, half)
     both(tables, run)
 
 
-# -------------------------------------------------------------------------------------------------------- whole passes
+# --------------------------------------------------------------------------------------- every kernel, and whole passes
+def test_every_kernel_has_the_recorded_bits(library, tmp_path):
+    assert of_each_kernel(lines_of(compiled(tmp_path, KERNELS), address_of(library))) == recorded()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
     "options",

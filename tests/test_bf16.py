@@ -11,13 +11,13 @@ import functools
 import numpy as np
 import pytest
 import reference as ref
-from checks import on_all_threads, same_bits
+from checks import distance, on_all_isas, on_all_threads, same_bits
 from option_cases import OPTIONS, SMALL, problem
 
 import cvit
 from cvit import Layout, ViTConfig
 from cvit.bench.cases import Case
-from cvit.engine import program, runtime, team, update
+from cvit.engine import program, team, update
 from cvit.engine.plan import Plan
 from cvit.engine.sines import cosines_sines
 from cvit.engine.slots import half_slots
@@ -63,21 +63,6 @@ def infer(config, weights, x, **how):
     return plan_of(config, len(x), "infer", **how).forward(weights, x)[0].copy()
 
 
-def each_isa(call):
-    """What `call()` returns, the same bits on every instruction set of this machine."""
-    results = []
-    for name in cvit.available_isas():
-        runtime.set_isa(name)
-        results.append(call())
-    for name, result in zip(cvit.available_isas(), results):
-        assert same_bits(result, results[0]), f"{name} gives other bits than {cvit.available_isas()[0]}"
-    return results[0]
-
-
-def error(rough, exact):
-    return np.linalg.norm(np.subtract(rough, exact, dtype=np.float64)) / max(np.linalg.norm(exact), 1e-30)
-
-
 # ------------------------------------------------------------------------------------------------ what is computed
 @pytest.mark.parametrize("N", [1, 3])
 @pytest.mark.parametrize("name", [name for name in CASES if name not in LONG])
@@ -89,8 +74,8 @@ def test_logits_and_gradients_are_float64s_but_for_rounded_operands(name, N):
     rows = y.reshape(exact.shape[:-1])
     exact_loss, gradient = ref.loss_and_grad(config, wide, x.astype(np.float64), rows, label_smoothing=0.1)
     tiny = config.width == 1  # norms of one number: the tokens are zeros, and the logits biases
-    assert error(logits, exact) < 0.04 and error(grad, gradient) < 0.08
-    assert tiny or (error(logits, exact) > 1e-6 and error(grad, gradient) > 1e-6)
+    assert distance(logits, exact) < 0.04 and distance(grad, gradient) < 0.08
+    assert tiny or (distance(logits, exact) > 1e-6 and distance(grad, gradient) > 1e-6)
     assert abs(loss - exact_loss) < 0.02 * (1 + exact_loss)
 
 
@@ -102,12 +87,8 @@ def test_every_instruction_set_and_number_of_threads_computes_the_same_bits(name
     def both():
         return *train(config, weights, x, y), infer(config, weights, x)
 
-    results = []
-    for isa in names:
-        runtime.set_isa(isa)
-        results.append(on_all_threads(both))
-        assert same_bits(results[-1][2], results[-1][3])  # what is kept and what is not
-    assert [isa for isa, result in zip(names, results) if not same_bits(result, results[0])] == []
+    *_, kept, forgotten = on_all_isas(lambda: on_all_threads(both), names)
+    assert same_bits(kept, forgotten)
 
 
 def test_twenty_steps_of_adamw_are_the_same_bits_on_every_instruction_set():
@@ -127,7 +108,7 @@ def test_twenty_steps_of_adamw_are_the_same_bits_on_every_instruction_set():
         update.sgd(weights, grad, m, 0.1, 0.9, True, 0.01, runs, 0.5, precision="bf16")
         return weights, average, m, v, norms
 
-    assert np.isfinite(each_isa(lambda: on_all_threads(trained))[0]).all()
+    assert np.isfinite(on_all_isas(lambda: on_all_threads(trained))[0]).all()
 
 
 # ----------------------------------------------------------------------------------------- what must not change a bit
@@ -140,7 +121,7 @@ def test_fused_steps_hints_and_checkpointing_change_no_bit(name):
         other_order = config.gated and config.hidden > 384 and "fused" in how
         result = train(config, weights, x, y, **how)
         assert same_bits(result[2], plain[2])
-        assert error(result[1], plain[1]) < 1e-2 if other_order else same_bits(result, plain)
+        assert distance(result[1], plain[1]) < 1e-2 if other_order else same_bits(result, plain)
         if "checkpoint" not in how:
             assert same_bits(infer(config, weights, x, **how), plain[2])
 
@@ -188,7 +169,7 @@ def test_a_frozen_front(first):
         plan.given[...] = tokens
         return plan.run_training(weights, x, y, 0.1, part), part[plan.trained :], plan.logits().copy()
 
-    found = each_isa(lambda: on_all_threads(tail))
+    found = on_all_isas(lambda: on_all_threads(tail))
     trained = len(found[1])
     assert 0 < trained < len(weights) and same_bits(found, (loss, grad[-trained:], logits))
 
@@ -204,7 +185,7 @@ def test_what_else_a_training_step_takes(name, how):
         y = rng.dirichlet(np.ones(config.classes), len(x)).astype(np.float32)
     else:
         options = dict(sample_weight=np.array([0.2, 0.0, 1.5, 0.3, 0.1]))
-    result = each_isa(lambda: on_all_threads(lambda: train(config, weights, x, y, **options)))
+    result = on_all_isas(lambda: on_all_threads(lambda: train(config, weights, x, y, **options)))
     plain = train(config, weights, x, case(name, 5)[3])
     assert np.isfinite(result[1]).all() and not same_bits(result[1], plain[1])
     assert same_bits(train(config, weights, x, y, checkpoint=True, **options), result)
@@ -222,7 +203,7 @@ def test_attention_reads_what_the_maps_see():
             assert (not np.any(qkv.view(np.uint32) & 0xFFFF)) == rounded
     f32 = Plan(program_of(config), len(x), np.float32, "tokens", staged=True)
     for exact, rough in zip(f32.queries_keys(weights, x, [1]), plan.queries_keys(weights, x, [1])):
-        assert error(rough, exact) < 0.02
+        assert distance(rough, exact) < 0.02
 
 
 # ---------------------------------------------------------------------------------------------------- what it takes
@@ -287,7 +268,7 @@ def test_precisions_have_names():
         Plan(program_of(ViTConfig(**SMALL)), 1, np.float32, "infer", precision="fp8")
     assert team.has_precision("bf16") and not team.has_precision("fp8")
     assert team.bf16_is_faster() == (cvit.get_isa() == "amx")
-    runtime.set_isa("portable")
+    cvit.set_isa("portable")
     assert not team.has_precision("bf16-fast") and not team.bf16_is_faster()
     with pytest.raises(ValueError, match="precision 'bf16-fast' needs a CPU with AVX512-BF16"):
         team.table_address(precision="bf16-fast")

@@ -2,23 +2,25 @@
 
 import numpy as np
 import pytest
+import reference_bf16
 import reference_bf16_attention as reference
 from checks import normal, same_bits, wide
-from kernel_calls import STRUCTS, Table, aligned, at, matrix
-
-from cvit.engine import team
+from kernel_calls import aligned, at, bf16_table, call, matrix
 
 SHAPES = [(T, dh) for T in (1, 2, 17, 33, 65) for dh in (1, 8, 20, 32, 64, 80)] + [(197, 64), (400, 20), (90, 400)]
 
 
 @pytest.fixture
-def K(isa):
-    return Table(np.float32, team.table_address(precision="bf16"))
+def K(bf16_isa):
+    table = bf16_table()
+    table.enter()
+    yield table
+    table.leave()
 
 
 def laid_out(x, half, gap=5):
     """x as float32 or bfloat16, rows `gap` further apart than they are long, with NaN between them."""
-    x = reference.half_of(x) if half else x
+    x = reference_bf16.half_of(x) if half else x
     array = np.full((x.shape[0], x.shape[1] + gap), 0xFFFF if half else np.nan, x.dtype)[:, : x.shape[1]]
     array[:] = x
     return array
@@ -45,7 +47,7 @@ def attention(K, q, k, v, half=False, first=0, count=None):
     o, lse = laid_out(np.zeros((count, dh), np.float32), half), np.zeros(count, np.float32)
     scratch, behind = scratch_of(K, tokens, dh, 0)
     heads = dict(tokens=tokens, dh=dh, first=first, count=count, q=matrix(q), k=matrix(k), v=matrix(v))
-    K.attention(STRUCTS["cvit_attention"](**heads, o=matrix(o), lse=at(lse), scratch=at(scratch)))
+    K.attention(call("attention", **heads, o=matrix(o), lse=at(lse), scratch=at(scratch)))
     assert_untouched_gaps(o)
     assert (behind == 7).all()
     return o.copy(), lse
@@ -61,7 +63,7 @@ def backward(K, q, k, v, o, d_o, lse, half=False, first=0, count=None):
     heads = dict(tokens=tokens, dh=dh, first=first, count=tokens - first if count is None else count)
     heads |= dict(q=matrix(q), k=matrix(k), v=matrix(v), o=matrix(o), d_o=matrix(d_o), lse=at(lse))
     gradients = dict(dq=matrix(dq), dk=matrix(dk), dv=matrix(dv))
-    K.attention_backward(STRUCTS["cvit_attention_backward"](**heads, **gradients, scratch=at(scratch)))
+    K.attention_backward(call("attention_backward", **heads, **gradients, scratch=at(scratch)))
     for x in (dq, dk, dv):
         assert_untouched_gaps(x)
     assert (behind == 7).all()
@@ -92,12 +94,12 @@ def test_the_bits_of_the_definition(K, expected, tokens, dh):
     """From floats, which are rounded on the way, and from rows that are bfloat16 already; o may be that, too."""
     (q, k, v, d_o), (o, lse), gradients = expected(tokens, dh)
     assert same_bits(attention(K, q, k, v), (o, lse))
-    assert same_bits(attention(K, q, k, v, half=True), (reference.half_of(o), lse))
+    assert same_bits(attention(K, q, k, v, half=True), (reference_bf16.half_of(o), lse))
     assert same_bits(backward(K, q, k, v, o, d_o, lse), gradients)
     assert same_bits(backward(K, q, k, v, o, d_o, lse, half=True), gradients)
     if (tokens, dh) in ((33, 20), (65, 64)):
-        o = reference.half_of(o)
-        gradients = reference.backward(q, k, v, reference.float_of(o), d_o, lse)
+        o = reference_bf16.half_of(o)
+        gradients = reference.backward(q, k, v, reference_bf16.float_of(o), d_o, lse)
         assert same_bits(backward(K, q, k, v, o, d_o, lse, half=True), gradients)
 
 
@@ -125,7 +127,7 @@ def test_parts_of_the_keys(K, expected, tokens, dh):
 @pytest.mark.parametrize("tokens", [17, 65, 197, 400])
 def test_against_float64(K, rng, tokens):
     """Close to attention in float64 of the rounded operands: probabilities and gradients are rounded once more."""
-    q, k, v, d_o = (reference.rounded(x) for x in operands(rng, tokens, 48))
+    q, k, v, d_o = (reference_bf16.rounded(x) for x in operands(rng, tokens, 48))
     o, lse = attention(K, q, k, v)
     found = backward(K, q, k, v, o, d_o, lse)
     q, k, v, d_o = wide(q, k, v, d_o)
@@ -144,7 +146,7 @@ def test_against_float64(K, rng, tokens):
 def test_extreme_scores(K, rng, tokens):
     """Scores of 10^4 and -10^4 leave a key alone, or all of them alike; nothing overflows."""
     q, k, v = np.zeros((3, tokens, 16), np.float32)
-    v[:] = reference.rounded(normal(rng, tokens, 16, dtype=np.float32))
+    v[:] = reference_bf16.rounded(normal(rng, tokens, 16, dtype=np.float32))
     best = tokens // 2
     q[:, 0], k[:, 0], k[best, 0] = 200, -200, 200
     o, lse = attention(K, q, k, v)
@@ -171,7 +173,7 @@ def test_what_is_not_finite(K, rng, tokens, half, bad):
     o, spoilt = attention(K, q, k, v)
     assert np.isnan(o[row]).all() and np.isnan(spoilt[row])
     assert same_bits((o[others], spoilt[others]), (clean[others], lse[others]))
-    assert np.isnan(reference.float_of(attention(K, q, k, v, half=True)[0])[row]).all()
+    assert np.isnan(reference_bf16.float_of(attention(K, q, k, v, half=True)[0])[row]).all()
     dq, dk, dv = backward(K, q, k, v, clean, d_o, spoilt, half)
     assert np.isnan(dq[row]).all() and np.isfinite(dq[others]).all()
     assert np.isnan(dk).all() and np.isnan(dv).all()

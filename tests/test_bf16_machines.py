@@ -10,7 +10,6 @@ AArch64 is compiled and emulated as well. Where the definition itself is changed
 import ctypes
 import hashlib
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -20,13 +19,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from checks import C_FLAGS, ROOT, compiled
 
 import cvit
 from cvit.engine import team
 
-ROOT = Path(__file__).resolve().parents[1]
+KERNELS = "tests/bf16/kernels.c"
 RECORDED = ROOT / "tests" / "data" / "bf16_checksums.json"
-FLAGS = ["-std=gnu11", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Icsrc", "-Icvit/engine"]
 CROSS = "aarch64-linux-gnu-gcc"
 
 
@@ -41,21 +40,22 @@ def parsed(text):
     return dict(line.rsplit(" ", 1) for line in text.splitlines())
 
 
-def build(folder):
-    library = Path(folder, "kernels.so")
-    run(
-        *shlex.split(os.environ.get("CC", "cc")), *FLAGS, "-shared", "-fPIC", "tests/bf16/kernels.c", "-o", str(library)
-    )
-    return ctypes.CDLL(str(library))
+def lines_of(library, address):
+    """The lines of a table."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lines.txt")
+        library.checksums(ctypes.c_void_p(address), str(path).encode())
+        return parsed(path.read_text(encoding="utf-8"))
 
 
 def of_this_machine(library, isa):
     """The lines of an instruction set's table, as it was built."""
     cvit.set_isa(isa)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "lines.txt")
-        library.checksums(ctypes.c_void_p(team.table_address(precision="bf16")), str(path).encode())
-        return parsed(path.read_text(encoding="utf-8"))
+    return lines_of(library, team.table_address(precision="bf16"))
+
+
+def recorded():
+    return json.loads(RECORDED.read_text(encoding="utf-8"))
 
 
 def of_each_kernel(lines):
@@ -74,15 +74,13 @@ def assert_equal(found, expected):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    if not shutil.which(shlex.split(os.environ.get("CC", "cc"))[0]):
-        pytest.skip("no C compiler")
-    return build(tmp_path_factory.mktemp("machines"))
+    return compiled(tmp_path_factory.mktemp("machines"), KERNELS)
 
 
-def test_this_machines_tables(library, isa):
-    lines = of_this_machine(library, isa)
+def test_this_machines_tables(library, bf16_isa):
+    lines = of_this_machine(library, bf16_isa)
     assert_equal(lines, of_this_machine(library, "portable"))
-    assert of_each_kernel(lines) == json.loads(RECORDED.read_text(encoding="utf-8"))
+    assert of_each_kernel(lines) == recorded()
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AArch64 is emulated on x86 alone")
@@ -91,14 +89,14 @@ def test_the_table_of_aarch64(library, tmp_path):
         if not shutil.which(tool):
             pytest.skip(f"no {tool} (Debian, Ubuntu: apt install {package})")
     program = str(tmp_path / "kernels")
-    sources = "tests/bf16/kernels.c", "csrc/isa/neon_bf16.c"
-    run(CROSS, *FLAGS, "-fno-math-errno", "-static", "-DTESTED=cvit_neon_bf16", *sources, "-o", program, "-lm")
+    sources = KERNELS, "csrc/isa/neon_bf16.c"
+    run(CROSS, *C_FLAGS, "-fno-math-errno", "-static", "-DTESTED=cvit_neon_bf16", *sources, "-o", program, "-lm")
     assert_equal(parsed(run("qemu-aarch64", program)), of_this_machine(library, "portable"))
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as made:
-        built = build(made)
+        built = compiled(made, KERNELS)
     digests = [of_each_kernel(of_this_machine(built, name)) for name in cvit.available_isas()]
     assert all(each == digests[0] for each in digests), "this machine's tables differ"
     RECORDED.write_text(json.dumps(digests[0], indent=1) + "\n", encoding="utf-8")

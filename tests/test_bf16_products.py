@@ -1,21 +1,19 @@
-"""bfloat16's packers and products, on every instruction set, to the bit of tests/reference_bf16.py.
+"""bfloat16's packers and products, on every instruction set, to the bit of tests/reference_bf16.py. (AMX packs in a
+form of its own: test_amx.py compares it with AVX-512.)
 
 Memory that nothing must read is full of NaN. A kernel runs in the float mode of a pass, in which subnormal numbers are
 zero; NumPy's own arithmetic stays outside.
 """
 
-import contextlib
-import ctypes
-import ctypes.util
-import platform
-
 import numpy as np
 import pytest
 import reference_bf16 as reference
 from checks import normal, same_bits
-from kernel_calls import STRUCTS, Table, aligned, at, matrix, panels, rows
+from float_modes import FLUSH, mode, needed
+from kernel_calls import STRUCTS, at, bf16_table, call, matrix, panels, rows
+from packed import packed_columns, packed_panels, packed_rows, panel_room, round_up, row_room
 
-from cvit.engine import team
+pytestmark = needed
 
 SHAPES = [(1, 1, 1), (3, 33, 2), (14, 65, 31), (33, 31, 33), (29, 16, 64), (20, 40, 400), (7, 130, 385), (97, 64, 35)]
 SPECIAL = [0x7F800000, 0xFF800000, 0x7FC00000, 0xFF800001, 0x7F80FFFF, 0x7F7FFFFF, 0x80000000, 0, 0x3F808000,
@@ -24,30 +22,7 @@ SPECIAL = [0x7F800000, 0xFF800000, 0x7FC00000, 0xFF800001, 0x7F80FFFF, 0x7F7FFFF
 
 @pytest.fixture
 def K(isa):
-    return Table(address=team.table_address(precision="bf16"))
-
-
-@contextlib.contextmanager
-def pass_mode():
-    """The float mode of a pass: MXCSR's FTZ and DAZ, FPCR's FZ, by way of the C library's environment."""
-    where = {"x86_64": (7, 0x8040), "aarch64": (0, 1 << 24)}.get(platform.machine())
-    if where is None or platform.system() != "Linux":
-        pytest.skip("how to set the float mode is known of two machines")
-    libm = ctypes.CDLL(ctypes.util.find_library("m"))
-    before, inside = (ctypes.c_uint32 * 16)(), (ctypes.c_uint32 * 16)()
-    libm.fegetenv(before)
-    libm.fegetenv(inside)
-    inside[where[0]] |= where[1]
-    libm.fesetenv(inside)
-    try:
-        yield
-    finally:
-        libm.fesetenv(before)
-
-
-def call(K, name, struct=None, **members):
-    with pass_mode():
-        getattr(K, name)(STRUCTS[f"cvit_{struct or name}"](**members))
+    return bf16_table(around=lambda: mode(FLUSH))
 
 
 def equal(found, expected):
@@ -65,41 +40,17 @@ def numbers(rng, *shape):
     return np.where(rng.random(shape) < 0.1, np.copysign(np.float32(0), x), x)
 
 
-def deep(k):
-    return -(-k // 32) * 32
-
-
 # -------------------------------------------------------------------------------------------------------------- packing
-def packed_rows(K, x, scale=1.0):
-    m, k = x.shape
-    a = aligned(m * K.lda * -(-k // K.kc), np.float32)
-    call(K, "pack_rows", rows=m, k=k, x=matrix(x), scale=scale, a=rows(a, m))
-    return a
-
-
 def unpacked_rows(K, a, m, k):
-    blocks = a.reshape(-1, m, K.lda)
+    blocks = a.view(np.float32).reshape(-1, m, K.lda)
     assert np.isnan(blocks[:, :, K.kc :]).all() and np.isnan(blocks[-1, :, k - (len(blocks) - 1) * K.kc :]).all()
     return np.concatenate(list(blocks[:, :, : K.kc]), axis=1)[:, :k]
 
 
-def panel_room(depth, n):
-    return aligned(deep(depth) * deep(n), np.uint16, 0xFFFF)
-
-
-def packed_panels(K, x, row=0, depth=None, transposed=False, factor=None):
-    k, n = x.shape[::-1] if transposed else x.shape
-    depth = depth or row + k
-    b = panel_room(depth, n)
-    name = "pack_panels_transposed" if transposed else "pack_panels"
-    call(K, name, "pack_panels", k=k, n=n, x=matrix(x), factor=at(factor), b=panels(b, depth, row))
-    return b
-
-
 def unpacked_panels(b, depth, n):
-    """(deep(depth), deep(n)) from panels of 32 columns whose pairs of rows are interleaved."""
-    blocks = b.reshape(-1, deep(depth) // 2, 32, 2)
-    return blocks.transpose(1, 3, 0, 2).reshape(deep(depth), deep(n))
+    """From panels of 32 columns whose pairs of rows are interleaved: whole ones, and a depth of whole 32, too."""
+    blocks = b.view(np.uint16).reshape(-1, round_up(depth, 32) // 2, 32, 2)
+    return blocks.transpose(1, 3, 0, 2).reshape(round_up(depth, 32), round_up(n, 32))
 
 
 def assert_panels(b, expected, row, depth):
@@ -108,7 +59,7 @@ def assert_panels(b, expected, row, depth):
     k, n = expected.shape
     found = unpacked_panels(b, depth, n)
     assert equal(found[row : row + k, :n].copy(), expected)
-    end = deep(depth) if row + k == depth else row + k + k % 2
+    end = round_up(depth, 32) if row + k == depth else row + k + k % 2
     assert not (found[row : row + k, n:] & 0x7FFF).any() and not (found[row + k : end] & 0x7FFF).any()
     assert (found[:row] == 0xFFFF).all() and (found[end:] == 0xFFFF).all()
 
@@ -140,9 +91,8 @@ def test_rows(K, rng, m, k, is_half):
         a = packed_rows(K, x, scale)
         assert equal(unpacked_rows(K, a, m, k), reference.rounded(plain * np.float32(scale)))
     for row, depth in ((0, m), (2, m + 2), (32, m + 50)):
-        a, b = aligned(m * K.lda * -(-k // K.kc), np.float32), panel_room(depth, k)
-        packing = dict(rows=m, k=k, x=matrix(x), scale=1.0, a=rows(a, m), b=panels(b, depth, row))
-        call(K, "pack_both", "pack_rows", **packing)
+        a, b = row_room(K, m, k), panel_room(K, depth, k)
+        K.pack_both(call("pack_rows", rows=m, k=k, x=matrix(x), scale=1.0, a=rows(a, m), b=panels(b, depth, row)))
         assert equal(unpacked_rows(K, a, m, k), reference.rounded(plain))
         assert_panels(b, reference.half_of(plain), row, depth)
 
@@ -155,7 +105,7 @@ def test_panels(K, rng, k, n, transposed):
     for given in (None, factor):
         expected = reference.half_of(x if given is None else x * given)
         for row, depth in ((0, k), (2, k + 2), (32, k + 64)):
-            b = packed_panels(K, x, row, depth, transposed, given)
+            b = packed_panels(K, x, row, depth, given, transposed)
             assert_panels(b, expected.T.copy() if transposed else expected, row, depth)
 
 
@@ -166,7 +116,7 @@ def gemm(K, x, w, row=0, depth=None, c=None, **members):
     depth = depth or row + k
     a, b = packed_rows(K, x), packed_panels(K, w, row, depth)
     c = np.full((m, n), np.nan, np.float32) if c is None else c
-    call(K, "gemm", m=m, n=n, k=k, a=rows(a, m), b=panels(b, depth, row), c=matrix(c), **members)
+    K.gemm(call("gemm", m=m, n=n, k=k, a=rows(a, m), b=panels(b, depth, row), c=matrix(c), **members))
     return c
 
 
@@ -205,14 +155,6 @@ def test_a_row_is_the_same_whatever_its_neighbours(K, rng):
     assert same_bits(gemm(K, x, w[:, 32:50].copy()), c[:, 32:50].copy())
 
 
-def packed_columns(K, x, **norm):
-    """x (k, m) as gemm_columns' left operand, in a room of the size that the engine gives it."""
-    k, m = x.shape
-    a = aligned(deep(k) * -(-m // K.mr) * K.mr * K.rows_size // 4, np.float32)
-    call(K, "pack_columns", k=k, m=m, x=matrix(x), a=at(a), **norm)
-    return a
-
-
 @pytest.mark.parametrize("m, n, k", SHAPES)
 @pytest.mark.parametrize("is_half", [False, True])
 def test_a_weight_gradient(K, rng, m, n, k, is_half):
@@ -222,10 +164,10 @@ def test_a_weight_gradient(K, rng, m, n, k, is_half):
     a, b = packed_columns(K, operand), packed_panels(K, np.concatenate([dy, np.full((3, n), np.nan, np.float32)]), 32)
     c, sums = np.full((m, n + 2), np.nan, np.float32)[:, :n], np.full(n, np.nan, np.float32)
     members = dict(m=m, n=n, k=k, a=at(a), b=panels(b, 32 + k + 3, 32), c=matrix(c), column_sums=at(sums))
-    call(K, "gemm_columns", **members)
+    K.gemm_columns(call("gemm_columns", **members))
     once, sums_once = reference.product(x.T, dy), reference.column_sums(dy)
     assert same_bits(c.copy(), once) and same_bits(sums, sums_once) and np.isnan(c.base[:, n:]).all()
-    call(K, "gemm_columns", **members, accumulate=1)
+    K.gemm_columns(call("gemm_columns", **members, accumulate=1))
     assert same_bits(c.copy(), reference.product(x.T, dy, None, once))
     assert same_bits(sums, reference.column_sums(dy, sums_once))
 
@@ -242,10 +184,10 @@ def test_normalised_columns(K, rng, k, m, given):
         # exact enough: a float32 product is exact in float64, and so no tie is made where there was none
         t = (t.astype(np.float64) * scale + shift).astype(np.float32)
     names = ("mean", "rstd", "scale", "shift")[: 2 + given]
-    a = packed_columns(K, x, **{name: at(value) for name, value in zip(names, (mean, rstd, scale, shift))})
+    a = packed_columns(K, x, **dict(zip(names, (mean, rstd, scale, shift))))
     c = np.zeros((m, k), np.float32)
     one = packed_panels(K, np.eye(k, dtype=np.float32))
-    call(K, "gemm_columns", m=m, n=k, k=k, a=at(a), b=panels(one, k), c=matrix(c))
+    K.gemm_columns(call("gemm_columns", m=m, n=k, k=k, a=at(a), b=panels(one, k), c=matrix(c)))
     assert same_bits(c + 0, reference.rounded(t).T + np.float32(0))
 
 
@@ -260,7 +202,7 @@ def test_what_is_not_finite_stays_so(K, rng, m, n, k):
     assert equal(gemm(K, x, w), expected)
     sums, c = np.zeros(n, np.float32), np.zeros((m, n), np.float32)
     a, b = packed_columns(K, x.T.copy()), packed_panels(K, w)
-    call(K, "gemm_columns", m=m, n=n, k=k, a=at(a), b=panels(b, k), c=matrix(c), column_sums=at(sums))
+    K.gemm_columns(call("gemm_columns", m=m, n=n, k=k, a=at(a), b=panels(b, k), c=matrix(c), column_sums=at(sums)))
     assert equal(c, expected) and equal(sums, reference.column_sums(w))
 
 

@@ -6,20 +6,15 @@ rounded. tests/test_bf16_machines.py compares the bits at more sizes, and of oth
 import numpy as np
 import pytest
 import reference as ref
-from checks import normal, same_bits, wide
-from kernel_calls import STRUCTS, Table, aligned, at, matrix, panels, rows
+from checks import normal, on_all_isas, same_bits, wide
+from kernel_calls import Table, aligned, at, bf16_table, call, matrix, panels, rows
+from packed import panel_room, row_room, unpacked_panels, unpacked_rows
+from reference_bf16 import float_of, half_of
 from reference_ops import activation_backward, activation_forward
-
-import cvit
-from cvit.engine import team
 
 SIZES = (1, 7, 15, 16, 17, 31, 33, 65, 200)
 KINDS = ("gelu_tanh", "gelu_erf", "quick_gelu", "silu", "relu", "tanh")
 F32 = np.float32
-
-
-def call(name, **members):
-    return STRUCTS[f"cvit_{name}"](**members)
 
 
 def one_nan(result):
@@ -34,22 +29,15 @@ def one_nan(result):
 
 def everywhere(work):
     """What `work(table)` returns, the same bits on every instruction set of this machine."""
-    results = []
-    for name in cvit.available_isas():
-        cvit.set_isa(name)
-        results.append(one_nan(work(Table(F32, team.table_address(precision="bf16")))))
-        assert same_bits(results[0], results[-1]), f"{name} gives other bits"
-    return results[0]
 
+    def with_the_table():
+        K = bf16_table()
+        K.enter()
+        result = one_nan(work(K))
+        K.leave()
+        return result
 
-def to_half(x):
-    """bfloat16, the upper half of each float32, rounded to nearest even; a NaN stays one."""
-    bits = np.ascontiguousarray(x, F32).view(np.uint32).astype(np.uint64)
-    return np.where(np.isnan(x), 0x7FC0, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def widened(half):
-    return (half.astype(np.uint32) << 16).view(F32)
+    return on_all_isas(with_the_table)
 
 
 def assert_near(found, expected, bound=2e-6, size=None):
@@ -100,13 +88,13 @@ def test_norms(rng, d, rms):
 @pytest.mark.parametrize("n", SIZES)
 def test_activations(rng, n, kind, gated):
     m = 3
-    x, value, dy = widened(to_half(normal(rng, m, n) * 3)), widened(to_half(normal(rng, m, n))), normal(rng, m, n)
+    x, value, dy = float_of(half_of(normal(rng, m, n) * 3)), float_of(half_of(normal(rng, m, n))), normal(rng, m, n)
     dy = dy.astype(F32)
     members = dict(kind=KINDS.index(kind), rows=m, n=n)
 
     def work(half):
         def forward_and_backward(K):
-            here, other = (to_half(array) if half else array.copy() for array in (x, value))
+            here, other = (half_of(array) if half else array.copy() for array in (x, value))
             gate = dict(value=matrix(other)) if gated else {}
             y, plain, dx, dvalue = np.empty_like(here), np.empty_like(x), dy.copy(), np.zeros_like(x)
             for to in (y, plain):
@@ -122,7 +110,7 @@ def test_activations(rng, n, kind, gated):
     halves = work(half=True)
     assert same_bits(y, plain) and (gated or same_bits(again, y))
     assert_near(again, wide(y)[0], size=np.abs(y))
-    assert same_bits(halves, (to_half(y), y, to_half(again), dx, dvalue))
+    assert same_bits(halves, (half_of(y), y, half_of(again), dx, dvalue))
     x, value, dy = wide(x, value, dy)
     value = value if gated else np.ones_like(x)
     f = activation_forward(x, kind)
@@ -140,12 +128,12 @@ def test_what_an_activation_makes_of_the_ends(kind):
 
     def work(K):
         y, half = np.empty_like(x), np.empty(x.shape, np.uint16)
-        for to, source in ((y, x), (half, to_half(x))):
+        for to, source in ((y, x), (half, half_of(x))):
             K.activation(call("activation", kind=KINDS.index(kind), rows=1, n=x.size, x=matrix(source), y=matrix(to)))
         return y, half
 
     y, half = everywhere(work)
-    for found in (y[0], widened(half)[0]):
+    for found in (y[0], float_of(half)[0]):
         assert np.isnan(found[0]) and not np.isnan(found[3:]).any()
         top = [1, 1] if kind == "tanh" else [np.inf, x[0, 3]]
         assert found[1] == top[0] and abs(found[3] / top[1] - 1) < 2**-8
@@ -156,41 +144,25 @@ def test_what_an_activation_makes_of_the_ends(kind):
 
 
 def test_gradients_that_are_packed(rng):
-    """To packed rows and panels goes what goes to plain rows, rounded: read back as products with the identity."""
+    """To packed rows and panels goes what goes to plain rows, rounded."""
     m, n = 6, 70
     x, value, dy = (normal(rng, m, n, dtype=F32) for _ in range(3))
-    eye = {count: np.eye(count, dtype=F32) for count in (m, n)}
 
     def work(K):
-        def packed(count, size):
-            return aligned(count * size // 2 + 4096, np.uint16, 0xFFFF)
-
-        def room(rows_, k):
-            return packed((rows_ + 64) * K.lda * (k // K.kc + 1), K.rows_size)
-
-        def product(a, b, shape, k):
-            c = np.empty(shape, F32)
-            K.gemm(call("gemm", m=shape[0], n=shape[1], k=k, a=a, b=b, c=matrix(c)))
-            return c
-
         kept, plain, dvalue, dx, given = x.copy(), x.copy(), np.empty_like(x), dy.copy(), dy.copy()
         members = dict(kind=0, rows=m, n=n, value=matrix(value))
         K.activation_backward(
             call("activation_backward", **members, x=matrix(plain), dy=matrix(dx), dvalue=matrix(dvalue))
         )
-        parts = [room(m, n), room(m, n)] + [packed(64 * 128, K.panels_bytes) for _ in range(2)]
-        a, a_value, b, b_value = rows(parts[0], m), rows(parts[1], m), panels(parts[2], m), panels(parts[3], m)
+        room, panel = [row_room(K, m, n) for _ in range(2)], [panel_room(K, m, n) for _ in range(2)]
+        a, a_value, b, b_value = *(rows(each, m) for each in room), *(panels(each, m) for each in panel)
         K.activation_backward(
             call("activation_backward", **members, x=matrix(kept), dy=matrix(given), a=a, a_value=a_value, b=b,
                  b_value=b_value)
         )  # fmt: skip
-        wall, left = packed(128 * 128, K.panels_bytes), room(m, m)
-        K.pack_panels(call("pack_panels", k=n, n=n, x=matrix(eye[n]), b=panels(wall, n)))
-        K.pack_rows(call("pack_rows", rows=m, k=m, x=matrix(eye[m]), scale=1.0, a=rows(left, m)))
-        back = [product(each, panels(wall, n), (m, n), n) for each in (a, a_value)]
-        back += [product(rows(left, m), each, (m, n), m) for each in (b, b_value)]
+        back = [unpacked_rows(K, each, m, n) for each in room] + [unpacked_panels(K, each, m, n) for each in panel]
         for found, expected in zip(back, (dx, dvalue, dx, dvalue)):
-            assert same_bits(to_half(found), to_half(expected)) and same_bits(widened(to_half(found)), found)
+            assert same_bits(half_of(found), half_of(expected)) and same_bits(float_of(half_of(found)), found)
         assert same_bits(kept, plain)
         return dx, dvalue
 
@@ -341,12 +313,12 @@ def test_rotations(rng, half):
 @pytest.mark.parametrize("n", SIZES)
 def test_drops(rng, n):
     """The elements that float32's table drops; rows of bfloat16 give the rounded results of rows of float32."""
-    x, add = widened(to_half(normal(rng, 4, n))), normal(rng, 4, n, dtype=F32)
+    x, add = float_of(half_of(normal(rng, 4, n))), normal(rng, 4, n, dtype=F32)
     options = dict(seed=5, sample=2, row=3, place=1, branch=1, rate=0.3)
 
     def work(K):
         found = []
-        for source, more in ((x, None), (x, add), (to_half(x), None)):
+        for source, more in ((x, None), (x, add), (half_of(x), None)):
             y = np.empty_like(source)
             K.drop(call("drop", rows=4, n=n, x=matrix(source), add=matrix(more), y=matrix(y), **options))
             found.append(y)
@@ -358,7 +330,7 @@ def test_drops(rng, n):
         return y
 
     plain, added, half = everywhere(work)
-    assert same_bits(plain, float32s(Table(F32))) and same_bits(half, to_half(plain))
+    assert same_bits(plain, float32s(Table(F32))) and same_bits(half, half_of(plain))
     assert_near(added, plain.astype(float) + add)
     assert same_bits(plain[plain != 0], (x * F32(1 / 0.7))[plain != 0])
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from checks import assert_close, assert_rounded, normal, same_bits, wide
-from kernel_calls import STRUCTS, Table, aligned, at, matrix, panels, rows
+from kernel_calls import STRUCTS, Table, aligned, at, call, matrix, panels, rows
 
 from cvit import ops
 
@@ -14,10 +14,6 @@ KINDS = range(len(ops.ACTIVATIONS))
 def padded(rng, m, n, dtype, gap=3):
     """A matrix (m, n) whose rows are n + gap apart."""
     return normal(rng, m, n + gap, dtype=dtype)[:, :n]
-
-
-def call(name, **members):
-    return STRUCTS[f"cvit_{name}"](**members)
 
 
 def assert_gaps(before, after, n):

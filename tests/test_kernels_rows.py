@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 import reference as ref
 from checks import assert_rounded, normal, same_bits, wide
-from kernel_calls import STRUCTS, Table, aligned, at, matrix
+from kernel_calls import Table, aligned, at, call, matrix
 
 GUARD = 19  # values on either side: more than a vector's
-
-
-def call(name, **members):
-    return STRUCTS[f"cvit_{name}"](**members)
 
 
 def guarded(values):
