@@ -350,7 +350,7 @@ def test_attention_and_its_backward(tables, rng, tokens, dh, first, count, half)
         dict(image_size=8, patch_size=2),
         dict(image_size=20, patch_size=2, pool="mean", layer_scale=0.3),
         dict(image_size=8, patch_size=2, gated=True, activation="silu", hidden=400, registers=2),
-        dict(image_size=24, patch_size=2, width=70, heads=7, hidden=33),
+        dict(image_size=16, patch_size=2, width=70, heads=7, hidden=33),
     ],
     ids=["plain", "layer scale", "gated", "odd sizes"],
 )

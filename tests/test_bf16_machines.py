@@ -79,8 +79,9 @@ def library(tmp_path_factory):
     return build(tmp_path_factory.mktemp("machines"))
 
 
-def test_this_machines_tables(library, isa):
-    lines = of_this_machine(library, isa)
+@pytest.mark.parametrize("name", cvit.available_isas())
+def test_this_machines_tables(library, name):
+    lines = of_this_machine(library, name)
     assert_equal(lines, of_this_machine(library, "portable"))
     assert of_each_kernel(lines) == json.loads(RECORDED.read_text(encoding="utf-8"))
 

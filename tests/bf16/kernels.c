@@ -403,6 +403,7 @@ void checksums(const cvit_kernels *table, const char *path)
     halves = K->half;
     state = 1;
     const cvit_float_mode before = cvit_float_enter();
+    K->enter();
     for (int i = 0; i < (int)(sizeof sizes / sizeof *sizes); i++) {
         const ptrdiff_t n = sizes[i], m = sizes[(i * 5 + 2) % 9];
         products(m, sizes[(i + 4) % 11], n);
@@ -417,6 +418,7 @@ void checksums(const cvit_kernels *table, const char *path)
     }
     norms(37, 16);
     attentions(33, 72, 2);
+    K->leave();
     cvit_float_leave(before);
     free(arena);
     if (path)
