@@ -33,8 +33,8 @@ def one_nan(result):
 
 
 def everywhere(work):
-    """What `work(table)` returns in the floating-point mode of a pass, without which vcvtneps2bf16 alone takes subnormals
-    as zero: the same bits on every instruction set of this machine."""
+    """What `work(table)` returns in the floating-point mode of a pass: the same bits on every instruction set of this
+    machine. (AMX's table rounds by vcvtneps2bf16, which takes subnormals as zero in any mode.)"""
     results = []
     for name in cvit.available_isas():
         cvit.set_isa(name)

@@ -2,8 +2,8 @@
  * decodes it and does on memory what the Intel SDM says. So the table runs as it is compiled for the real machine, its
  * assembly, operands and tile configuration included; csrc/kernels/amx/tiles.h's own emulation stands in their place.
  *
- *     int trap_tiles(void)       from here on invalid instructions are looked at; 0 where the CPU lacks AVX512_BF16, which
- *                                the table needs besides
+ *     int trap_tiles(void)       from here on invalid instructions are looked at; 0 where the CPU lacks AVX512_BF16,
+ *                                which the table needs besides
  *     void untrap_tiles(void)    no longer
  *     trapped, configured, released: how many tile instructions there were, and how many of those two
  *
@@ -115,7 +115,7 @@ static void multiply(int c, int a, int b)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------ decoding */
+/* ---------------------------------------------------------------------------------------------------------- decoding */
 static const int GENERAL[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                 REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
 enum { NONE, OF_66, OF_F3, OF_F2 }; /* VEX.pp */
