@@ -56,7 +56,7 @@ static int tiles_permitted(void)
 #if defined(__linux__) && defined(__x86_64__)
     static int permitted = -1;
     if (permitted < 0)
-        permitted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+        permitted = syscall(SYS_arch_prctl, 0x1023L, 18L) == 0;
     return permitted;
 #else
     return 0;

@@ -1,4 +1,5 @@
-"""AMX's table on any machine with AVX-512: its tiles are emulated, to tdpbf16ps's bits (csrc/kernels/amx/tiles.h).
+"""AMX's table on any machine with AVX-512, in two ways: compiled with emulated tiles (csrc/kernels/amx/tiles.h), and as
+it was built, its instructions trapped and emulated where there are none (tests/bf16/trapped.c).
 
 Every kernel that is not shared must give the bits of the AVX-512 table of bfloat16, and so must whole passes. How
 operands are packed is each table's own affair (tests/packed.py).
@@ -26,32 +27,48 @@ from test_bf16_machines import KERNELS, lines_of, of_each_kernel, recorded
 
 import cvit
 from cvit import Layout, ViTConfig
+from cvit.engine import team
 from cvit.engine.plan import Plan
 from cvit.model.program import program_of
 
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
+@pytest.fixture(scope="module", params=["emulated", "as built"])
+def amx(request, tmp_path_factory):
+    """AMX's table, as (address, a function that gives how often tiles were configured and released)."""
     if platform.machine() not in ("x86_64", "AMD64") or "avx512" not in cvit.available_isas():
-        pytest.skip("needs AVX-512: tiles are emulated, the other instructions are not")
-    flags = ["-fno-math-errno", "-fno-trapping-math", "-DCVIT_AMX_EMULATED", *AVX512]
-    return compiled(tmp_path_factory.mktemp("amx"), "csrc/isa/amx_bf16.c", *flags)
+        pytest.skip("the table's other instructions are AVX-512's")
+    folder = tmp_path_factory.mktemp("amx")
+    if request.param == "emulated":
+        flags = ["-fno-math-errno", "-fno-trapping-math", "-DCVIT_AMX_EMULATED", *AVX512]
+        library = compiled(folder, "csrc/isa/amx_bf16.c", *flags)
+        address = ctypes.addressof(ctypes.c_char.in_dll(library, "cvit_amx_bf16"))
+        yield address, lambda: numbers(library, "cvit_emulated_configured", "cvit_emulated_released")
+        assert library.cvit_emulated_tiles() == 0
+        return
+    if "amx" not in team.isa_names(supported_only=False) or platform.system() != "Linux":
+        pytest.skip("built without AMX's table, or no Linux")
+    library = compiled(folder, "tests/bf16/trapped.c", "-mfma")
+    if not library.trap_tiles():
+        pytest.skip("the CPU lacks AVX512_BF16, which AMX's table needs besides")
+    yield team.table_address(precision="bf16", isa="amx"), lambda: numbers(library, "configured", "released")
+    library.untrap_tiles()
+    assert "amx" in cvit.available_isas() or numbers(library, "trapped")[0] > 10000
+
+
+def numbers(library, *names):
+    return [ctypes.c_int.in_dll(library, name).value for name in names]
 
 
 @pytest.fixture
-def tables(library):
-    """(AVX-512's table, AMX's emulated one), whose tiles this thread may use."""
+def tables(amx):
+    """(AVX-512's table, AMX's), whose tiles this thread may use."""
     cvit.set_isa("avx512")
-    pair = bf16_table(), Table(address=address_of(library))
+    pair = bf16_table(), Table(address=amx[0])
     pair[1].enter()
     yield pair
     pair[1].leave()
-
-
-def address_of(library):
-    return ctypes.addressof(ctypes.c_char.in_dll(library, "cvit_amx_bf16"))
 
 
 def scratch_rows(K, x):
@@ -261,8 +278,8 @@ def test_attention_and_its_backward(tables, rng, tokens, dh, first, count, half)
 
 
 # --------------------------------------------------------------------------------------- every kernel, and whole passes
-def test_every_kernel_has_the_recorded_bits(library, tmp_path):
-    assert of_each_kernel(lines_of(compiled(tmp_path, KERNELS), address_of(library))) == recorded()
+def test_every_kernel_has_the_recorded_bits(amx, tmp_path):
+    assert of_each_kernel(lines_of(compiled(tmp_path, KERNELS), amx[0])) == recorded()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -272,11 +289,11 @@ def test_every_kernel_has_the_recorded_bits(library, tmp_path):
         dict(image_size=8, patch_size=2),
         dict(image_size=20, patch_size=2, pool="mean", layer_scale=0.3),
         dict(image_size=8, patch_size=2, gated=True, activation="silu", hidden=400, registers=2),
-        dict(image_size=24, patch_size=2, width=70, heads=7, hidden=33),
+        dict(image_size=16, patch_size=2, width=70, heads=7, hidden=33),
     ],
     ids=["plain", "layer scale", "gated", "odd sizes"],
 )
-def test_whole_passes(library, rng, options, threads):
+def test_whole_passes(amx, rng, options, threads):
     """Training and inference to the bits of AVX-512; every thread that configures its tiles releases them."""
     config = ViTConfig(**{**dict(channels=2, width=48, depth=2, heads=3, hidden=80, classes=5), **options})
     weights = normal(rng, Layout.of(config).size, dtype=np.float32) * np.float32(0.2)
@@ -284,17 +301,15 @@ def test_whole_passes(library, rng, options, threads):
     cvit.set_isa("avx512")
     cvit.set_num_threads(threads)
     found = {}
-    for name, kernels in (("avx512", 0), ("amx", address_of(library))):
+    for name, kernels in (("avx512", 0), ("amx", amx[0])):
         grad = np.empty_like(weights)
         plan = Plan(program_of(config), 5, np.float32, "train", precision="bf16", kernels=kernels)
         loss = plan.run_training(weights, x, y, 0.1, grad)
         infer = Plan(program_of(config), 5, np.float32, "infer", precision="bf16", kernels=kernels)
         found[name] = np.float64(loss), grad, plan.logits().copy(), infer.forward(weights, x)[0].copy()
     assert same_bits(found["avx512"], found["amx"])
-    configured, released = (
-        ctypes.c_int.in_dll(library, f"cvit_emulated_{name}").value for name in ("configured", "released")
-    )
-    assert configured == released > 0 and library.cvit_emulated_tiles() == 0
+    configured, released = amx[1]()
+    assert configured == released and (released > 0 or "amx" in cvit.available_isas())
 
 
 # ------------------------------------------------------------------------------------------------------------ dispatch

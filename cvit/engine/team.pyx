@@ -115,11 +115,13 @@ def bf16_is_faster():
     return current[<int> BF16].isa == b"amx"
 
 
-def table_address(dtype=np.float32, precision=None):
+def table_address(dtype=np.float32, precision=None, isa=None):
     """Where the selected table of float32 or float64, or of a precision, stands in memory, a `cvit_kernels` of
-    csrc/cvit.h: for tests of single kernels."""
+    csrc/cvit.h: for tests of single kernels. With `isa` that instruction set's, which this machine may not run."""
     if precision is None:
         precision = "f64" if np.dtype(dtype) == np.float64 else "f32"
+    if isa is not None:
+        return <size_t> tables[<int> _names.index(isa)][<int> ELEMENT_NAMES.index(precision)]
     return <size_t> selected(element_of(precision))
 
 
