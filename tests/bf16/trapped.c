@@ -115,7 +115,7 @@ static void multiply(int c, int a, int b)
     }
 }
 
-/* ---------------------------------------------------------------------------------------------------------- decoding */
+/* -------------------------------------------------------------------------------------------------------- decoding */
 static const int GENERAL[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                 REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
 enum { NONE, OF_66, OF_F3, OF_F2 }; /* VEX.pp */
