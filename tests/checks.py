@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOAT64_BOUND = 1e-10
 THREADS = (1, 2, 3, 5)
 C_FLAGS = ["-std=gnu11", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Icsrc", "-Icvit/engine"]
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
 
 
 def same_bits(a, b) -> bool:

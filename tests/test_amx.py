@@ -10,7 +10,7 @@ import platform
 
 import numpy as np
 import pytest
-from checks import compiled, normal, same_bits
+from checks import AVX512, compiled, normal, same_bits
 from kernel_calls import Table, aligned, at, bf16_table, call, matrix, panels, rows
 from packed import (
     packed_columns,
@@ -30,8 +30,6 @@ from cvit import Layout, ViTConfig
 from cvit.engine import team
 from cvit.engine.plan import Plan
 from cvit.model.program import program_of
-
-AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
 
 
 @pytest.fixture(scope="module", params=["emulated", "as built"])

@@ -11,9 +11,9 @@ import platform
 import numpy as np
 import pytest
 import reference_bf16 as reference
-from checks import normal, same_bits
-from kernel_calls import Table, aligned, at, matrix, panels, rows
-from test_amx import AVX512, call, column_room, compiled, packed_panels, packed_rows, to_half
+from checks import AVX512, compiled, normal, same_bits
+from kernel_calls import Table, aligned, at, call, matrix, panels, rows
+from packed import column_room, packed_panels, packed_rows
 
 import cvit
 from cvit import Layout, ViT, ViTConfig
@@ -26,7 +26,7 @@ from cvit.model.program import program_of
 def address(tmp_path_factory):
     if platform.machine() not in ("x86_64", "AMD64") or "avx512" not in cvit.available_isas():
         pytest.skip("the table's other instructions are AVX-512's")
-    flags = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-DCVIT_BF16_EMULATED", *AVX512]
+    flags = ["-fno-math-errno", "-fno-trapping-math", "-DCVIT_BF16_EMULATED", *AVX512]
     library = compiled(tmp_path_factory.mktemp("fast"), "csrc/isa/avx512_bf16fast.c", *flags)
     yield ctypes.addressof(ctypes.c_char.in_dll(library, "cvit_avx512_bf16fast"))
     assert library  # and its code stay until here
@@ -60,7 +60,7 @@ def test_a_product(address, rng, m, n, k, half):
     K = Table(address=address)
     x, w = wide_values(rng, m, k), wide_values(rng, k, n)
     bias, add = wide_values(rng, n), wide_values(rng, m, n + 5)
-    a, b = packed_rows(K, to_half(x) if half else x), packed_panels(K, w)
+    a, b = packed_rows(K, reference.half_of(x) if half else x), packed_panels(K, w)
     for given in ((), ("bias",), ("add",), ("bias", "add")) if not half else ((), ("bias",)):
         c = np.full((m, n + 3), 7, np.uint16 if half else np.float32)
         g = call("gemm", m=m, n=n, k=k, a=rows(a, m), b=panels(b, k), c=matrix(c))

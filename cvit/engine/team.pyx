@@ -26,22 +26,22 @@ cdef enum:
     MOST_ISAS = 8
 
 cdef const Kernels* tables[MOST_ISAS][ELEMENTS]
+cdef bint runs[MOST_ISAS][ELEMENTS]  # whether this machine runs a table: AVX-512 may lack the bfloat16 of "bf16-fast"
 cdef const Kernels* current[ELEMENTS]  # the selected table of each element type
 cdef int chosen = 0
 _names, _supported = [], []  # of the instruction sets, from the plainest to the best
 
 
 cdef _find_tables():
-    cdef int count, i
+    cdef int count, i, isa, element
     cdef const Table* found = cvit_tables(&count)
     for i in range(count):
         name = found[i].kernels.isa.decode()
         if name not in _names:
             _names.append(name)
             _supported.append(bool(found[i].supported))
-        if not found[i].supported:
-            continue  # also of a supported instruction set, as AVX-512 without the bfloat16 of "bf16-fast"
-        tables[_names.index(name)][<int> ELEMENT_NAMES.index(found[i].kernels.element.decode())] = found[i].kernels
+        isa, element = _names.index(name), ELEMENT_NAMES.index(found[i].kernels.element.decode())
+        tables[isa][element], runs[isa][element] = found[i].kernels, found[i].supported
 
 
 _find_tables()
@@ -75,7 +75,7 @@ cdef _select(int isa):
     for element in range(<int> ELEMENTS):
         current[element] = NULL
         for i in range(isa + 1):
-            if _supported[i] and tables[i][element] != NULL:
+            if runs[i][element]:
                 current[element] = tables[i][element]
 
 
