@@ -11,7 +11,8 @@ bits for any number of threads. The largest number is `MAX_THREADS`, more than a
 system ends a process that asks OpenMP for more threads than it may have.
 
 Instruction set. The best one that the CPU and the operating system support is selected at import; `CVIT_ISA` in the
-environment or `set_isa` choose another. Results differ between instruction sets in the last bits.
+environment or `set_isa` choose another. Results differ between instruction sets in the last bits; those in bfloat16
+do not (docs/bfloat16.md).
 """
 
 from __future__ import annotations
