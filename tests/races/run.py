@@ -5,6 +5,7 @@ time, so each shape needs to run only a few times; what matters is that every st
 and with fewer.
 """
 
+import itertools
 import threading
 
 import numpy as np
@@ -38,10 +39,10 @@ CONFIGS = [
 
 def model_passes(seed):
     rng = np.random.default_rng(seed)
-    for N, config in CONFIGS:
+    for (N, config), precision in itertools.product(CONFIGS, ("f32", "bf16")):  # bfloat16's rows lie in pairs
         x = rng.standard_normal((N, config.channels, *config.image_size)).astype(np.float32)
         y = rng.integers(config.classes, size=N)
-        model = ViT(config, seed=seed)
+        model = ViT(config, seed=seed, precision=precision)
         for optimizer in (SGD(model, 0.01, momentum=0.9), AdamW(model, 1e-3)):
             for _ in range(2):
                 _, grad = model.loss_and_grad(x, y)
