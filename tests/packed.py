@@ -6,6 +6,7 @@ own way.
 
 import numpy as np
 from kernel_calls import aligned, at, call, matrix, panels, rows
+from reference_bf16 import half_of
 
 
 def round_up(n, to):
@@ -62,3 +63,17 @@ def unpacked_panels(K, b, depth, n):
     a = packed_rows(K, np.eye(depth, dtype=np.float32))
     K.gemm(call("gemm", m=depth, n=n, k=depth, a=rows(a, depth), b=panels(b, depth), c=matrix(c)))
     return c
+
+
+def sums(K, x, w, bias, add, half, scale=1.0):
+    """(c (m, n), bias or None, addend or None) of x @ w without and with a bias, and, unless c is half, with an addend and
+    both. What lies behind c's rows is left alone."""
+    (m, k), n = x.shape, w.shape[1]
+    a, b = packed_rows(K, half_of(x) if half else x, scale), packed_panels(K, w)
+    for given in [(None, None), (bias, None)] + ([] if half else [(None, add), (bias, add)]):
+        c = np.full((m, n + 3), 7, np.uint16 if half else np.float32)
+        g = call("gemm", m=m, n=n, k=k, a=rows(a, m), b=panels(b, k), c=matrix(c), bias=at(given[0]))
+        g.add = matrix(given[1])
+        K.gemm(g)
+        assert (c[:, n:] == 7).all()
+        yield c[:, :n].copy(), *given

@@ -348,8 +348,8 @@ def test_inference_takes_a_batch_in_pieces(monkeypatch, dtype):
         for images in (x, x.astype(">f8"), x[::-1].copy()[::-1], list(x)):
             assert same_bits((model.forward(images), model.features(images)), expected)
         assert len(model._engines) == 1 and 0 < sum(made) <= one + limit
-        piece = model.plan(150, "infer").piece
-        assert piece in (30, 50) and f"in pieces of {piece}" in str(model.plan(150, "infer"))
+        piece = 50 if frozen else 30  # the packing of a block's weights takes room of its own
+        assert model.plan(150, "infer").piece == piece and f"in pieces of {piece}" in str(model.plan(150, "infer"))
         for N in (1, 2, 31, 32, 33, 63, 65, 149):
             assert same_bits(model.forward(x[:N]), expected[0][:N])
 
