@@ -66,8 +66,8 @@ def unpacked_panels(K, b, depth, n):
 
 
 def sums(K, x, w, bias, add, half, scale=1.0):
-    """(c (m, n), bias or None, addend or None) of x @ w without and with a bias, and, unless c is half, with an addend and
-    both. What lies behind c's rows is left alone."""
+    """(c (m, n), bias or None, addend or None) of x @ w without and with a bias, and, unless c is half, with an
+    addend and both. What lies behind c's rows is left alone."""
     (m, k), n = x.shape, w.shape[1]
     a, b = packed_rows(K, half_of(x) if half else x, scale), packed_panels(K, w)
     for given in [(None, None), (bias, None)] + ([] if half else [(None, add), (bias, add)]):
