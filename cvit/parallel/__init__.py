@@ -1,0 +1,9 @@
+"""Several processes, one run: ranks of an MPI world (mpi4py, the extra "mpi"), or one process alone.
+
+    ranks.py       who is there, what all must agree on, waiting that ends when another rank has failed
+    shares.py      which parts of a batch, which pictures and which weights are whose
+    reduction.py   one gradient out of every rank's, summed in a fixed tree, while the backward still runs
+
+`import cvit` does not import mpi4py; `ranks.of(comm)` does where a communicator is given, `ranks.launched()` where an
+MPI launcher has started this process as one of several.
+"""
