@@ -99,4 +99,4 @@ def succeeds(ranks: int, program: str, *arguments, **options) -> list[str]:
 
 def _text(folder: str, rank: int, kind: str) -> str:
     path = Path(folder, f"{rank}.{kind}")
-    return path.read_text() if path.exists() else ""
+    return path.read_text(encoding="utf-8") if path.exists() else ""
