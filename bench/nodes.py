@@ -46,10 +46,10 @@ class Network:
 
 
 NETWORKS = (
-    Network("10 GbE, TCP", 25e-6, 1.1e9, 10e-6),
-    Network("100 GbE, RoCE", 4e-6, 11e9, 2e-6),
-    Network("InfiniBand HDR", 1.5e-6, 24e9, 2e-6),
-    Network("InfiniBand NDR", 1.5e-6, 48e9, 2e-6),
+    Network("10 GbE, TCP", 25e-6, 1.1e9, 12e-6),
+    Network("100 GbE, RoCE", 4e-6, 11e9, 5e-6),
+    Network("InfiniBand HDR", 1.5e-6, 24e9, 5e-6),
+    Network("InfiniBand NDR", 1.5e-6, 48e9, 5e-6),
 )
 
 

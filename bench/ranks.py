@@ -26,98 +26,94 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from cvit.parallel.reduction import Reduction
-from cvit.parallel.shares import own_pictures
 
 import cvit
 from cvit.bench import machine, names
 from cvit.bench.cases import CASES, Case
-from cvit.engine.plan import Progress
+from cvit.data.feed import Batch
 from cvit.parallel.ranks import ALONE, Ranks, launched, world
+from cvit.train.front import Front
+from cvit.train.step import NO_CLIPPING, Stepper
 
-KINDS = ("ranks", "ranks without the sum", "threads")
+KINDS = ("ranks", "ranks without the sum", "one process")
 CLOSE = 1e-5  # of the summed gradient to the whole batch's, relative to the largest value
 
 
 class Trainer:
-    """A rank's model and its share of the batch."""
+    """A rank's model, and its share of the batch."""
 
     def __init__(self, ranks: Ranks, case: Case):
         rng = np.random.default_rng(0)
-        self.model = cvit.ViT(case.config, seed=0)
-        self.model.weights += rng.normal(
-            0, 0.02, self.model.layout.size
-        )  # a head of zeros would have no gradient below
+        self.model = model = cvit.ViT(case.config, seed=0)
+        model.weights += rng.normal(0, 0.02, model.layout.size)  # below a head of zeros the gradient would be zero
         images = rng.normal(size=(case.batch, case.config.channels, *case.config.image_size)).astype(np.float32)
         labels = rng.integers(case.config.classes, size=case.batch)
-        own = own_pictures(case.batch, ranks.rank, ranks.size)
-        self.images, self.labels = images[own], labels[own]
-        self.shares = np.full(len(self.labels), 1 / case.batch)  # of a picture's loss in the batch's
-        self.optimizer = cvit.AdamW(self.model, lr=1e-6)
-        self.grad = np.zeros_like(self.model.weights)
-        pieces = self.model.layout.pieces()
-        self.reduction = Reduction(ranks, pieces, self.model.layout.size, self.grad.dtype, ranks.size)
-
-    def gradient(self, summed: bool) -> None:
-        """Of this rank's pictures, or with `summed` of all."""
-        progress = Progress()
-        if summed:
-            self.reduction.start(self.grad, progress)
-        self.model.loss_and_grad(
-            self.images, self.labels, sample_weight=self.shares, out=self.grad, progress=progress
+        self.optimizer = cvit.AdamW(model, lr=1e-6)
+        self.stepper = Stepper(
+            model, self.optimizer, Front(model, None, keep=False, most_bytes=0, ranks=ranks), label_smoothing=0.0,
+            clip_norm=None, accumulate=1, class_weight=None, drop_path=0.0, dropout=0.0, ema=None, seed=0, ranks=ranks,
+            parts=ranks.size,
         )  # fmt: skip
-        if summed:
-            self.reduction.wait()
+        own = self.stepper.share(case.batch)
+        self.batch = Batch(images[own], labels[own], np.arange(case.batch)[own], whole=case.batch)
+        self.shares = np.full(len(self.batch.images), 1 / case.batch)  # of a picture's loss in the batch's
 
-    def step(self, summed: bool) -> None:
-        """A training step; the weights stay nearly what they are."""
-        self.gradient(summed)
-        self.optimizer.step(self.model.weights, self.grad)
+    @property
+    def grad(self) -> np.ndarray:
+        return self.stepper.grad
+
+    def step(self) -> None:
+        """A training step as `fit` takes it; the weights stay nearly what they are."""
+        self.stepper(self.batch, 1e-6, 0)
+
+    def step_without_the_sum(self) -> None:
+        """The same with the gradient of this rank's pictures alone."""
+        self.model.loss_and_grad(self.batch.images, self.batch.targets, sample_weight=self.shares, out=self.grad)
+        self.optimizer.step(self.model.weights, self.grad, clip_norm=NO_CLIPPING)
 
 
 # ------------------------------------------------------------------------------------------------------------ a rank
 def timed(ranks: Ranks, case: Case, rounds: int, seconds: float) -> dict:
-    """The figures of a case; they are rank 0's."""
+    """The figures of a case."""
     threads = cvit.get_num_threads()
     of_machine = threads * ranks.local_size
     trainer = Trainer(ranks, case)
     alone = Trainer(ALONE, case) if ranks.first else None
-    error = _error(ranks, trainer, alone, threads, of_machine)
+
+    def of_one_process(call: Callable[[], float]) -> float:
+        cvit.set_num_threads(of_machine)
+        try:
+            return call()
+        finally:
+            cvit.set_num_threads(threads)
+
+    def error() -> float:
+        alone.step()
+        return float(np.abs(alone.grad - trainer.grad).max() / np.abs(alone.grad).max())
+
+    trainer.step()
+    wrong = told_by_all(ranks, 0.0 if alone is None else of_one_process(error))
+    if not wrong <= CLOSE:
+        raise SystemExit(f"the summed gradient is {wrong:.1e} from the whole batch's, right is at most {CLOSE:.0e}")
     steps: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
-        for kind in KINDS:
-            if kind != "threads":
-                spent = turn(ranks, lambda: trainer.step(kind == KINDS[0]), seconds)  # noqa: B023  # called at once
-            else:
-                spent = 0.0
-                if alone is not None:
-                    cvit.set_num_threads(of_machine)
-                    spent = turn(ALONE, lambda: alone.step(False), seconds)
-                    cvit.set_num_threads(threads)
-                ranks.barrier()
-            steps[kind].append(max(float(rank[0]) for rank in ranks.allgather(np.array([spent]))))
+        for kind, step in zip(KINDS, (trainer.step, trainer.step_without_the_sum)):
+            steps[kind].append(told_by_all(ranks, turn(ranks, step, seconds)))
+        spent = 0.0 if alone is None else of_one_process(lambda: turn(ALONE, alone.step, seconds))
+        steps[KINDS[2]].append(told_by_all(ranks, spent))  # the others wait for it, asleep
     return {
         "case": case.name, "batch": case.batch, "ranks": ranks.size, "threads": threads,
-        "threads of one process": of_machine, "error": error, "steps": steps,
-        "gradient bytes": trainer.grad.nbytes, "sums": sums(ranks, trainer, rounds, seconds),
+        "threads of one process": of_machine, "error": wrong, "steps": steps, "gradient bytes": trainer.grad.nbytes,
+        "sums": sums(ranks, trainer, rounds, seconds),
     }  # fmt: skip
 
 
-def _error(ranks: Ranks, trainer: Trainer, alone: Trainer | None, threads: int, of_machine: int) -> float:
-    """How far the summed gradient is from the whole batch's, in its largest value; raises where that is too far."""
-    trainer.gradient(summed=True)
-    error = 0.0
-    if alone is not None:
-        cvit.set_num_threads(of_machine)
-        alone.gradient(summed=False)
-        cvit.set_num_threads(threads)
-        error = float(np.abs(alone.grad - trainer.grad).max() / np.abs(alone.grad).max())
-    error = max(float(rank[0]) for rank in ranks.allgather(np.array([error])))
-    if not error <= CLOSE:
-        raise SystemExit(f"the summed gradient is {error:.1e} from the whole batch's, at most {CLOSE:.0e} is right")
-    return error
+def told_by_all(ranks: Ranks, value: float) -> float:
+    """The largest of all ranks' values."""
+    return max(float(rank[0]) for rank in ranks.allgather(np.array([value])))
 
 
 def turn(ranks: Ranks, step: Callable[[], None], seconds: float) -> float:
@@ -138,19 +134,19 @@ def sums(ranks: Ranks, trainer: Trainer, rounds: int, seconds: float) -> dict[st
     """Seconds in which a gradient is summed whose pieces are all final at the start, and those of MPI's Allreduce."""
     from mpi4py import MPI
 
-    grad, everything = trainer.grad, len(trainer.model.layout.pieces())
+    grad, reduction = trainer.grad, trainer.stepper.reduction
+    everything = len(trainer.model.layout.pieces())
 
     def own() -> None:
-        trainer.reduction.start(grad, lambda: everything)
-        trainer.reduction.wait()
+        reduction.start(grad, lambda: everything)
+        reduction.wait()
 
     ways = {"cvit": own, "MPI.Allreduce": lambda: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, grad)}
     found: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, call in ways.items():
             grad[:] = 1e-3
-            spent = turn(ranks, call, seconds / 4)
-            found[way].append(max(float(rank[0]) for rank in ranks.allgather(np.array([spent]))))
+            found[way].append(told_by_all(ranks, turn(ranks, call, seconds / 4)))
     return found
 
 
@@ -158,24 +154,25 @@ def memory(ranks: Ranks, case: Case) -> list[int]:
     """The most bytes that each rank had resident, after two steps."""
     trainer = Trainer(ranks, case)
     for _ in range(2):
-        trainer.step(summed=ranks.size > 1)
+        trainer.step()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     return [int(rank[0]) for rank in ranks.allgather(np.array([peak]))]
 
 
-def work(args, ranks: Ranks) -> dict:
-    """All figures that this process takes part in."""
+def work(args, ranks: Ranks) -> list | dict:
+    """The figures of a part, of each case."""
     shared = ranks.share_cores()
     if args.part == "memory":
         cvit.set_num_threads(args.threads)
         return {case.name: memory(ranks, case) for case in args.found}
-    figures = [timed(ranks, case, args.rounds, args.seconds) for case in args.found]
-    return {"shared": shared, "figures": figures}
+    if ranks.first:
+        print(shared, flush=True)
+    return [timed(ranks, case, args.rounds, args.seconds) for case in args.found]
 
 
 # ----------------------------------------------------------------------------------------------------------- the whole
-def started(args, count: int, part: str, threads: int = 1) -> dict:
-    """What `count` ranks of this program print as the part named; one rank is a process without a launcher."""
+def started(args, count: int, part: str, threads: int = 1) -> Any:
+    """What `work` gives in `count` ranks of this program; one rank is a process without a launcher."""
     with tempfile.TemporaryDirectory(prefix="cvit-bench-") as folder:
         out = Path(folder) / "part.json"
         command = [sys.executable, __file__, "--part", part, "--json", str(out), "--threads", str(threads)]
@@ -195,7 +192,7 @@ def shown(row: dict) -> str:
     """A case's figures in words: medians of the rounds, and ratios of neighbouring turns."""
     steps = row["steps"]
     ranks, bare, threads = (statistics.median(steps[kind]) for kind in KINDS)
-    ratio = statistics.median(one / all_ for one, all_ in zip(steps["threads"], steps["ranks"]))
+    ratio = statistics.median(one / all_ for one, all_ in zip(steps["one process"], steps["ranks"]))
     cost = statistics.median(with_ / without for with_, without in zip(steps["ranks"], steps[KINDS[1]])) - 1
     moved = 2 * (row["ranks"] - 1) / row["ranks"] * row["gradient bytes"]  # by each rank, out as well as in
     rates = {way: moved / statistics.median(times) / 1e9 for way, times in row["sums"].items()}
@@ -234,21 +231,22 @@ def main() -> None:
     args.found = [dataclasses.replace(Case.named(name, **changes), name=name) for name in args.cases]
     if args.part or launched():
         ranks = world(600.0)
-        found = work(args, ranks)
+        with ranks.guarded():
+            figures = work(args, ranks)
         if ranks.first and args.part:
-            args.json.write_text(json.dumps(found))
+            args.json.write_text(json.dumps(figures))
+        if args.part or not ranks.first:
             return
-        figures = found["figures"] if ranks.first else []
     elif args.ranks < 2:
         parser.error("--ranks must be at least 2: there is nothing to share out")
     else:
-        figures = started(args, args.ranks, "times")["figures"]
+        figures = started(args, args.ranks, "times")
         several, one = started(args, args.ranks, "memory"), started(args, 1, "memory", args.ranks)
         for row in figures:
             row["memory"] = {"ranks": several[row["case"]], "threads": one[row["case"]]}
     for row in figures:
         print(shown(row), flush=True)
-    if figures and args.json:
+    if args.json:
         about = {"machine": machine.describe(args.ranks), "date": time.strftime("%Y-%m-%d"), "command": sys.argv}
         args.json.write_text(json.dumps({**about, "cases": figures}, indent=1) + "\n")
 
