@@ -4,6 +4,7 @@
                    processes.py, messages.py, cores.py)
     shares.py      which parts of a batch, which pictures and which weights are whose
     reduction.py   one gradient out of every rank's, summed in a fixed tree, while the backward still runs
+    dealing.py     work in pieces, whose results rank 0 takes in order
 
 `import cvit` does not import mpi4py; `ranks.of(comm)` does where a communicator is given, `ranks.launched()` where an
 MPI launcher has started this process as one of several.
