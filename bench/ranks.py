@@ -19,6 +19,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from cvit.train.front import Front
 from cvit.train.step import NO_CLIPPING, Stepper
 
 KINDS = ("ranks", "ranks without the sum", "one process")
+MPIEXEC = shutil.which("mpiexec", path=os.path.dirname(sys.executable)) or "mpiexec"  # this environment's first
 CLOSE = 1e-5  # of the summed gradient to the whole batch's, relative to the largest value
 
 
@@ -222,7 +224,8 @@ def main() -> None:
     add("--rounds", type=int, default=5, metavar="INT", help="default: 5")
     add("--seconds", type=float, default=1.0, metavar="FLOAT", help="of a turn, one step at least (default: 1)")
     add("--ranks", type=int, default=len(machine.usable_cpus()), metavar="INT", help="default: one for each core")
-    add("--launcher", default="mpiexec --bind-to none", help="what starts ranks (default: mpiexec --bind-to none)")
+    start = f"{shlex.quote(MPIEXEC)} --bind-to none"
+    add("--launcher", default=start, help="what starts ranks (default: mpiexec --bind-to none)")
     add("--json", type=Path, metavar="FILE", help="keep everything")
     add("--threads", type=int, default=1, help=argparse.SUPPRESS)  # of a rank of the part "memory"
     add("--part", choices=("times", "memory"), help=argparse.SUPPRESS)  # what a process that this one starts does
