@@ -7,9 +7,10 @@ when it runs, so that help and errors come at once.
 __init__.py   errors and exit statuses      options.py    kinds of options       train.py  eval.py
 output.py     streams that may fail         progress.py   bars and lines         info.py   bench.py
 signals.py    what ends a command early     features.py   files of features   plot.py   predict.py  embed.py  convert.py
+ranks.py      one of several processes
 
 An error is one line on stderr and exit status 2. A command ended by a signal has the exit status that shells report,
-128 + its number.
+128 + its number. Of several processes that an MPI launcher has started one prints the line, and all of them end.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ import contextlib
 import importlib
 import signal
 import sys
+from typing import TYPE_CHECKING
 
-from .options import Parser
+from .options import Parser, timeout_option
 from .output import Output, one_line, open_standard_streams, silence
+from .ranks import first, refuse_several, silent_unless_first, told_by_first
 from .signals import raised
+
+if TYPE_CHECKING:
+    from ..parallel.ranks import Ranks
 
 COMMANDS = {
     "train": "train a ViT on a data set and save it",
@@ -34,6 +40,7 @@ COMMANDS = {
     "plot": "draw what a run has learnt, and where a model looks",
     "bench": "measure training and inference on this machine",
 }
+SEVERAL = ("train", "embed")  # what may run as several processes; of any other command each would do the whole work
 FAILED, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 ERRORS = (ValueError, TypeError, ArithmeticError, ImportError, MemoryError)  # others are faults of cvit: a traceback
 
@@ -45,34 +52,43 @@ def start() -> int:
         with raised():
             return main()
     except KeyboardInterrupt as stop:  # in the moment before `main` or after it
-        return _stopped(stop)
+        return _ended(None, stop)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name) and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    with contextlib.redirect_stdout(Output(sys.stdout)) as output:
+    ranks: Ranks | None = None  # from where they have met to where they have parted
+    with silent_unless_first(), contextlib.redirect_stdout(Output(sys.stdout)) as output:
         try:
             try:
-                args = parser_for(argv).parse_args(argv)
-                status = args.run(args) or 0
+                with told_by_first():
+                    args = parser_for(argv).parse_args(argv)
+                    if argv[0] not in SEVERAL:
+                        refuse_several(argv[0])
+                ranks = args.ranks = _joined(argv[0], args)
+                with ranks.guarded():
+                    status = args.run(args) or 0
+                ranks.close()
+                ranks = None
             except SystemExit as stop:  # how argparse ends after --help, --version and a wrong option
                 status = int(stop.code or 0)
             if status == 0:  # a status of the command's own tells more than an output that failed
                 output.flush()
                 output.raise_error()
             return status
-        except KeyboardInterrupt as stop:
-            return _stopped(stop)
-        except BrokenPipeError:  # whoever reads has enough, as `| head` does
-            return NOT_READ
-        except OSError as error:
-            return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
-        except ERRORS as error:
-            return _fail(str(error) or type(error).__name__)
+        except (Exception, KeyboardInterrupt) as error:
+            return _ended(ranks, error)
         finally:
             with contextlib.suppress(OSError):  # what was printed before an error
                 output.flush()
+
+
+def _joined(command: str, args: argparse.Namespace) -> Ranks:
+    """The processes that a launcher has started, all of which come here, or this one alone."""
+    from ..parallel.ranks import ALONE, world
+
+    return world(args.timeout) if command in SEVERAL else ALONE
 
 
 def parser_for(argv: list[str]) -> argparse.ArgumentParser:
@@ -95,19 +111,39 @@ def parser_for(argv: list[str]) -> argparse.ArgumentParser:
             module = importlib.import_module(f".{name}", __package__)
             command.description, command.epilog = module.DESCRIPTION, f"example: {module.EXAMPLE}"
             module.add_arguments(command)
+            if name in SEVERAL:
+                timeout_option(command)
             command.set_defaults(run=module.run)
     return parser
 
 
-def _fail(message: str) -> int:
-    _say(f"cvit: error: {one_line(message)}")
-    return FAILED
+def _ended(ranks: Ranks | None, error: BaseException) -> int:
+    """The exit status after an error, of which one process prints a line; a fault of cvit itself is raised again."""
+    status, line = _failure(error)
+    if line and (first() if ranks is None else ranks.speaks()):
+        _say(line)
+    if ranks is not None:
+        with contextlib.suppress(KeyboardInterrupt):  # the launcher ends those that wait for their end
+            ranks.end(status)
+    return status
 
 
-def _stopped(stop: KeyboardInterrupt) -> int:
-    number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
-    _say("cvit: interrupted" if number == signal.SIGINT else f"cvit: stopped by {number.name}")
-    return 128 + number
+def _failure(error: BaseException) -> tuple[int, str]:
+    """Exit status and line of an error."""
+    if isinstance(error, KeyboardInterrupt):
+        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+        stopped = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+        return 128 + number, f"cvit: {stopped}"
+    if isinstance(error, BrokenPipeError):  # whoever reads has enough, as `| head` does
+        return NOT_READ, ""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return FAILED, f"cvit: error: {one_line(f'{error.filename}: {error.strerror}')}"
+    if not isinstance(error, (OSError, *ERRORS)):
+        from ..parallel.ranks import RankError
+
+        if not isinstance(error, RankError):
+            raise error
+    return FAILED, f"cvit: error: {one_line(str(error) or type(error).__name__)}"
 
 
 def _say(line: str) -> None:

@@ -89,6 +89,12 @@ def use_threads(threads: int | None) -> None:
         set_num_threads(threads)
 
 
+def timeout_option(parser: argparse.ArgumentParser) -> None:
+    """Add --timeout, which counts where a launcher has started several processes."""
+    text = "of several processes (mpiexec): seconds without a word from one, after which the run ends"
+    option(parser, "--timeout", 600.0, number(0, 1e6, above=True), text)
+
+
 def precision_option(parser: argparse.ArgumentParser, default: str = "the model file's, else f32") -> None:
     """Add --precision, for `cvit.load(…, precision=args.precision)`."""
     parser.add_argument(
