@@ -18,7 +18,6 @@ from cvit.parallel.reduction import Reduction, grouped
 from cvit.parallel.shares import part_slices
 from cvit.parallel.transfers import allgather_weights
 
-
 WHOLE = [slice(0, 9)]
 
 
@@ -153,7 +152,8 @@ def test_a_rank_that_does_not_come_is_named(way):
         reduction, out = Reduction(ranks, WHOLE, 9, np.float32, 3), np.zeros(9, np.float32)
         if ranks.rank == 1:
             return None
-        with pytest.raises(RankError, match=rf"no word from \[.*1.*\] for 0.2 s: rank {ranks.rank} waited for the grad"):
+        message = rf"no word from \[.*1.*\] for 0.2 s: rank {ranks.rank} waited for the gradient"
+        with pytest.raises(RankError, match=message):
             if way == "start":
                 reduction.start(out, lambda: 1)
                 reduction.wait()

@@ -204,6 +204,22 @@ class Processes(Ranks):
         with self._lock:
             self._open = [request for request in self._open if request]
 
+    def completed(self, requests: list[Any], what: str) -> list[int]:
+        """Which of these requests, none of them done before, are done now: for who has more to do than to wait."""
+        done = self._tested(requests, what) or []
+        if done:
+            with self._lock:
+                self._open = [request for request in self._open if request]
+        return done
+
+    def look(self) -> None:
+        """Raise `RankError` if another rank has failed."""
+        self._hear()
+
+    def late(self, requests: list[Any], what: str, whose: Sequence[int]) -> RankError:
+        """The error of having waited for too long for requests that `completed` looks after."""
+        return RankError(self._lost(requests, what, whose))
+
     def _tested(self, requests: list[Any], what: str) -> list[int] | None:
         """The requests that are newly done, None when all have been for some time."""
         try:
