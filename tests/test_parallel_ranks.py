@@ -95,7 +95,8 @@ def test_what_is_no_communicator(comm):
 
 
 @pytest.mark.parametrize(
-    "timeout, error", [(0, ValueError), (-1, ValueError), (math.inf, ValueError), (math.nan, ValueError), ("1", TypeError)]
+    "timeout, error",
+    [(0, ValueError), (-1, ValueError), (math.inf, ValueError), (math.nan, ValueError), ("1", TypeError)],
 )
 def test_a_wrong_timeout(timeout, error):
     with pytest.raises(error, match="timeout must be"):
@@ -311,7 +312,9 @@ def test_a_rank_that_stands_still_is_named():
     assert seconds < 10, report
     assert lines[2] == []
     for rank, (first, second) in enumerate(lines[:2]):
-        assert re.match(r"RankError: no word from rank 2 \(host .+\) for 1 s: rank 0 \(.+ waited for the gradient", first)
+        assert re.match(
+            r"RankError: no word from rank 2 \(host .+\) for 1 s: rank 0 \(.+ waited for the gradient", first
+        )
         assert f"speaks {rank == 0}" in second, report
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 from unittest import mock
 
+import mpi_runs
 import numpy as np
 import pytest
 from checks import same_bits
@@ -216,3 +217,13 @@ def test_every_rank_gets_all_shares(length, size, dtype):
         return vector
 
     assert all(same_bits(vector, expected) for vector in World(size).run(call))
+
+
+# ------------------------------------------------------------------------------------------------------- several ranks
+def test_real_ranks_sum_to_the_same_bits():
+    """The program checks every sum against the tree; of a model's gradient the bits are those of any number of ranks,
+    and of threads."""
+    told = {output for size in (1, 2, 3, 4) for output in mpi_runs.succeeds(size, "reduce.py", timeout=120)}
+    assert len(told) == 1
+    lines = told.pop().splitlines()
+    assert len(lines) == 4 and len(set(lines)) == 2
