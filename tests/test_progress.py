@@ -14,7 +14,7 @@ from checks import same_bits
 from option_cases import LAYER_SCALES, OPTIONS, problem
 
 import cvit
-from cvit import Drop, ViT, ViTConfig
+from cvit import Drop, Layout, ViT, ViTConfig
 from cvit.engine.plan import Progress
 
 NAMES = [
@@ -110,6 +110,24 @@ def test_a_thread_sees_it_while_the_pass_runs():
         if len(seen) == config.depth:
             break
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, dict(bias=False, norm_affine=False), dict(depth=0, dist_token=True, dist_head=True)]
+)
+def test_pieces_are_what_is_trained_the_last_block_first(changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    layout = Layout.of(config)
+    for first in (None, *range(config.depth + 1), "head"):
+        layers = [
+            {entry.row.layer for entry in layout.entries.values() if piece.start <= entry.offset < piece.stop}
+            for piece in layout.pieces(first)
+        ]
+        blocks = [] if first == "head" else [{i} for i in range(config.depth, first or 0, -1)]
+        assert layers == [*blocks, *([{0}] if first is None else []), {config.depth + 1}]
+        trained = min(piece.start for piece in layout.pieces(first))
+        assert sum(piece.stop - piece.start for piece in layout.pieces(first)) == layout.size - trained
+    assert layout.pieces("head") == [slice(layout.offset("head.weight"), layout.size)]
 
 
 def test_an_accumulating_call_counts_nothing():

@@ -1,4 +1,4 @@
-"""A run of whose ranks the last fails in the way that is told: what each says, after how many seconds, and how it ends."""
+"""A run of whose ranks the last fails in the way that is told: what each says of it, and after how many seconds."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ try:
             raise SystemExit(3)
         if last and how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if last and how == "stop":
+        if last and how in ("stop", "stop and leave"):
             os.kill(os.getpid(), signal.SIGSTOP)
         if how == "apart" and last:
             every.broadcast(None, "the checkpoint")
@@ -34,4 +34,6 @@ try:
 except (ranks.RankError, ValueError, SystemExit) as error:
     print(f"{type(error).__name__}: {error}")
     print(f"after {time.monotonic() - start:.2f} s, told {getattr(error, 'told', None)}, speaks {every.speaks()}")
+    if how == "stop and leave":
+        raise
     every.end(7)
