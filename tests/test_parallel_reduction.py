@@ -1,6 +1,7 @@
 """The sum of all ranks' gradients: the bits of the tree in NumPy, whatever the ranks, their pace and their messages."""
 
 import contextlib
+import re
 import threading
 import time
 from unittest import mock
@@ -153,7 +154,7 @@ def test_a_rank_that_does_not_come_is_named(way):
         reduction, out = Reduction(ranks, WHOLE, 9, np.float32, 3), np.zeros(9, np.float32)
         if ranks.rank == 1:
             return None
-        message = rf"no word from \[.*1.*\] for 0.2 s: rank {ranks.rank} waited for the gradient"
+        message = rf"no word from \[1\] for 0.2 s: rank {ranks.rank} waited for the gradient"
         with pytest.raises(RankError, match=message):
             if way == "start":
                 reduction.start(out, lambda: 1)
@@ -227,3 +228,16 @@ def test_real_ranks_sum_to_the_same_bits():
     assert len(told) == 1
     lines = told.pop().splitlines()
     assert len(lines) == 4 and len(set(lines)) == 2
+
+
+@pytest.mark.parametrize("how, timeout, message", [
+    ("raise", 60, r"RankError: rank 2 \(host .*\) failed: ValueError: nothing there"),
+    ("stop", 2, r"RankError: no word from rank 2 \(host \S+\) for 2 s: rank [01] \(host \S+\) waited for the gradient"),
+], ids=["raise", "stop"])  # fmt: skip
+def test_a_real_rank_that_fails_ends_the_others(how, timeout, message):
+    """All name the one that is to blame, and not those that wait for it as well."""
+    finished = mpi_runs.run(3, "reduce_fails.py", how, timeout, timeout=40)
+    assert finished.status != 0, finished
+    for output in finished.outputs[:2]:
+        error, seconds = output.splitlines()
+        assert re.match(message, error) and float(seconds.split()[1]) < 20, finished

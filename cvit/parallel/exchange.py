@@ -116,7 +116,7 @@ class Exchange:
                 for i, node in enumerate(self._nodes_of[source]):
                     values, room = room[: length_of(own)], room[length_of(own) :]
                     put = partial(self._put, piece, node, values)
-                    self._post(self._transfers.receive, piece, values, source, 1 + i, put)
+                    self._post(partial(self._transfers.receive, unasked=True), piece, values, source, 1 + i, put)
         for to in self._others:
             if length_of(piece.segments[to]):
                 piece.untaken[to] = len(self._nodes)

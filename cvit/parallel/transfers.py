@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,14 @@ LOOK_SECONDS = 0.05  # between two looks for the failure of another rank
 WEIGHTS_TAG = 0  # all others are an exchange's
 
 Then = Callable[[], None]
+
+
+class _About(NamedTuple):
+    """What a request is about."""
+
+    rank: int  # the other one
+    then: Then | None
+    unasked: bool = False  # whether that one sends without having to wait for a third
 
 
 class Transfers:
@@ -29,24 +38,27 @@ class Transfers:
     def __init__(self, ranks, what: str):
         self._ranks, self._what = ranks, what
         self._requests: list = []
-        self._about: list[tuple[int, Then | None]] = []  # of each request the other rank, and what follows
+        self._about: list[_About] = []  # each request
 
     def send(self, values: np.ndarray, to: int, tag: int, then: Then | None = None) -> None:
         """Send a contiguous array, which must stay as it is until `then` is called."""
         self._requests.append(self._ranks.send(values, to, tag))
-        self._about.append((to, then))
+        self._about.append(_About(to, then))
 
-    def receive(self, values: np.ndarray, of: int, tag: int, then: Then | None = None) -> None:
-        """Receive into a contiguous array, which is full when `then` is called."""
+    def receive(self, values: np.ndarray, of: int, tag: int, then: Then | None = None, unasked: bool = False) -> None:
+        """Receive into a contiguous array, which is full when `then` is called.
+
+        `unasked`: the other rank sends this whatever comes from others, so that it is to blame where it is late.
+        """
         self._requests.append(self._ranks.receive(values, of, tag))
-        self._about.append((of, then))
+        self._about.append(_About(of, then, unasked))
 
     def advance(self) -> bool:
         """Let messages move, and do what follows on those that are done; whether there were any."""
         done = set(self._ranks.completed(self._requests, self._what)) if self._requests else set()
         if not done:
             return False
-        following = [self._about[i][1] for i in sorted(done)]
+        following = [self._about[i].then for i in sorted(done)]
         self._requests = [request for i, request in enumerate(self._requests) if i not in done]
         self._about = [about for i, about in enumerate(self._about) if i not in done]
         for then in following:
@@ -75,12 +87,18 @@ class Transfers:
                 ranks.look()
                 looked = now
             if now - moved > ranks.timeout + ranks.rank / ranks.size:  # the lowest first: it tells the others
-                raise ranks.late(self._requests, self._what, [rank for rank, _ in self._about])
+                raise self._late()
             if now - moved > EAGER_SECONDS:
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_SLEEP)
             else:
                 time.sleep(0)
+
+    def _late(self) -> Exception:
+        """The error where nothing has come: it names who is to blame, and all that are waited for if nobody is."""
+        pairs = list(zip(self._requests, self._about))
+        pairs = [(request, about) for request, about in pairs if about.unasked] or pairs
+        return self._ranks.late([request for request, _ in pairs], self._what, [about.rank for _, about in pairs])
 
 
 def allgather_weights(ranks, vector: np.ndarray, slices: list[slice]) -> None:
@@ -89,7 +107,7 @@ def allgather_weights(ranks, vector: np.ndarray, slices: list[slice]) -> None:
     for distance in range(1, ranks.size):
         of, to = (ranks.rank - distance) % ranks.size, (ranks.rank + distance) % ranks.size
         if slices[of].start < slices[of].stop:
-            transfers.receive(vector[slices[of]], of, WEIGHTS_TAG)
+            transfers.receive(vector[slices[of]], of, WEIGHTS_TAG, unasked=True)
         if own.start < own.stop:
             transfers.send(vector[own], to, WEIGHTS_TAG)
     transfers.finish()
