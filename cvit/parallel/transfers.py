@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .processes import LONGEST_TURN
+
 # While nothing moves: look without a pause for so long, since a large message moves in many small steps, each when
 # somebody looks; then sleep, at first briefly.
 EAGER_SECONDS, SHORTEST_SLEEP, LONGEST_SLEEP = 0.002, 5e-5, 1e-3
@@ -75,20 +77,22 @@ class Transfers:
             Another rank has failed, or nothing has come for `ranks.timeout` seconds.
         """
         ranks, advance = self._ranks, advance or self.advance
-        moved = looked = time.monotonic()
-        pause = SHORTEST_SLEEP
+        last = looked = time.monotonic()
+        waited, pause = 0.0, SHORTEST_SLEEP
         while True:
             if advance():
-                moved, pause = time.monotonic(), SHORTEST_SLEEP
+                waited, pause = 0.0, SHORTEST_SLEEP
             if not self._requests:
                 return
             now = time.monotonic()
+            waited += min(now - last, LONGEST_TURN)
+            last = now
             if now - looked > LOOK_SECONDS:
                 ranks.look()
                 looked = now
-            if now - moved > ranks.timeout + ranks.rank / ranks.size:  # the lowest first: it tells the others
+            if waited > ranks.timeout + ranks.rank / ranks.size:  # the lowest first: it tells the others
                 raise self._late()
-            if now - moved > EAGER_SECONDS:
+            if waited > EAGER_SECONDS:
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_SLEEP)
             else:
