@@ -105,28 +105,27 @@ class Reduction:
         images : int, optional
             Of the whole batch. A rank whose part has none calls this and `wait` all the same, with no pass between.
         """
+        size = self._ranks.size
+        check(self.overlaps, f"start is for one part a rank: {self._parts} parts on {size} ranks take own()")
+        if size == 1:  # the part is the whole
+            return
         terms = self._terms(images)
-        check(
-            self.overlaps, f"start is for one part a rank: {self._parts} parts on {self._ranks.size} ranks take own()"
-        )
         own = dict.fromkeys(terms.nodes_of[self._ranks.rank], grad)
-        exchange = self._exchange = self._new(terms, own, grad)
-        self._error = None
+        self._exchange, self._error = self._new(terms, own, grad), None
         self._over.clear()
         if not own:  # nothing to wait for
             finished = partial(int, self._given)
-        if self._ranks.size > 1:
-            self._thread = threading.Thread(target=self._follow, args=(exchange, finished), daemon=True)
-            self._thread.start()
+        self._thread = threading.Thread(target=self._follow, args=(self._exchange, finished), daemon=True)
+        self._thread.start()
 
     def wait(self) -> None:
         """When the backward is over: `grad` then holds the sum over all parts, the same bits on every rank."""
         self.stop()
         if self._error is not None:
             raise self._error
-        assert self._exchange is not None, "start comes before wait"
-        self._exchange.finish()
-        self._exchange = None
+        if self._exchange is not None:
+            self._exchange.finish()
+            self._exchange = None
 
     def stop(self) -> None:
         """Follow no more, where the backward has failed. The other ranks wait in vain then: leaving is all that is
@@ -138,8 +137,9 @@ class Reduction:
 
     def _follow(self, exchange: Exchange, finished: Callable[[], int]) -> None:
         try:
-            while not self._over.wait(POLL_SECONDS):
-                exchange.advance(finished())
+            moved = False
+            while not self._over.wait(0 if moved else POLL_SECONDS):
+                moved = exchange.advance(finished())
         except BaseException as error:
             self._error = error
 
