@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from reductions import World, followed, one_by_one, part_gradients, summed
 
 from cvit.parallel import reduction as _reduction
+from cvit.parallel.exchange import KINDS, MOST_PARTS, PIECE_TAGS
 from cvit.parallel.ranks import ALONE, RankError
 from cvit.parallel.reduction import Reduction, grouped
 from cvit.parallel.shares import part_slices
 from cvit.parallel.transfers import allgather_weights
+from cvit.parallel.tree import Tree
 
 WHOLE = [slice(0, 9)]
 
@@ -140,6 +142,15 @@ def test_several_parts_cannot_be_followed():
     assert not reduction.overlaps
     with pytest.raises(ValueError, match=r"start is for one part a rank: 2 parts on 1 ranks take own\(\)"):
         reduction.start(np.empty(3, np.float32), lambda: 0)
+
+
+def test_too_many_parts_are_an_error():
+    """So many that a rank's nodes have no more tags of their own."""
+    with pytest.raises(ValueError, match="parts must be at most 16384, got 16385"):
+        Reduction(ALONE, WHOLE, 9, np.float32, MOST_PARTS + 1)
+    for lo, hi in ((1, MOST_PARTS - 1), (1, MOST_PARTS)):
+        assert len(Tree(MOST_PARTS).nodes_of(range(lo, hi))) < KINDS
+    assert 2 * PIECE_TAGS * KINDS <= 30_000, "tags that Ranks does not have"
 
 
 def test_other_nodes_are_an_error():

@@ -13,12 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.team import in_own_mode
+from .alone import Ranks
 from .shares import part_slices
 from .transfers import Then, Transfers
 from .tree import Node, Tree
 
 IN_FLIGHT = 4  # pieces at a time
 PIECE_TAGS = 512  # two ranks are never so many pieces apart
+KINDS = 29  # of messages of a piece: the sum, and the nodes of a rank, at most two for each level of the tree
+MOST_PARTS = 1 << (KINDS - 1) // 2
 
 
 class Terms(NamedTuple):
@@ -75,14 +78,13 @@ class Exchange:
     """
 
     def __init__(
-        self, ranks, terms: Terms, pieces: list[tuple[int, slice]], rooms: np.ndarray, nodes: dict[Node, np.ndarray],
-        out: np.ndarray, step: int,
+        self, ranks: Ranks, terms: Terms, pieces: list[tuple[int, slice]], rooms: np.ndarray,
+        nodes: dict[Node, np.ndarray], out: np.ndarray, step: int,
     ):  # fmt: skip
         self._ranks, self._tree, self._nodes_of = ranks, terms.tree, terms.nodes_of
         self._pieces, self._rooms, self._nodes, self._out = pieces, rooms, nodes, out
         self._transfers = Transfers(ranks, "the gradient")
         self._others = [(ranks.rank + distance) % ranks.size for distance in range(1, ranks.size)]
-        self._kinds = 1 + max(map(len, terms.nodes_of))  # of messages of a piece: the sum, and the nodes
         self._step = step % 2
         self._begun = 0
         self._active: dict[int, _Piece] = {}
@@ -174,7 +176,7 @@ class Exchange:
                 then()
             self._leave(piece)
 
-        how(values, peer, 1 + number * self._kinds + kind, done)
+        how(values, peer, 1 + number * KINDS + kind, done)
 
     def _leave(self, piece: _Piece) -> None:
         if not piece.under_way:

@@ -24,7 +24,8 @@ import numpy as np
 
 from ..base.errors import check
 from ..engine.memory import allocate
-from .exchange import IN_FLIGHT, Exchange, Terms, add, length_of, segments_of
+from .alone import Ranks
+from .exchange import IN_FLIGHT, MOST_PARTS, Exchange, Terms, add, length_of, segments_of
 from .shares import own_parts
 from .tree import Node, Tree
 
@@ -61,7 +62,7 @@ class Reduction:
         Length of the vector.
     dtype : float32 or float64
     parts : int
-        Of a batch, at least the number of ranks.
+        Of a batch, at least the number of ranks and at most `MOST_PARTS`.
 
     Raises
     ------
@@ -70,8 +71,9 @@ class Reduction:
         seconds.
     """
 
-    def __init__(self, ranks, pieces: list[slice], size: int, dtype, parts: int):
+    def __init__(self, ranks: Ranks, pieces: list[slice], size: int, dtype, parts: int):
         self._ranks, self._parts, self._size, self._dtype = ranks, parts, size, np.dtype(dtype)
+        check(parts <= MOST_PARTS, f"parts must be at most {MOST_PARTS}, got {parts}")
         self._own = own_parts(ranks.rank, ranks.size, parts)
         self._given = len(pieces)
         self._pieces = grouped(pieces, LEAST_VALUES, MOST_VALUES)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .alone import RankError, Ranks
 from .processes import LONGEST_TURN
 
 # While nothing moves: look without a pause for so long, since a large message moves in many small steps, each when
@@ -20,7 +21,7 @@ Then = Callable[[], None]
 
 
 class _About(NamedTuple):
-    """What a request is about."""
+    """What belongs to a request."""
 
     rank: int  # the other one
     then: Then | None
@@ -37,10 +38,10 @@ class Transfers:
         What is waited for, for errors.
     """
 
-    def __init__(self, ranks, what: str):
+    def __init__(self, ranks: Ranks, what: str):
         self._ranks, self._what = ranks, what
         self._requests: list = []
-        self._about: list[_About] = []  # each request
+        self._about: list[_About] = []  # of each request
 
     def send(self, values: np.ndarray, to: int, tag: int, then: Then | None = None) -> None:
         """Send a contiguous array, which must stay as it is until `then` is called."""
@@ -98,14 +99,14 @@ class Transfers:
             else:
                 time.sleep(0)
 
-    def _late(self) -> Exception:
+    def _late(self) -> RankError:
         """The error where nothing has come: it names who is to blame, and all that are waited for if nobody is."""
         pairs = list(zip(self._requests, self._about))
         pairs = [(request, about) for request, about in pairs if about.unasked] or pairs
         return self._ranks.late([request for request, _ in pairs], self._what, [about.rank for _, about in pairs])
 
 
-def allgather_weights(ranks, vector: np.ndarray, slices: list[slice]) -> None:
+def allgather_weights(ranks: Ranks, vector: np.ndarray, slices: list[slice]) -> None:
     """Every rank's share of a contiguous vector to all others, in place: `slices[r]` is what rank r has."""
     transfers, own = Transfers(ranks, "every rank's share of the weights"), slices[ranks.rank]
     for distance in range(1, ranks.size):
