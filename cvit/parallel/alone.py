@@ -98,6 +98,20 @@ class Ranks:
         The time that counts as too long begins anew with every request that is done.
         """
 
+    def completed(self, requests: list[Any], what: str) -> list[int]:
+        """Which requests, none of which was done before, are done now: for who sends on what comes, and does not wait.
+
+        Such a one calls `look` now and then, and raises `late` when nothing has come for `timeout` seconds.
+        """
+        return []
+
+    def look(self) -> None:
+        """Raise `RankError` if another rank has failed, which has had a moment to be heard of by all."""
+
+    def late(self, requests: Iterable[Any], what: str, whose: Sequence[int] | None = None) -> RankError:
+        """The error of having waited for these requests for too long."""
+        return RankError(f"waited for {what} for {self.timeout:g} s")
+
     def guarded(self) -> contextlib.AbstractContextManager[None]:
         """A context around a run: an exception that leaves it is told to all other ranks, whose waits then end.
 

@@ -196,23 +196,37 @@ class Processes(Ranks):
         requests = list(requests)
         last, waited, tests, pause = time.monotonic(), 0.0, 0, SHORTEST
         while (done := self._tested(requests, what)) is not None:
-            self._read_notices()
+            self.look()
             now = time.monotonic()
             waited += min(now - last, LONGEST_TURN)
             last = now
-            if now - self._told_at > HEARING:
-                raise RankError(self._failed[min(self._failed)], told=self.rank not in self._failed)
             if done:
                 waited, tests, pause = 0.0, 0, SHORTEST
             elif waited > self.timeout + self.rank / self.size:  # the lowest first: it tells the others
-                atexit.register(self.end, 1)  # MPI's own end would wait for the rank that does not answer
-                raise RankError(self._lost(requests, what, whose))
+                raise self.late(requests, what, whose)
             tests += 1
             if tests > TESTS_AT_ONCE:
                 time.sleep(pause)
                 pause = min(LONGEST, 1.1 * pause)
         with self._lock:
             self._open = [request for request in self._open if request]
+
+    def completed(self, requests: list[Any], what: str) -> list[int]:
+        done = self._tested(requests, what) or []
+        if done:
+            with self._lock:
+                self._open = [request for request in self._open if request]
+        return done
+
+    def look(self) -> None:
+        self._read_notices()
+        # All may have failed in one place, each by itself, and some not have got there: they have a moment for it.
+        if time.monotonic() - self._told_at > HEARING:
+            raise RankError(self._failed[min(self._failed)], told=self.rank not in self._failed)
+
+    def late(self, requests: Iterable[Any], what: str, whose: Sequence[int] | None = None) -> RankError:
+        atexit.register(self.end, 1)  # MPI's own end would wait for the rank that does not answer
+        return RankError(self._lost(requests, what, whose))
 
     def _tested(self, requests: list[Any], what: str) -> list[int] | None:
         """The requests that are newly done, None when all have been for some time."""
@@ -222,7 +236,7 @@ class Processes(Ranks):
         except self._MPI.Exception as error:
             raise RankError(f"MPI failed while {self._named(self.rank)} waited for {what}: {error}") from None
 
-    def _lost(self, requests: list[Any], what: str, whose: Sequence[int] | None) -> str:
+    def _lost(self, requests: Iterable[Any], what: str, whose: Sequence[int] | None) -> str:
         missing = sorted({rank for request, rank in zip(requests, whose or []) if request})
         names = self._listed(missing) if missing else "another rank"
         return f"no word from {names} for {self.timeout:g} s: {self._named(self.rank)} waited for {what}"
@@ -230,10 +244,7 @@ class Processes(Ranks):
     # --------------------------------------------------------------------------------------------------------- failures
 
     def _read_notices(self) -> None:
-        """Take note of the ranks that have failed.
-
-        A wait goes on for a moment then: all may have failed in one place, each by itself, and some not have got there.
-        """
+        """Take note of the ranks that have failed."""
         if self._notices is None:  # ranks have not met yet
             return
         MPI = self._MPI
