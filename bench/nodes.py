@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from pathlib import Path
-
-from cvit.parallel.exchange import IN_FLIGHT
-from cvit.parallel.reduction import LEAST_VALUES, MOST_VALUES, POLL_SECONDS, grouped
 
 from cvit.bench import names
 from cvit.bench.cases import Case
 from cvit.model.layout import Layout
+from cvit.parallel.exchange import IN_FLIGHT
+from cvit.parallel.reduction import POLL_SECONDS, sized
 
 RESULTS = Path(__file__).parent / "results"
 RECORDED = {"ti16": "cases-ti16.json", "s16": "cases-s16-b16.json", "b16": "cases-s16-b16.json"}
@@ -63,11 +63,11 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A case on the measured machine: seconds an image, and the gradient's pieces as `pieces_of` has them."""
+    """A case on the measured machine: seconds an image."""
 
+    case: str
     forward: float
     backward: float
-    pieces: tuple[tuple[float, int], ...]
 
     @classmethod
     def recorded(cls, case: str) -> Work:
@@ -77,30 +77,34 @@ class Work:
         [row] = [
             row for row in found["cases"] if (row["case"], row["task"], row["who"]) == (case, "train", "cvit")
         ]  # fmt: skip
-        pieces = pieces_of(case)
-        update = SGD * sum(size for _, size in pieces) / 4 / found["bandwidth"][str(row["threads"])]
+        update = SGD * weights_of(case) / found["bandwidth"][str(row["threads"])]
         image = (row["seconds"] - update) / row["batch"]
-        return cls(image / 3, image * 2 / 3, pieces)
+        return cls(case, image / 3, image * 2 / 3)
 
 
-def pieces_of(case: str) -> tuple[tuple[float, int], ...]:
+def weights_of(case: str) -> int:
+    return Layout.of(Case.named(case).config).size
+
+
+@functools.cache
+def pieces_of(case: str, nodes: int) -> tuple[tuple[float, int], ...]:
     """The pieces of a case's gradient in float32: the share of the backward after which each is final, and bytes."""
     layout = Layout.of(Case.named(case).config)
     depth = layout.config.depth
-    pieces = grouped(layout.pieces(), LEAST_VALUES, MOST_VALUES)
+    pieces = sized(layout.pieces(), nodes)
     return tuple((min(needed, depth) / depth, 4 * (piece.stop - piece.start)) for needed, piece in pieces)
 
 
 def step(work: Work, node: Node, network: Network, nodes: int, images: int) -> float:
     """Seconds of a training step of `images` pictures on each of `nodes` nodes, with AdamW."""
     forward, backward = images * work.forward / node.speed, images * work.backward / node.speed
-    update = ADAMW * sum(size for _, size in work.pieces) / 4 / node.memory
+    update = ADAMW * weights_of(work.case) / node.memory
     if nodes == 1:
         return forward + backward + update
     others = nodes - 1
     posts = 2 * others * network.message  # of a phase: as many messages come as go
     free, ends = 0.0, []  # when the next piece can set out, and when each is everywhere
-    for share, size in work.pieces:
+    for share, size in pieces_of(work.case, nodes):
         wire = size * others / nodes / network.bandwidth
         added = ADD * size / 4 * others / nodes / node.memory
         start = max(forward + backward * share, free, ends[-IN_FLIGHT] if len(ends) >= IN_FLIGHT else 0.0)
@@ -171,9 +175,10 @@ def main() -> None:
     node = Node(args.speed, args.memory)
     for case in args.cases:
         work = Work.recorded(case)
-        size = sum(piece for _, piece in work.pieces)
+        size = 4 * weights_of(case)
         print(
-            f"\n{case}: {size / 1e6:,.0f} MB of gradient in {len(work.pieces)} pieces; {args.batch} pictures a node\n"
+            f"\n{case}: {size / 1e6:,.0f} MB of gradient in {len(pieces_of(case, 2))} pieces between 2 nodes, "
+            f"{len(pieces_of(case, NODES[-1]))} between {NODES[-1]:,}; {args.batch} pictures a node\n"
         )
         print(steps_table(work, node, args.batch))
         print(f"\n{case}: fewest pictures a node for {' / '.join(f'{w:.0%}' for w in WANTED)}\n".replace("%", " %"))

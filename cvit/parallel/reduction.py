@@ -48,6 +48,12 @@ def grouped(pieces: list[slice], least: int, most: int) -> list[tuple[int, slice
     return [(number, part) for number, piece in joined for part in segments_of(piece, -(-length_of(piece) // most))]
 
 
+def sized(pieces: list[slice], ranks: int) -> list[tuple[int, slice]]:
+    """The pieces as so many ranks exchange them, see `grouped`: the more there are, the larger."""
+    least = SEGMENT * ranks
+    return grouped(pieces, max(LEAST_VALUES, least), max(MOST_VALUES, least))
+
+
 class Reduction:
     """Sums gradients over the parts of a batch and over all ranks, step after step.
 
@@ -77,8 +83,7 @@ class Reduction:
         check(parts <= MOST_PARTS, f"parts must be at most {MOST_PARTS}, got {parts}")
         self._own = own_parts(ranks.rank, ranks.size, parts)
         self._given = len(pieces)
-        least = SEGMENT * ranks.size
-        self._pieces = grouped(pieces, max(LEAST_VALUES, least), max(MOST_VALUES, least))
+        self._pieces = sized(pieces, ranks.size)
         self._plans: dict[int, Terms] = {}
         segment = max([length_of(segments_of(piece, ranks.size)[ranks.rank]) for _, piece in self._pieces], default=0)
         nodes = sum(map(len, self._terms(None).nodes_of)) - len(self._terms(None).nodes_of[ranks.rank])
