@@ -176,7 +176,7 @@ def cgroup(tmp_path):
             path = tmp_path / "fs" / name.replace("__", "/")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_name(path.name.replace("_max", ".max").replace("cfs", "cpu.cfs")).write_text(text)
-        return runtime._cgroup_cpus(str(tmp_path / "fs"), str(tmp_path / "own"))
+        return runtime.cgroup_cpus(str(tmp_path / "fs"), str(tmp_path / "own"))
 
     return cpus
 
@@ -213,7 +213,7 @@ def test_a_cgroup_list_that_makes_no_sense_is_no_limit(cgroup, own):
 
 @pytest.mark.parametrize("quota, cpus", [(0.5, 1), (1.5, 2), (1.0, 1), (10_000, None), (math.inf, None)])
 def test_available_cpus_round_the_quota_up(monkeypatch, quota, cpus):
-    monkeypatch.setattr(runtime, "_cgroup_cpus", lambda: quota)
+    monkeypatch.setattr(runtime, "cgroup_cpus", lambda: quota)
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert runtime.available_cpus() == min(cpus or affinity, affinity)
 

@@ -54,7 +54,8 @@ with _short_spinning():
     from . import team
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
+    """What stands in a small file, without white space around it; "" where it cannot be read."""
     try:
         with open(path) as file:
             return file.read().strip()
@@ -62,14 +63,14 @@ def _read(path: str) -> str:
         return ""
 
 
-def _cgroup_cpus(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:
+def cgroup_cpus(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:
     """CPUs that the cgroup's quota is worth (version 2, then version 1), infinity without one."""
     limit = math.inf
-    for line in _read(own).splitlines():
+    for line in read_text(own).splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "" and path.startswith("/"):  # version 2: the tightest quota on the way up counts
             while True:
-                quota, _, period = _read(f"{root}{path.rstrip('/')}/cpu.max").partition(" ")
+                quota, _, period = read_text(f"{root}{path.rstrip('/')}/cpu.max").partition(" ")
                 if quota.isdigit() and period.isdigit() and int(period) > 0:
                     limit = min(limit, int(quota) / int(period))
                 if path in ("/", ""):
@@ -77,7 +78,7 @@ def _cgroup_cpus(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -
                 path = os.path.dirname(path)
         elif "cpu" in controllers.split(","):
             for folder in (f"{root}/cpu{path}", f"{root}/cpu"):
-                quota, period = _read(f"{folder}/cpu.cfs_quota_us"), _read(f"{folder}/cpu.cfs_period_us")
+                quota, period = read_text(f"{folder}/cpu.cfs_quota_us"), read_text(f"{folder}/cpu.cfs_period_us")
                 if quota.isdigit() and period.isdigit() and int(period) > 0:
                     limit = min(limit, int(quota) / int(period))
     return limit
@@ -86,11 +87,11 @@ def _cgroup_cpus(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -
 def available_cpus() -> int:
     """CPUs this process may use: its affinity, and its cgroup's quota rounded up."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_cpus()
+    quota = cgroup_cpus()
     return affinity if quota == math.inf else max(1, min(affinity, math.ceil(quota)))
 
 
-def _omp_num_threads(text: str) -> int | None:
+def omp_num_threads(text: str) -> int | None:
     """The number in `OMP_NUM_THREADS`, of a list the first; None where OpenMP accepts none."""
     numbers = [number.strip() for number in text.split(",")]
     if not all(re.fullmatch(r"\+?[0-9]{1,9}", number) and int(number) > 0 for number in numbers):
@@ -100,7 +101,7 @@ def _omp_num_threads(text: str) -> int | None:
 
 def _default_limit() -> int:
     """The most threads that a call uses while nobody has called `set_num_threads`."""
-    return min(_omp_num_threads(os.environ.get("OMP_NUM_THREADS", "")) or available_cpus(), MAX_THREADS)
+    return min(omp_num_threads(os.environ.get("OMP_NUM_THREADS", "")) or available_cpus(), MAX_THREADS)
 
 
 def get_num_threads() -> int:
