@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..parallel.ranks import Ranks
-from ..parallel.reduction import allgather_weights
+from ..parallel.transfers import allgather_weights
 from ..parallel.shares import part_slices
 from .optim import SGD, AdamW
 
