@@ -497,6 +497,7 @@ def test_images(model, call, x, error, message):
         ({"out": np.ma.ones(SIZE, np.float32)}, TypeError, "out is a masked array: fill it first"),
         ({"accumulate": True}, ValueError, "accumulate needs out, the vector that the gradient is added to"),
         ({"accumulate": 1}, TypeError, "accumulate must be True or False, got 1"),
+        ({"progress": print}, TypeError, "progress must be a Progress, got <built-in function print>"),
         ({"label_smoothing": 1 - 1e-9}, ValueError, "label_smoothing must be below 1, got 0.999999999 (it rounds to 1"),
         ({"y": np.ma.masked_array([1, 10**6], [0, 1])}, TypeError, "y is a masked array: fill it first"),
     ],

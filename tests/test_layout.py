@@ -65,6 +65,21 @@ def test_blocks_and_layers(config):
             assert (tensor.block, tensor.layer) == (None, config.depth + 1 if last else 0)
 
 
+@pytest.mark.parametrize("config", [SMALL, PLAIN, dataclasses.replace(SMALL, depth=0, dist_token=True, dist_head=True)])
+def test_pieces_are_what_is_trained_the_last_block_first(config):
+    layout = Layout.of(config)
+    for first in (None, *range(config.depth + 1), "head"):
+        layers = [
+            {entry.row.layer for entry in layout.entries.values() if piece.start <= entry.offset < piece.stop}
+            for piece in layout.pieces(first)
+        ]
+        blocks = [] if first == "head" else [{i} for i in range(config.depth, first or 0, -1)]
+        assert layers == [*blocks, *([{0}] if first is None else []), {config.depth + 1}]
+        trained = min(piece.start for piece in layout.pieces(first))
+        assert sum(piece.stop - piece.start for piece in layout.pieces(first)) == layout.size - trained
+    assert Layout.of(SMALL).pieces("head") == [slice(layout.offset("head.weight"), layout.size)] or config != SMALL
+
+
 def test_roles():
     roles = {tensor.name: tensor.role for tensor in rows(SMALL)}
     assert roles["patch_embed.weight"] is Role.PATCH_MATRIX and roles["patch_embed.bias"] is Role.BIAS

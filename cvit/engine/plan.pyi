@@ -9,7 +9,11 @@ from .tables import Tables
 
 def widened(rows: np.ndarray) -> np.ndarray: ...
 
+class Progress:
+    def __call__(self) -> int: ...
+
 class Plan(Tables):
+    most_stages: int | None
     def __init__(
         self,
         program: Program,
@@ -62,4 +66,5 @@ class Plan(Tables):
         grad: np.ndarray,
         sample_weight: np.ndarray | None = None,
         drop: tuple[float, float, int, int] = ...,
+        progress: Progress | None = None,
     ) -> float: ...

@@ -14,7 +14,7 @@ from .kernels cimport Kernels, ceil_div
 from .stages cimport Job, Schedule, work
 from .tables cimport Tables
 from .task cimport Pass
-from .team cimport element_of, run_team, selected, team_size
+from .team cimport element_of, published, run_team, selected, team_size
 from .memory import allocate
 from .cutting import LEAST_ROWS, MOST_HEAD_TASKS
 from .program import fuse
@@ -33,6 +33,19 @@ def widened(rows):
     return (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
+cdef class Progress:
+    """How far a backward is: called, it tells how many blocks' gradients are final, counted from the last block.
+
+    For other threads, while the pass runs, which does not hold the GIL; one for each pass. What is final is not written
+    again, though the gradient of earlier blocks still holds activations.
+    """
+
+    cdef int finished
+
+    def __call__(self):
+        return published(&self.finished)
+
+
 cdef class Plan(Tables):
     """One plan for (program, batch, dtype, mode). See `cvit.model.ViT`, which makes and keeps these.
 
@@ -47,6 +60,7 @@ cdef class Plan(Tables):
 
     cdef bint staged
     cdef readonly object precision
+    cdef public object most_stages  # that a pass runs: tests look at what is there behind each; None: all
 
     def __init__(self, program, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
                  bint dry=False, bint fused=True, bint hints=True, size_t kernels=0, bint staged=False, precision=None):
@@ -195,6 +209,8 @@ cdef class Plan(Tables):
             in_own_mode(self._fill_learned_tables, weights)
         schedule = self._schedule(kind)
         job.p, job.stages, job.count = &self.p, schedule.stages, schedule.count
+        if self.most_stages is not None:
+            job.count = min(schedule.count, self.most_stages)
         with nogil:
             run_team(size, work, &job)
 
@@ -288,13 +304,14 @@ cdef class Plan(Tables):
         self._run((0, self.p.L), weights)
         return view
 
-    def run_training(self, weights, images, labels, double smoothing, grad, sample_weight=None, drop=(0, 0, 0, 0)):
+    def run_training(self, weights, images, labels, double smoothing, grad, sample_weight=None, drop=(0, 0, 0, 0),
+                     Progress progress=None):
         """Forward and backward; fills grad and returns the loss: the mean, or the sum with the images' weights.
 
         labels: int64, one for each pooled row, or of the plan's dtype (rows, classes), the targets. sample_weight: (N,)
         float64. Where tokens are `given`, images are not read, and of grad only what lies from `trained` on is touched.
         Steps that drop do so with `drop` = (rate of the last block's branches, rate of elements, seed, number of the
-        first image).
+        first image). `progress` counts the blocks whose part of grad is final.
         """
         if not self.p.given:
             self.p.images = <char*> address(images)
@@ -310,6 +327,7 @@ cdef class Plan(Tables):
         self.p.drop.path, self.p.drop.rate, self.p.drop.seed, self.p.drop.first = drop
         self.p.grad = <char*> address(grad)
         self.p.lent = <char*> (<size_t> (self.p.grad + self.p.trained) + LINE_MASK & ~<size_t> LINE_MASK)
+        self.p.finished = &progress.finished if progress is not None else NULL
         self._run("training", weights)
         return self._loss()
 

@@ -7,6 +7,7 @@ cdef enum:
 
 ctypedef struct Stage:
     int count
+    int finished          # blocks, from the last one, whose gradients are final behind this stage; 0: as before it
     Batch[BATCHES] batches
 
 ctypedef struct Job:       # a list of stages for a team
@@ -24,6 +25,7 @@ cdef class Schedule:
     cdef Batch of_heads(self, const char* name, int layer, Py_ssize_t count, Run run) noexcept
     cdef void stage(self, Batch tasks) except *
     cdef void beside(self, Batch tasks) except *
+    cdef void finished(self, int first) noexcept
     cdef void embed(self) except *
     cdef void start(self) except *
     cdef void extra_packs(self, bint transposed) except *

@@ -16,7 +16,7 @@ from .batches cimport (
 )
 from .steps.loss cimport head_tasks
 from .task cimport Block, Pass, Task
-from .team cimport KINDS, Team, Turn, sync, take, turn_of
+from .team cimport KINDS, Team, Turn, publish, sync, take, turn_of
 
 
 cdef class Schedule:
@@ -35,7 +35,7 @@ cdef class Schedule:
                 grown[: self.memory.size] = self.memory
             self.memory = grown
             self.stages = <Stage*> <size_t> grown.ctypes.data
-        self.stages[self.count].count = 0
+        self.stages[self.count].count = self.stages[self.count].finished = 0
         self.count += 1
         self.beside(tasks)
 
@@ -46,6 +46,10 @@ cdef class Schedule:
             assert stage.count < BATCHES
             stage.batches[stage.count] = tasks
             stage.count += 1
+
+    cdef void finished(self, int first) noexcept:
+        """With the stage begun last the gradients of the blocks from `first` on are final: nothing writes there again."""
+        self.stages[self.count - 1].finished = <int> self.p.L - first
 
     cdef void extra_packs(self, bint transposed) except *:
         """Also pack the matrices of the rows outside the blocks."""
@@ -154,8 +158,11 @@ cdef class Schedule:
                 self.beside(pack_section(p, i - 1, True, True))
                 self.beside(pack_section(p, i - 1, False, True))
                 self.beside(layer_scales(p, i + 1))
+                self.finished(i + 1)
                 self.stage(gradients(p, i, &block.after))
                 self.beside(gradients(p, i, &block.before))
+                if not layer_scales(p, i).count:
+                    self.finished(i)
                 continue
             if p.checkpoint and i < last:
                 self.block_again(i)
@@ -167,6 +174,7 @@ cdef class Schedule:
             self.beside(layer_scales(p, i))
             self.stage(gradients(p, i, &block.before))
             self.beside(pack_section(p, i - 1, False, False) if p.checkpoint else pack_section(p, i - 1, True, True))
+            self.finished(i)
         if p.before.count:
             self.stage(of_rows(p, "rows before the blocks, backward", -1, &p.before, run_rows_backward))
         if not p.given:
@@ -175,6 +183,7 @@ cdef class Schedule:
         self.stage(batch("final norm sums", 1, run_final_norm_sums))
         if p.whole_blocks:
             self.beside(layer_scales(p, 0))
+        self.finished(0)
 
     cdef void embed_backward(self) except *:
         cdef Pass* p = self.p
@@ -190,6 +199,7 @@ cdef class Schedule:
             self.beside(gradients(p, -1, &p.before))
         if p.whole_blocks:
             self.beside(layer_scales(p, 0))
+        self.finished(0)
 
     cdef void block_again(self, int layer) except *:
         """What a checkpointed block did not keep, from its input, bit for bit (Chen et al. 2016, arXiv:1604.06174)."""
@@ -256,4 +266,6 @@ cdef void work(void* argument, Team* team, int thread) noexcept nogil:
                 stage.batches[kind].run(&t, &stage.batches[kind], number)
             number = take(&turn, &kind)
         sync(team)
+        if thread == 0 and stage.finished and job.p.finished != NULL:
+            publish(job.p.finished, stage.finished)
     t.K.leave()

@@ -200,6 +200,7 @@ ctypedef struct Pass:
     char* packed
     char* tables               # of rotary positions
     char* scratch              # one piece for each thread
+    int* finished              # blocks whose gradients are final, for other threads to read; NULL: nobody asks
     Py_ssize_t scratch_stride, private_at   # private_at: where STAGE slots lie in a thread's scratch
     # buffers in the arena
     Py_ssize_t dx, partial, partial_stride

@@ -11,6 +11,8 @@ cdef extern from "team.h" nogil:
     Turn turn_of "cvit_team_turn" (Team* team, int thread, int kinds, const Py_ssize_t* tasks)
     Py_ssize_t take "cvit_team_take" (Turn* turn, int* kind)
     void sync "cvit_team_sync" (Team* team)
+    void publish "cvit_publish" (int* number, int value)
+    int published "cvit_published" (const int* number)
 
     ctypedef int FloatMode "cvit_float_mode"  # an unsigned integer of some width
     FloatMode float_enter "cvit_float_enter" ()

@@ -107,6 +107,22 @@ class Layout:
             view[...] = arrays[name]
         return flat
 
+    def pieces(self, first: int | str | None = None) -> list[slice]:
+        """The trained part of a gradient, cut as a backward is done with it: the blocks, the last one first, then what
+        lies before them, then what lies behind. `first` is where training starts, see `ViT.loss_and_grad`."""
+        depth = self.config.depth
+        if first == "head":
+            return [slice(self.offset("head.weight"), self.size)]
+        starts = [self._start(layer) for layer in range(1, depth + 2)]
+        least = 0 if first is None else int(first)
+        blocks = [slice(starts[i], starts[i + 1]) for i in reversed(range(least, depth))]
+        ends = [slice(0, starts[0] if first is None else 0), slice(starts[depth], self.size)]
+        return [piece for piece in [*blocks, *ends] if piece.start < piece.stop]
+
+    def _start(self, layer: int) -> int:
+        """Where the weights of a layer begin: block i is layer i + 1, what follows the blocks is depth + 1."""
+        return min((entry.offset for entry in self.entries.values() if entry.row.layer >= layer), default=self.size)
+
     def decay_mask(self) -> np.ndarray:
         """A bool vector (size,), true where weight decay applies."""
         mask = np.zeros(self.size, bool)

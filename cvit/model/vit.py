@@ -22,6 +22,7 @@ from ..base.errors import check
 from ..base.numbers import as_int, representable, shown
 from ..engine import runtime
 from ..engine.plan import Plan as Engine
+from ..engine.plan import Progress
 from ..engine.vectors import Vectors
 from ..pictures.preprocessing import Preprocessing
 from . import copies, inference, maps, recognition
@@ -365,6 +366,7 @@ class ViT:
         first: First | None = None,
         out=None,
         accumulate: bool = False,
+        progress: Progress | None = None,
     ) -> tuple[float, np.ndarray]:
         """Softmax cross-entropy of a batch, the mean or a weighted sum, and its gradient with respect to every weight.
 
@@ -392,6 +394,9 @@ class ViT:
         accumulate : bool
             Add the gradient to what is in `out`, which must be given. The sum over k batches of equal size is k times
             the gradient of their mean loss.
+        progress : Progress of `cvit.engine.plan`, optional
+            A new one: while the call runs, other threads see by it how many blocks' parts of `out` are final, the last
+            block's first. With `accumulate` it stays at 0.
 
         Returns
         -------
@@ -409,6 +414,8 @@ class ViT:
         drop = as_drop(drop, self._dtype)
         if not isinstance(accumulate, bool):
             raise TypeError(f"accumulate must be True or False, got {shown(accumulate)}")
+        if progress is not None and not isinstance(progress, Progress):
+            raise TypeError(f"progress must be a Progress, got {shown(progress)}")
         check(out is not None or not accumulate, "accumulate needs out, the vector that the gradient is added to")
         target = None
         if out is not None:
@@ -429,7 +436,8 @@ class ViT:
             engine = self._engine(len(x), "train", first, drop.steps)
             if first is not None:
                 inference.fill_front(self, state.weights, x, first, engine.given)
-            loss = engine.run_training(state.weights, x, targets, smoothing, grad, sample_weight, drop)
+            followed = None if accumulate else progress
+            loss = engine.run_training(state.weights, x, targets, smoothing, grad, sample_weight, drop, followed)
             self._own.logits = engine.logits().copy()
         if target is None:
             return loss, grad

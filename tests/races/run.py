@@ -13,6 +13,7 @@ import numpy as np
 import cvit
 from cvit import SGD, AdamW, Drop, ViT, ViTConfig, ops
 from cvit.engine import update
+from cvit.engine.plan import Progress
 
 CONFIGS = [
     (9, ViTConfig(image_size=8, patch_size=2, channels=1, width=32, depth=2, heads=4, hidden=64, classes=10)),
@@ -61,6 +62,19 @@ def model_passes(seed):
     update.average(large, large.copy(), 0.1, run)
 
 
+def followed_pass(seed):
+    """A thread reads the blocks' gradients that are final while the others write the rest."""
+    N, config = CONFIGS[0]
+    x, y = np.ones((N, config.channels, *config.image_size), np.float32), np.zeros(N, np.int64)
+    model, grad, progress = ViT(config, seed=seed), np.empty(ViT(config).layout.size, np.float32), Progress()
+    run = threading.Thread(target=model.loss_and_grad, args=(x, y), kwargs=dict(out=grad, progress=progress))
+    run.start()
+    while run.is_alive():
+        for piece in model.layout.pieces()[: progress()]:
+            grad[piece].copy()
+    run.join()
+
+
 def kernels(seed):
     rng = np.random.default_rng(seed)
     for dtype in (np.float32, np.float64):
@@ -87,6 +101,7 @@ for isa in cvit.available_isas():
     for threads in (5, 3):
         cvit.set_num_threads(threads)
         model_passes(threads)
+        followed_pass(threads)
         kernels(threads)
 together = [
     threading.Thread(target=target, args=(seed,)) for seed, target in enumerate((model_passes, model_passes, kernels))
