@@ -6,24 +6,22 @@ What runs under mpiexec is in tests/mpi/train_*.py; without mpi4py or a launcher
 import json
 import os
 
-
-
-
+import mpi_runs
 import numpy as np
 import pytest
+from checks import same_bits
+from mpi.train_cases import CONFIG, IMAGES, LABELS, PARTS, SHARED, result, results
+from test_runs import archive
 
 import cvit
-import mpi_runs
-from checks import same_bits
 from cvit.data import ArrayFeed, Augmentation, Feed, Mixing, from_arrays
 from cvit.data.augment import Affine
+from cvit.model.vit import ViT
 from cvit.parallel.shares import own_parts, part_slices
 from cvit.pictures.preprocessing import Preprocessing
 from cvit.runs import train
 from cvit.train import SGD, AdamW
-
-from mpi.train_cases import CONFIG, IMAGES, LABELS, PARTS, SHARED, result, results
-from test_runs import archive
+from cvit.train.loop import Loop
 
 
 @pytest.fixture
@@ -61,7 +59,9 @@ def test_shares_of_a_batch_are_together_the_batch(augmentation, mixing, size, pa
         assert {each.whole for each in own} == {len(batch.images)}
         together = [np.concatenate(side) for side in zip(*(each[:4] for each in own))]
         assert same_bits(together, list(batch[:4]))
-    plain = [np.concatenate([b.images for b in feed.plain(4, share_of(r, size, size))] or [images[:0]]) for r in range(size)]
+    plain = [
+        np.concatenate([b.images for b in feed.plain(4, share_of(r, size, size))] or [images[:0]]) for r in range(size)
+    ]
     assert same_bits(np.concatenate([p for p in plain if len(p)]), np.concatenate([b.images for b in feed.plain()]))
 
 
@@ -71,7 +71,9 @@ def test_a_share_is_decoded_with_its_partners_alone(monkeypatch):
     found = from_arrays(images, np.arange(12) % 3, validation=0).train
     made = []
     values = Feed._values
-    monkeypatch.setattr(Feed, "_values", lambda self, indices, stop: made.append(len(indices)) or values(self, indices, stop))
+    monkeypatch.setattr(
+        Feed, "_values", lambda self, indices, stop: made.append(len(indices)) or values(self, indices, stop)
+    )
     for mixing, count in ((None, 3), (Mixing(prob=0), 3), (Mixing(), 6)):
         made.clear()
         list(Feed(found, Preprocessing(size=8), 12, mixing=mixing).epoch(0, share=share_of(0, 4, 4)))
@@ -79,7 +81,9 @@ def test_a_share_is_decoded_with_its_partners_alone(monkeypatch):
 
 
 def test_arrays_are_shared_out_as_pictures_are():
-    feed = ArrayFeed(IMAGES, LABELS, 13, lambda x, rng: x + rng.normal(), mixing=Mixing(), weights=np.arange(37.0), classes=3)
+    feed = ArrayFeed(
+        IMAGES, LABELS, 13, lambda x, rng: x + rng.normal(), mixing=Mixing(), weights=np.arange(37.0), classes=3
+    )
     whole, shares = list(feed.epoch(0)), [list(feed.epoch(0, share=share_of(rank, 3, 8))) for rank in range(3)]
     for batch, *own in zip(whole, *shares):
         assert same_bits([np.concatenate(side) for side in zip(*(each[:4] for each in own))], list(batch[:4]))
@@ -87,7 +91,9 @@ def test_arrays_are_shared_out_as_pictures_are():
 
 # ----------------------------------------------------------------------------------------------------- parts of a batch
 @pytest.mark.parametrize("parts", [2, 3, 8, 40])
-@pytest.mark.parametrize("options", [{}, dict(accumulate=2, class_weight=[1, 2, 0.5]), dict(drop_path=0.3, dropout=0.2)])
+@pytest.mark.parametrize(
+    "options", [{}, dict(accumulate=2, class_weight=[1, 2, 0.5]), dict(drop_path=0.3, dropout=0.2)]
+)
 def test_parts_of_a_batch_give_its_gradient(parts, options):
     """Up to rounding: (parts · passes + 1) epsilon of the sum of the parts' sizes."""
 
@@ -122,7 +128,7 @@ def test_wrong_parts_are_named():
 @pytest.mark.parametrize("make", [AdamW, SGD, lambda model, **o: SGD(model, momentum=0.9, nesterov=True, **o)])
 @pytest.mark.parametrize("trained", [None, ["blocks.1.*", "head.*"]])
 def test_shares_of_the_state_give_the_whole_update(make, trained):
-    """Each optimizer has its share of the state, and its part of the weights comes out as that of one with all of it."""
+    """Each optimizer has its share of the state, and updates its part of the weights as one that has all of it."""
     model, rng = ViT(CONFIG, seed=1), np.random.default_rng(0)
     whole, *shares = (make(model, lr=0.1, weight_decay=0.1, trained=trained) for _ in range(4))
     slices = part_slices(model.layout.size, 3)
@@ -139,7 +145,9 @@ def test_shares_of_the_state_give_the_whole_update(make, trained):
         if isinstance(vector, np.ndarray):
             for optimizer, share in zip(shares, slices):
                 own = getattr(optimizer, name)
-                assert same_bits(own[share], getattr(whole, name)[share]) and np.count_nonzero(own[share]) == np.count_nonzero(own)
+                assert same_bits(own[share], getattr(whole, name)[share]) and np.count_nonzero(
+                    own[share]
+                ) == np.count_nonzero(own)
     state = whole.state_dict()
     for optimizer, share in zip(shares, slices):
         fresh = make(model, trained=trained)
@@ -152,15 +160,16 @@ def test_shares_of_the_state_give_the_whole_update(make, trained):
 @pytest.fixture(scope="module")
 def alone():
     """What every case ends with on one process, by the number of parts."""
-    return {parts: results(None, exact_reduction=parts) for parts in (1, 2, 3, 4, PARTS)}
+    return {parts: results(None, exact_reduction=parts) for parts in (2, 3, PARTS)}
 
 
-@pytest.mark.parametrize("ranks, threads", [(1, [1]), (2, [1, 2]), (3, [1]), (4, [2])])
-def test_any_number_of_ranks_gives_the_bits_of_one(alone, ranks, threads):
+@pytest.mark.parametrize("ranks, kinds", [
+    (2, ["default 1", "default 2", "exact 1 split"]), (3, ["default 2 split", "exact 1"]), (4, ["exact 2"]),
+])  # fmt: skip
+def test_any_number_of_ranks_gives_the_bits_of_one(alone, ranks, kinds):
     """Of an exact reduction those of any other number of ranks; else those of as many parts. So for every kind of run,
-    on any number of threads, with the optimizer's state on every rank or shared out."""
-    outputs = mpi_runs.succeeds(ranks, "train_cases.py", *map(str, threads))
-    for rank, output in enumerate(outputs):
+    on one thread and two, with the optimizer's state on every rank or shared out."""
+    for rank, output in enumerate(mpi_runs.succeeds(ranks, "train_cases.py", *kinds)):
         for kind, found in json.loads(output).items():
             assert found == alone[PARTS if kind.startswith("exact") else ranks], (rank, kind)
 
@@ -173,28 +182,28 @@ def test_runs_are_shared_stopped_and_resumed(data):
     assert [json.loads(text.splitlines()[-1])["interrupted"] for text in first] == [True] * 3
     second = mpi_runs.succeeds(2, "train_run.py", str(data), "shared", "stop", "0", "5", cwd=os.getcwd())
     assert [json.loads(text.splitlines()[-1])["steps"] for text in second] == [5, 5]
-    shared = train(None, out="shared", resume=True, exact_reduction=PARTS)
+    shared = train(None, out="shared", resume=True, exact_reduction=PARTS, pictures=False)
     for name in ("model.safetensors", "last.safetensors"):
         assert same_bits(cvit.load(f"shared/{name}").weights, cvit.load(f"whole/{name}").weights)
     assert [epoch[:6] for epoch in shared.history.epochs] == [epoch[:6] for epoch in whole.history.epochs]
-    assert shared.results[:6] == whole.results[:6]
+    assert repr(shared.results[:6]) == repr(whole.results[:6])
     assert sorted(os.listdir("shared")) == sorted(os.listdir("whole"))
     lines = []
-    train(None, out="shared", resume=True, say=lines.append)
+    train(None, out="shared", resume=True, pictures=False, say=lines.append)
     assert any("summed in 8 parts, are in 1" in line for line in lines)
 
 
 def test_a_rank_that_fails_ends_the_run(data):
     """The others raise what it says; nothing is half written, and the run can be resumed."""
-    finished = mpi_runs.run(3, "train_run.py", str(data), "failed", "raise", "2", "4", cwd=os.getcwd())
+    finished = mpi_runs.run(3, "train_run.py", str(data), "failed", "raise", "2", "6", cwd=os.getcwd())
     assert finished.status != 0
     told = [text.splitlines()[-1] for text in finished.outputs]
     assert told[2] == "ValueError: this rank has had enough"
-    assert told[0].startswith("RankError: rank 2 (") and told[0].endswith("failed: ValueError: this rank has had enough")
-    assert told[1] == told[0]
+    for line in told[:2]:
+        assert line.startswith("RankError: rank 2 (") and line.endswith("failed: ValueError: this rank has had enough")
     assert sorted(os.listdir("failed")) == ["checkpoint", "history.csv", "model.safetensors", "run.json"]
     whole = train(data, out="whole", exact_reduction=PARTS, **SHARED)
-    resumed = train(None, out="failed", resume=True, exact_reduction=PARTS)
+    resumed = train(None, out="failed", resume=True, exact_reduction=PARTS, pictures=False)
     assert same_bits(resumed.model.weights, whole.model.weights)
 
 
@@ -205,7 +214,6 @@ def test_a_rank_that_fails_ends_the_run(data):
     ("nan", "the loss became nan in epoch 1, step 2"),
 ])  # fmt: skip
 def test_what_all_ranks_find_out_they_raise_alike(kind, text):
-    outputs = mpi_runs.succeeds(2, "train_differs.py", kind)
-    assert text in outputs[0] and outputs[0] == outputs[1]
-    if kind == "nan":
-        assert "in image 15" in outputs[0]
+    for output in mpi_runs.succeeds(2, "train_differs.py", kind):
+        assert text in output and len(output.splitlines()) == 1
+        assert ("in image 15" in output) == (kind == "nan")

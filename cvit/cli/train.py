@@ -112,7 +112,9 @@ def add_arguments(parser) -> None:
         help="minutes between checkpoints within an epoch (default 10)",
     )  # fmt: skip
     group.add_argument(
-        "--split-optimizer", action="store_true", help="of several processes each keeps a share of the optimizer's state"
+        "--split-optimizer",
+        action="store_true",
+        help="each of several processes keeps a share of the optimizer's state",
     )
     group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's event files")
     group.add_argument("--no-pictures", action="store_true", help="draw no plots and no report")
@@ -128,6 +130,8 @@ def run(args) -> int:
     if args.data is None and args.out is None:
         raise ValueError("--resume needs PATH, or --out with the run's folder")
     check(not (args.resume and args.overwrite), "--resume goes on with a run, --overwrite begins anew: choose one")
+
+    import numpy as np
 
     from ..parallel.ranks import ALONE
     from ..runs.training import opened, run_job
@@ -166,9 +170,9 @@ def run(args) -> int:
             )  # fmt: skip
         if ranks.first:
             _print_end(job, folder, done)
-        number = max(signal for (signal,) in ranks.allgather(np.array([stop.number]), "every rank's signal"))
+        number = max(ranks.allgather(np.array([stop.number]), "every rank's signal")).item()
     if number:
-        return int(128 + number)
+        return 128 + number
     output.raise_error()
     return 0
 

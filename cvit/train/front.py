@@ -65,8 +65,8 @@ class Front:
         if self.first is None or self.passed or not self.keep:
             return feed
         numbers = self.ranks.allgather(np.array(sorted(self.kept), np.int64))
-        needed = feed.images * self.row_bytes
-        if len(np.unique(np.concatenate(numbers))) < feed.images or needed > self.room + len(self.kept) * self.row_bytes:
+        room = self.room + len(self.kept) * self.row_bytes
+        if len(np.unique(np.concatenate(numbers))) < feed.images or room < feed.images * self.row_bytes:
             return feed
         from ..data.array_feed import ArrayFeed
 

@@ -132,9 +132,9 @@ def fit(
         loop = Loop(
             model, train, test, epochs=epochs, batch_size=batch_size, optimizer=optimizer, schedule=schedule,
             clip_norm=clip_norm, label_smoothing=label_smoothing, augment=augment, accumulate=accumulate,
-            drop_path=drop_path, dropout=dropout, class_weight=class_weight, ema=ema, patience=patience, cache_mb=cache_mb,
-            seed=seed, history=history, on_step=on_step, on_epoch=on_epoch, ranks=ranks, exact_reduction=exact_reduction,
-            split_optimizer=split_optimizer,
+            drop_path=drop_path, dropout=dropout, class_weight=class_weight, ema=ema, patience=patience,
+            cache_mb=cache_mb, seed=seed, history=history, on_step=on_step, on_epoch=on_epoch, ranks=ranks,
+            exact_reduction=exact_reduction, split_optimizer=split_optimizer,
         )  # fmt: skip
         return loop.run()
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..parallel.ranks import Ranks
-from ..parallel.transfers import allgather_weights
 from ..parallel.shares import part_slices
+from ..parallel.transfers import allgather_weights
 from .optim import SGD, AdamW
 
 

@@ -176,7 +176,7 @@ class Stepper:
         """What a loss that is not finite comes from, as far as can be seen: the same words on every rank."""
         found = not_finite(np.asarray(batch.images)) if len(batch.images) else None
         place = math.inf if found is None else self.share(_whole(batch)).start + found
-        place = np.min(self.ranks.allgather(np.array([place])))
+        place = np.min(self.ranks.allgather(np.array([place], np.float64)))
         if place < math.inf:
             text = "the pictures were not finite, augmentation or the data gave a nan or an infinity in image"
             return f"{text} {place:.0f}"

@@ -1,6 +1,7 @@
 """Small trainings of every kind, as one process or several: what they end with, as checksums.
 
-As a program, with the name of a reduction and a number of threads: prints them as JSON.
+As a program, by all ranks: prints those of each kind that is given, "default 1" or "exact 2 split" for instance, a
+reduction, a number of threads, and whether the optimizer's state is shared out.
 """
 
 import json
@@ -87,9 +88,9 @@ if __name__ == "__main__":
 
     plan.THREAD_FLOPS = 1e-3  # share the passes of these small models out all the same
     found = {}
-    for threads in map(int, sys.argv[1:]):
-        cvit.set_num_threads(threads)
-        found[f"default {threads}"] = results(MPI.COMM_WORLD)
-        found[f"split {threads}"] = results(MPI.COMM_WORLD, split_optimizer=True)
-        found[f"exact {threads}"] = results(MPI.COMM_WORLD, exact_reduction=PARTS)
+    for kind in sys.argv[1:]:
+        reduction, threads, *split = kind.split()
+        cvit.set_num_threads(int(threads))
+        parts = PARTS if reduction == "exact" else None
+        found[kind] = results(MPI.COMM_WORLD, exact_reduction=parts, split_optimizer=bool(split))
     print(json.dumps(found))

@@ -1,4 +1,4 @@
-"""A run of `cvit.fit` by all ranks: PATH FOLDER KIND RANK STEP. At that step of the whole run this rank raises a
+"""A run of `cvit.fit` by all ranks: PATH FOLDER KIND RANK STEP. At that step of its own this rank raises a
 KeyboardInterrupt (KIND "stop") or a ValueError ("raise"). A folder that has been begun is resumed. Prints what became
 of it."""
 
@@ -7,9 +7,9 @@ import os
 import sys
 
 from mpi4py import MPI
+from train_cases import PARTS, SHARED
 
 import cvit
-from train_cases import PARTS, SHARED
 
 path, folder, kind, rank, last = sys.argv[1:]
 done = 0
@@ -17,12 +17,12 @@ done = 0
 
 def on_step(step):
     global done
-    done = (step.epoch - 1) * 3 + step.step
+    done += 1
     if done == int(last) and MPI.COMM_WORLD.Get_rank() == int(rank):
         raise KeyboardInterrupt if kind == "stop" else ValueError("this rank has had enough")
 
 
-options = dict(resume=True) if MPI.COMM_WORLD.bcast(os.path.exists(folder)) else SHARED
+options = dict(resume=True, pictures=False) if MPI.COMM_WORLD.bcast(os.path.exists(folder)) else SHARED
 try:
     run = cvit.fit(
         path, out=folder, comm=MPI.COMM_WORLD, exact_reduction=PARTS, split_optimizer=True, on_step=on_step, **options
