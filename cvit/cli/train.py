@@ -114,7 +114,7 @@ def add_arguments(parser) -> None:
     group.add_argument(
         "--split-optimizer",
         action="store_true",
-        help="each of several processes keeps a share of the optimizer's state",
+        help="each process keeps but a share of the optimizer's state",
     )
     group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's event files")
     group.add_argument("--no-pictures", action="store_true", help="draw no plots and no report")

@@ -83,7 +83,7 @@ class ArrayFeed:
     def digest(self) -> str:
         """What tells these images and labels from others."""
         arrays = [array for array in (self._images, self.labels, self.weights) if array is not None]
-        return " ".join(f"{zlib.crc32(np.ascontiguousarray(array)):08x}" for array in arrays)
+        return " ".join(f"{zlib.crc32(np.ascontiguousarray(array).data):08x}" for array in arrays)
 
     def epoch(self, number: int, skip: int = 0, share: Share | None = None) -> Iterator[Batch]:
         """Yield the batches of epoch `number`, from 0, in its own order, from batch `skip` on; with `share` the own

@@ -28,7 +28,7 @@ def agree(ranks: Ranks, precision: str, facts: dict[str, Any], vectors: dict[str
     for name, value in facts.items():
         known[name] = value if isinstance(value, (str, int, float)) else repr(value)
     for name, vector in vectors.items():
-        known[f"the checksum of {name}"] = f"{zlib.crc32(np.ascontiguousarray(vector)):08x}"
+        known[f"the checksum of {name}"] = f"{zlib.crc32(np.ascontiguousarray(vector).data):08x}"
     ranks.agree(known)
 
 

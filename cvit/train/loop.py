@@ -308,19 +308,20 @@ class Loop:
     def _tell(self, step: Step) -> None:
         """Tell of a step; then save where that is due, and stop where `on_step` has raised a `KeyboardInterrupt`: both
         on all ranks, if only one says so."""
-        stopped = None
+        stop = False
         try:
             if self.on_step is not None:
                 self.on_step(step)
-        except KeyboardInterrupt as stop:
-            stopped = stop
-        wishes = np.array([[stopped is not None, self.save_due is not None and self.save_due()]])
-        stop, save = np.concatenate(self.ranks.allgather(wishes, "every rank's word on going on")).any(axis=0)
+        except KeyboardInterrupt:
+            stop = True
+        save = self.save_due is not None and self.save_due()
+        wishes = self.ranks.allgather(np.array([[stop, save]]), "every rank's word on going on")
+        stop, save = map(bool, np.max(np.concatenate(wishes), axis=0))
         if save and self.on_save is not None:
             self.on_save()
         if stop:
             self.history.interrupted = True
-            raise stopped or KeyboardInterrupt
+            raise KeyboardInterrupt
 
     def _out_of_patience(self) -> bool:
         best = self.history.best
