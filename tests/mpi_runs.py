@@ -6,9 +6,11 @@ free core is needed. Open MPI and MPICH are asked for that in the environment, w
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +32,9 @@ ENVIRONMENT = {
     "OMPI_MCA_btl": "^tcp,openib",
 }
 # Each process writes to files of its own: what mpiexec passes on comes in any order.
-REDIRECTED = 'rank=${OMPI_COMM_WORLD_RANK:-$PMI_RANK}; exec "$@" >"$0/$rank.out" 2>"$0/$rank.err"'
+REDIRECTED = (
+    'rank=${OMPI_COMM_WORLD_RANK:-$PMI_RANK}; echo $$ >"$0/$rank.pid"; exec "$@" >"$0/$rank.out" 2>"$0/$rank.err"'
+)
 
 
 @dataclass
@@ -77,7 +81,9 @@ def command(ranks: int, line: list, timeout: float = 60, environment=None, cwd=N
             late = False
         except subprocess.TimeoutExpired:
             late = True
-            process.terminate()  # mpiexec ends its processes then
+            for pid in filter(None, (_text(folder, rank, "pid") for rank in range(ranks))):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)  # one that stands still would outlive mpiexec
             try:
                 said, _ = process.communicate(timeout=10)
             except subprocess.TimeoutExpired:

@@ -15,7 +15,7 @@ from ..engine import runtime, team
 
 
 def own() -> dict:
-    """Where this process runs, as JSON values: the machine, its CPUs here and in all, and its cgroup's quota in CPUs."""
+    """Where this process runs, as JSON values: the machine, CPUs it has and those allowed here, the cgroup's quota."""
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     quota = runtime.cgroup_cpus()
     return {

@@ -9,8 +9,10 @@ that are waited for. A wait also looks for a notice that another rank has failed
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import math
 import sys
 import threading
 import time
@@ -28,9 +30,10 @@ from .messages import FRAME, as_sendable, bytes_of, framed, pieces, put_together
 
 TESTS_AT_ONCE = 20  # of requests, before a wait sleeps
 SHORTEST, LONGEST = 1e-4, 2e-3  # seconds that it sleeps
-NOTICE = 1000  # bytes of a notice at most
+LONGEST_TURN = 1.0  # seconds: a test and its sleep that took longer, this process itself was stopped (Ctrl-Z)
+NOTICE = 400  # characters of a notice at most
 GRACE = 1.0  # seconds in which the other ranks may leave by themselves before all processes are ended
-HEARING = 0.3  # seconds in which ranks that have failed together hear of each other
+HEARING = 0.3  # seconds in which ranks that fail together hear of each other, and finish what they had begun together
 OWN_TAG, FIRST_TAG, TAGS = 0, 1, 30001  # of the messages made here; of the caller's first tag; how many it has
 
 
@@ -47,6 +50,8 @@ class Processes(Ranks):
         self._met = 0  # how often all ranks have met
         self._open: list[Any] = []  # requests: MPI writes to their arrays even when nobody waits any more
         self._failed: dict[int, str] = {}  # what ranks say of their own failures
+        self._told_at = math.inf  # when this one heard the first of them
+        self._comm: Any = comm  # until the copies are there
         self._notices: Any = None
         self._comm, self._notices = self._copied(comm), self._copied(comm)
         self._places = self._gathered({"host": MPI.Get_processor_name(), **cores.own()}, "all ranks to begin")
@@ -189,13 +194,18 @@ class Processes(Ranks):
 
     def wait(self, requests: Iterable[Any], what: str, whose: Sequence[int] | None = None) -> None:
         requests = list(requests)
-        heard, tests, pause = time.monotonic(), 0, SHORTEST
+        last, waited, tests, pause = time.monotonic(), 0.0, 0, SHORTEST
         while (done := self._tested(requests, what)) is not None:
-            self._hear()
+            self._read_notices()
             now = time.monotonic()
+            waited += min(now - last, LONGEST_TURN)
+            last = now
+            if now - self._told_at > HEARING:
+                raise RankError(self._failed[min(self._failed)], told=self.rank not in self._failed)
             if done:
-                heard, tests, pause = now, 0, SHORTEST
-            elif now - heard > self.timeout + self.rank / self.size:  # the lowest first: it tells the others
+                waited, tests, pause = 0.0, 0, SHORTEST
+            elif waited > self.timeout + self.rank / self.size:  # the lowest first: it tells the others
+                atexit.register(self.end, 1)  # MPI's own end would wait for the rank that does not answer
                 raise RankError(self._lost(requests, what, whose))
             tests += 1
             if tests > TESTS_AT_ONCE:
@@ -217,15 +227,13 @@ class Processes(Ranks):
         names = self._listed(missing) if missing else "another rank"
         return f"no word from {names} for {self.timeout:g} s: {self._named(self.rank)} waited for {what}"
 
-    # ---------------------------------------------------------------------------------------------------------- failures
-
-    def _hear(self) -> None:
-        """Raise `RankError` if another rank has failed."""
-        self._read_notices()
-        if self._failed:
-            raise RankError(self._failed[min(self._failed)], told=self.rank not in self._failed)
+    # --------------------------------------------------------------------------------------------------------- failures
 
     def _read_notices(self) -> None:
+        """Take note of the ranks that have failed.
+
+        A wait goes on for a moment then: all may have failed in one place, each by itself, and some not have got there.
+        """
         if self._notices is None:  # ranks have not met yet
             return
         MPI = self._MPI
@@ -234,7 +242,8 @@ class Processes(Ranks):
             while self._notices.Iprobe(status=status):
                 text, rank = bytearray(status.Get_count(MPI.BYTE)), status.Get_source()
                 self._notices.Recv([text, MPI.BYTE], rank)
-                self._failed[rank] = text[:NOTICE].decode(errors="replace")
+                self._failed[rank] = text.decode(errors="replace")
+                self._told_at = min(self._told_at, time.monotonic())
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -252,12 +261,13 @@ class Processes(Ranks):
         """Tell all other ranks of an exception of this one, unless it has come from one of them."""
         if self.rank in self._failed or (isinstance(error, RankError) and error.told):
             return
-        text = str(error) if isinstance(error, RankError) else f"{type(error).__name__}: {error}"
-        if not isinstance(error, RankError):
-            text = f"{self._named(self.rank)} failed: {' '.join(text.split())}"
-        data = np.frombuffer(text.encode(errors="replace")[:NOTICE], np.uint8)
+        text = " ".join(str(error).split())
+        if not isinstance(error, RankError):  # which tells of another rank
+            text = f"{self._named(self.rank)} failed: {type(error).__name__}{text and f': {text}'}"
+        text = short(text, NOTICE)
+        data = np.frombuffer(text.encode(errors="replace"), np.uint8)
         with self._lock:
-            self._failed[self.rank] = text
+            self._failed[self.rank], self._told_at = text, -math.inf
             requests = [self._notices.Isend(data, rank) for rank in self._others]
             self._open += requests
         until = time.monotonic() + HEARING

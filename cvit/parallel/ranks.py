@@ -31,7 +31,7 @@ def launched() -> bool:
 
 
 def _launched_size() -> int:
-    sizes = SIZES
+    sizes: tuple[str, ...] = SIZES
     if "PMIX_RANK" in os.environ:  # Slurm's pmix: the number of tasks alone would also be in the job's own script
         sizes = (*SIZES, "SLURM_NTASKS")
     found = [os.environ.get(name, "").strip() for name in sizes]

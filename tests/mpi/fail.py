@@ -1,7 +1,8 @@
-"""A run of whose ranks the last fails in the way that is told: what each says, after how many seconds, and how it ends."""
+"""A run of whose ranks the last fails in the way that is told: what each says of it, and after how many seconds."""
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -25,13 +26,23 @@ try:
             raise SystemExit(3)
         if last and how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if last and how == "stop":
+        if last and how in ("stop", "stop and leave"):
             os.kill(os.getpid(), signal.SIGSTOP)
+        if how == "pause":  # as by Ctrl-Z: while the clock goes on the last one is not waited for
+            pids = [int(pid[0]) for pid in every.allgather(np.array([os.getpid()]))]
+            if last:
+                subprocess.Popen(["sh", "-c", f"sleep {2 * timeout}; kill -CONT {' '.join(map(str, pids))}"])
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+            every.barrier()
+            print("all are here again")
         if how == "apart" and last:
             every.broadcast(None, "the checkpoint")
-        for step in range(10**6):  # long messages and short ones, to ranks that are well and to the one that is not
+        for step in range(0 if how == "pause" else 10**6):  # short messages and long ones
             every.allgather(np.zeros(20000 * (step % 2)), "the gradient")
 except (ranks.RankError, ValueError, SystemExit) as error:
     print(f"{type(error).__name__}: {error}")
     print(f"after {time.monotonic() - start:.2f} s, told {getattr(error, 'told', None)}, speaks {every.speaks()}")
+    if how == "stop and leave":
+        raise
     every.end(7)
