@@ -136,4 +136,6 @@ class Ranks:
             raise RankError(self._world.failure)
 
     def late(self, requests, what, whose):
-        return RankError(f"no word from {sorted(set(whose))} for {self.timeout:g} s: rank {self.rank} waited for {what}")
+        return RankError(
+            f"no word from {sorted(set(whose))} for {self.timeout:g} s: rank {self.rank} waited for {what}"
+        )

@@ -5,6 +5,7 @@ import threading
 import time
 from unittest import mock
 
+import mpi_runs
 import numpy as np
 import pytest
 from checks import same_bits
@@ -17,7 +18,6 @@ from cvit.parallel.ranks import ALONE, RankError
 from cvit.parallel.reduction import Reduction, grouped
 from cvit.parallel.shares import part_slices
 from cvit.parallel.transfers import allgather_weights
-
 
 WHOLE = [slice(0, 9)]
 
@@ -153,7 +153,8 @@ def test_a_rank_that_does_not_come_is_named(way):
         reduction, out = Reduction(ranks, WHOLE, 9, np.float32, 3), np.zeros(9, np.float32)
         if ranks.rank == 1:
             return None
-        with pytest.raises(RankError, match=rf"no word from \[.*1.*\] for 0.2 s: rank {ranks.rank} waited for the grad"):
+        message = rf"no word from \[.*1.*\] for 0.2 s: rank {ranks.rank} waited for the gradient"
+        with pytest.raises(RankError, match=message):
             if way == "start":
                 reduction.start(out, lambda: 1)
                 reduction.wait()
@@ -216,3 +217,13 @@ def test_every_rank_gets_all_shares(length, size, dtype):
         return vector
 
     assert all(same_bits(vector, expected) for vector in World(size).run(call))
+
+
+# ------------------------------------------------------------------------------------------------------- several ranks
+def test_real_ranks_sum_to_the_same_bits():
+    """The program checks every sum against the tree; of a model's gradient the bits are those of any number of ranks,
+    and of threads."""
+    told = {output for size in (1, 2, 3, 4) for output in mpi_runs.succeeds(size, "reduce.py", timeout=120)}
+    assert len(told) == 1
+    lines = told.pop().splitlines()
+    assert len(lines) == 4 and len(set(lines)) == 2

@@ -48,7 +48,7 @@ cdef class Schedule:
             stage.count += 1
 
     cdef void finished(self, int first) noexcept:
-        """With the stage begun last the gradients of the blocks from `first` on are final: nothing writes there again."""
+        """With the stage begun last the gradients of blocks `first` and on are final: nobody writes there again."""
         self.stages[self.count - 1].finished = <int> self.p.L - first
 
     cdef void extra_packs(self, bint transposed) except *:

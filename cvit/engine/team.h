@@ -214,8 +214,8 @@ static inline void cvit_team_sync(cvit_team *team)
     atomic_fetch_sub(&team->sleepers, 1);
 }
 
-/* A number of a pass for threads that are not of the team. Who reads it sees all that the team did before it was set: the
- * barrier before orders the others' writes ahead of this thread's release. */
+/* A number of a pass for threads that are not of the team. Who reads it sees all that the team did before it was set:
+ * the barrier before orders the others' writes ahead of this thread's release. */
 static inline void cvit_publish(int *number, int value) { __atomic_store_n(number, value, __ATOMIC_RELEASE); }
 static inline int cvit_published(const int *number) { return __atomic_load_n(number, __ATOMIC_ACQUIRE); }
 

@@ -196,12 +196,10 @@ class Processes(Ranks):
         requests = list(requests)
         last, waited, tests, pause = time.monotonic(), 0.0, 0, SHORTEST
         while (done := self._tested(requests, what)) is not None:
-            self._read_notices()
+            self.look()
             now = time.monotonic()
             waited += min(now - last, LONGEST_TURN)
             last = now
-            if now - self._told_at > HEARING:
-                raise RankError(self._failed[min(self._failed)], told=self.rank not in self._failed)
             if done:
                 waited, tests, pause = 0.0, 0, SHORTEST
             elif waited > self.timeout + self.rank / self.size:  # the lowest first: it tells the others
@@ -213,6 +211,24 @@ class Processes(Ranks):
                 pause = min(LONGEST, 1.1 * pause)
         with self._lock:
             self._open = [request for request in self._open if request]
+
+    def completed(self, requests: list[Any], what: str) -> list[int]:
+        """Which of these requests, none of them done before, are done now: for who has more to do than to wait."""
+        done = self._tested(requests, what) or []
+        if done:
+            with self._lock:
+                self._open = [request for request in self._open if request]
+        return done
+
+    def look(self) -> None:
+        """Raise `RankError` if another rank has failed, a moment after it has told."""
+        self._read_notices()
+        if time.monotonic() - self._told_at > HEARING:
+            raise RankError(self._failed[min(self._failed)], told=self.rank not in self._failed)
+
+    def late(self, requests: list[Any], what: str, whose: Sequence[int]) -> RankError:
+        """The error of having waited for too long for requests that `completed` looks after."""
+        return RankError(self._lost(requests, what, whose))
 
     def _tested(self, requests: list[Any], what: str) -> list[int] | None:
         """The requests that are newly done, None when all have been for some time."""

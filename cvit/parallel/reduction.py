@@ -106,8 +106,10 @@ class Reduction:
             Of the whole batch. A rank whose part has none calls this and `wait` all the same, with no pass between.
         """
         terms = self._terms(images)
-        check(self.overlaps, f"start is for one part a rank: {self._parts} parts on {self._ranks.size} ranks take own()")
-        own = {node: grad for node in terms.nodes_of[self._ranks.rank]}
+        check(
+            self.overlaps, f"start is for one part a rank: {self._parts} parts on {self._ranks.size} ranks take own()"
+        )
+        own = dict.fromkeys(terms.nodes_of[self._ranks.rank], grad)
         exchange = self._exchange = self._new(terms, own, grad)
         self._error = None
         self._over.clear()

@@ -1,4 +1,4 @@
-"""Messages under way between ranks, and what happens when each is done: for exchanges that go on as messages come in."""
+"""Messages under way between ranks, and what follows when each is done: for exchanges that go on as messages come."""
 
 from __future__ import annotations
 

@@ -58,12 +58,13 @@ class Tree:
         return [part for part in own if self._filled[part]]
 
     def nodes_of(self, own: range) -> list[Node]:
-        """The largest nodes that lie wholly in a rank's own parts: what it adds up by itself, from left to right."""
+        """The largest nodes all of whose parts are a rank's own: what it adds up by itself, from left to right."""
 
         def inside(node: Node) -> list[Node]:
-            if own.start <= node[0] and node[1] <= own.stop:
-                return [node]
-            return [found for term in self.terms.get(node, ()) for found in inside(term)]
+            if node not in self.terms:
+                return [node] if node[0] in own else []
+            found = [each for term in self.terms[node] for each in inside(term)]
+            return [node] if tuple(found) == self.terms[node] else found
 
         return inside(self.root)
 
