@@ -5,6 +5,8 @@ What runs under mpiexec is in tests/mpi/train_*.py; without mpi4py or a launcher
 
 import json
 import os
+import signal
+from pathlib import Path
 
 import mpi_runs
 import numpy as np
@@ -175,11 +177,14 @@ def test_any_number_of_ranks_gives_the_bits_of_one(alone, ranks, kinds):
 
 
 def test_runs_are_shared_stopped_and_resumed(data):
-    """A run on 3 ranks is stopped by a signal that one of them gets, goes on on 2 and then on 1: the bits of a run of
-    one process that was never stopped, and rank 0's alone are the files."""
+    """The command on 3 ranks is stopped by a signal that one of them gets, goes on on 2 and then on 1: the bits of a
+    run of one process that was never stopped."""
     whole = train(data, out="whole", exact_reduction=PARTS, **SHARED)
-    first = mpi_runs.succeeds(3, "train_run.py", str(data), "shared", "stop", "1", "2", cwd=os.getcwd())
-    assert [json.loads(text.splitlines()[-1])["interrupted"] for text in first] == [True] * 3
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SHARED.items() if name != "pictures"]
+    begin = [str(data), "--out", "shared", "--no-pictures", "--exact-reduction", *options]
+    for text in mpi_runs.succeeds(3, "train_command.py", "1", "2", *begin, cwd=os.getcwd()):
+        assert text.splitlines()[-1] == str(128 + signal.SIGTERM)
+    assert json.loads(Path("shared/run.json").read_text())["results"]["interrupted"]
     second = mpi_runs.succeeds(2, "train_run.py", str(data), "shared", "stop", "0", "5", cwd=os.getcwd())
     assert [json.loads(text.splitlines()[-1])["steps"] for text in second] == [5, 5]
     shared = train(None, out="shared", resume=True, exact_reduction=PARTS, pictures=False)

@@ -28,6 +28,7 @@ from ..train.agreement import versions
 from ..train.ema import EMA
 from ..train.history import Epoch, History, Step
 from ..train.loop import Loop
+from ..train.step import parts_of
 from .folder import CHECKPOINT, HISTORY, MODEL, RUN, Folder, differences, folder_for
 from .job import Job, prepare
 from .model_file import write_model
@@ -169,11 +170,13 @@ def run_job(
     pictures: bool = True,
     tensorboard: bool = False,
     ranks: Ranks = ALONE,
-    **of_ranks,
+    exact_reduction: int | None = None,
+    split_optimizer: bool = False,
 ) -> Run:
     """`train` with a job that is prepared and a folder that is chosen; `on_end` is called when training ends, before
-    what follows it. `of_ranks` are `exact_reduction` and `split_optimizer`."""
+    what follows it."""
     say = _said(say, ranks)
+    parts_of(exact_reduction, ranks)  # a wrong number is an error before anything is written
     with folder.held() if ranks.first else contextlib.nullcontext():
         told = [on_epoch or NOTHING]
         if ranks.first:
@@ -184,7 +187,7 @@ def run_job(
             if tensorboard:
                 told.insert(0, events(folder.file("tensorboard")))
         started = time.perf_counter()
-        saver = _Saver(job, folder, save_minutes, on_step, told, ranks, of_ranks)
+        saver = _Saver(job, folder, save_minutes, on_step, told, ranks, exact_reduction, split_optimizer)
         if resume:
             saver.restore(say)
         history = saver.run()
@@ -199,7 +202,10 @@ def run_job(
 class _Saver:
     """The loop of a run, and what is written while it goes on."""
 
-    def __init__(self, job: Job, folder: Folder, save_minutes: float, on_step, told: list, ranks: Ranks, of_ranks):
+    def __init__(
+        self, job: Job, folder: Folder, save_minutes: float, on_step, told: list, ranks: Ranks, exact_reduction,
+        split_optimizer,
+    ):  # fmt: skip
         recipe, model = job.recipe, job.model
         self.job, self.folder, self.told, self.ranks = job, folder, told, ranks
         self.pause, self.saved = save_minutes * 60, time.monotonic()
@@ -212,7 +218,7 @@ class _Saver:
             drop_path=recipe.drop_path, dropout=recipe.dropout, class_weight=recipe.class_weight,
             ema=None if recipe.ema is None else EMA(model, recipe.ema), patience=recipe.patience, seed=recipe.seed,
             cache_mb=job.cache_mb, on_step=on_step, on_epoch=self._after_epoch, save_due=self._due, on_save=self._save,
-            ranks=ranks, **of_ranks,
+            ranks=ranks, exact_reduction=exact_reduction, split_optimizer=split_optimizer,
         )  # fmt: skip
 
     def restore(self, say) -> None:

@@ -32,7 +32,7 @@ from .front import Front, KeptTest
 from .history import Epoch, History, Step
 from .optim import AdamW
 from .split import SplitOptimizer
-from .step import Stepper
+from .step import Stepper, parts_of
 
 NOT_EVALUATED = Evaluation(math.nan, math.nan, np.empty(0, np.int64))
 
@@ -171,9 +171,7 @@ class Loop:
         self.epochs = as_int("epochs", epochs)
         self.patience = None if patience is None else as_int("patience", patience)
         self.ranks = ranks
-        self.parts = ranks.size if exact_reduction is None else as_int("exact_reduction", exact_reduction)
-        few = f"exact_reduction must be at least the number of ranks, {ranks.size}, got {self.parts}"
-        check(self.parts >= ranks.size, few)
+        self.parts = parts_of(exact_reduction, ranks)
         self.feed = feed_of(train, model, batch_size, augment, seed)
         self.test = test if test is None or hasattr(test, "plain") else checked_pair("test", test, model)
         check(patience is None or test is not None, "patience needs test, whose accuracy it looks at")

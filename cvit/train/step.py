@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..base.errors import check
+from ..base.numbers import as_int
 from ..engine.memory import allocate
 from ..engine.plan import Progress
 from ..model.drop import Drop
@@ -183,6 +185,15 @@ class Stepper:
         if not np.isfinite(self.model.weights).all():
             return "the pictures were finite, the model's weights were not"
         return "the pictures were finite; a lower learning rate may help"
+
+
+def parts_of(exact_reduction: int | None, ranks: Ranks) -> int:
+    """How many parts a batch has."""
+    if exact_reduction is None:
+        return ranks.size
+    parts = as_int("exact_reduction", exact_reduction)
+    check(parts >= ranks.size, f"exact_reduction must be at least the number of ranks, {ranks.size}, got {parts}")
+    return parts
 
 
 def _whole(batch) -> int:

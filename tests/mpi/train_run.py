@@ -5,6 +5,8 @@ of it."""
 import json
 import os
 import sys
+import time
+from pathlib import Path
 
 from mpi4py import MPI
 from train_cases import PARTS, SHARED
@@ -29,5 +31,8 @@ try:
     )
 except Exception as error:
     print(f"{type(error).__name__}: {error}", flush=True)
+    Path(f"told-{MPI.COMM_WORLD.Get_rank()}").touch()
+    while len(list(Path().glob("told-*"))) < MPI.COMM_WORLD.Get_size():  # the first to end takes the others with it
+        time.sleep(0.05)
     MPI.COMM_WORLD.Abort(2)
 print(json.dumps(dict(interrupted=run.history.interrupted, steps=done)))
