@@ -24,12 +24,12 @@ from ..model.precision import resolved
 from ..model.vit import ViT
 from ..parallel.ranks import ALONE, Ranks, of
 from ..train import state
-from ..train.agreement import versions
+from ..train.agreement import agree, versions
 from ..train.ema import EMA
 from ..train.history import Epoch, History, Step
 from ..train.loop import Loop
 from ..train.step import parts_of
-from .folder import CHECKPOINT, HISTORY, MODEL, RUN, Folder, differences, folder_for
+from .folder import CHECKPOINT, HISTORY, MODEL, RUN, Folder, differences, flat, folder_for
 from .job import Job, prepare
 from .model_file import write_model
 from .results import Results, best_model, finish, write_models
@@ -176,7 +176,8 @@ def run_job(
     """`train` with a job that is prepared and a folder that is chosen; `on_end` is called when training ends, before
     what follows it."""
     say = _said(say, ranks)
-    parts_of(exact_reduction, ranks)  # a wrong number is an error before anything is written
+    parts_of(exact_reduction, ranks)  # a wrong number is an error before anything is written, and so is other data
+    agree(ranks, job.model.precision, flat(job.settings), {})
     with folder.held() if ranks.first else contextlib.nullcontext():
         told = [on_epoch or NOTHING]
         if ranks.first:

@@ -123,7 +123,8 @@ def fit(
     timeout : float
         Seconds without a word from another rank after which it counts as lost.
 
-    Ctrl-C ends the run between two steps: the model keeps what it has learnt and the history says `interrupted`.
+    Ctrl-C ends the run between two steps: the model keeps what it has learnt and the history says `interrupted`. Of
+    several ranks all end so, after the same step, where `on_step` raises `KeyboardInterrupt` on one of them.
     A wrong argument raises before the first step. A loss or a gradient that is not finite raises `FloatingPointError`,
     which names the step, its learning rate and whether the pictures were finite; the weights stay those that gave it.
     """
@@ -244,6 +245,8 @@ class Loop:
                 facts[name] = data.digest()
             elif isinstance(data, Dataset):
                 vectors |= {f"images of the {name}": data.images, f"labels of the {name}": data.labels}
+        if self.ema is not None:
+            vectors["the average"] = self.ema.weights
         groups = getattr(self.optimizer, "groups", None)
         if groups is not None:
             vectors["what is trained"] = groups.runs.view(np.uint8)
@@ -332,7 +335,7 @@ class Loop:
     def state(self) -> tuple[dict[str, np.ndarray], dict]:
         """Vectors by name, not copied, and facts that JSON can hold: with them `restore` goes on to the same bits.
 
-        All ranks call it, and get the same.
+        All ranks call it. What rank 0 gets is the state, where the others may lack the optimizer's vectors.
         """
         arrays = {"weights": self.model.weights}
         facts: dict = {"position": dataclasses.asdict(self.position), "history": [list(e) for e in self.history.epochs]}

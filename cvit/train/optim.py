@@ -11,7 +11,7 @@ Sources: SGD with momentum as in PyTorch's `torch.optim.SGD` (Sutskever et al. 2
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -171,15 +171,18 @@ class _Optimizer(abc.ABC):
         """The options and `steps`: the state without its vectors."""
         return {name: getattr(self, name) for name in ("steps", *self._NUMBERS)}
 
-    def state_dict(self) -> dict:
+    def state_dict(self, whole: Callable[[np.ndarray], np.ndarray | None] | None = None) -> dict:
         """All that a run needs to go on, for `load_state_dict`: options and `steps` as numbers, vectors as copies.
 
         Where not everything is trained, the vectors hold the trained values alone, and "spans", a list of
-        [start, stop], says whose they are.
+        [start, stop], says whose they are. `whole` gives the vector in place of one of which this optimizer has but a
+        share.
         """
         state = self.numbers
         for name in self._VECTORS:
             vector = getattr(self, name)
+            if vector is not None and whole is not None:
+                vector = whole(vector)
             state[name] = None if vector is None else self._groups.taken(vector)
         return state | self._spans()
 

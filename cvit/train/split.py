@@ -13,7 +13,7 @@ import numpy as np
 
 from ..parallel.ranks import Ranks
 from ..parallel.shares import part_slices
-from ..parallel.transfers import allgather_weights
+from ..parallel.transfers import WEIGHTS_TAG, Transfers, allgather_weights
 from .optim import SGD, AdamW
 
 
@@ -43,13 +43,22 @@ class SplitOptimizer:
         return norm
 
     def state_dict(self) -> dict:
-        """What the optimizer would give had it not been split."""
-        state = self.optimizer.state_dict()
-        for name, value in state.items():
-            if isinstance(value, np.ndarray):
-                own = getattr(self.optimizer, name)[self.optimizer.share]
-                state[name] = self.groups.taken(np.concatenate(self.ranks.allgather(own)))
-        return state
+        """On rank 0, what the optimizer would give had it not been split; on the others None stands for the vectors."""
+        return self.optimizer.state_dict(self._whole)
+
+    def _whole(self, vector: np.ndarray) -> np.ndarray | None:
+        """A vector of the state out of every rank's share, on rank 0."""
+        transfers, own = Transfers(self.ranks, "every rank's share of the optimizer's state"), self.optimizer.share
+        whole = None
+        if self.ranks.first:
+            whole = np.empty_like(vector)
+            whole[own] = vector[own]
+            for rank in range(1, self.ranks.size):
+                transfers.receive(whole[self.shares[rank]], rank, WEIGHTS_TAG)
+        else:
+            transfers.send(vector[own], 0, WEIGHTS_TAG)
+        transfers.finish()
+        return whole
 
     def load_state_dict(self, state: Mapping) -> None:
         """Take over this rank's share of what `state_dict()` gave, on whatever number of ranks."""

@@ -59,13 +59,20 @@ CASES = {  # batches of 13, 13 and 11 images: neither divides among the ranks, n
     "average": dict(augment=noise, ema=0.9, test=TEST, patience=2, epochs=4),
     "blocks": dict(trained=["blocks.1.*", "head.*"], epochs=4),
     "head": dict(trained=["head.*"], epochs=4, test=TEST),
+    "little room": dict(trained=["blocks.1.*", "head.*"], epochs=3, cache_mb=0.004),
+    "bf16": dict(precision="bf16", clip_norm=0.5),
     "batches": dict(train=lambda: [(IMAGES[:20], LABELS[:20]), (IMAGES[20:], LABELS[20:], np.arange(17.0))]),
 }
 
 
-def result(comm, train=None, epochs=2, optimizer=AdamW, ema=None, trained=None, test=None, **options) -> str:
-    """A training's weights, averages and figures."""
-    model = ViT(CONFIG, seed=0)
+def result(
+    comm, train=None, epochs=2, optimizer=AdamW, ema=None, trained=None, test=None, precision="f32", **options
+) -> str:
+    """A training's weights, averages and figures. In bf16 each rank has another of this machine's instruction sets."""
+    before = cvit.get_isa()
+    if precision == "bf16" and comm is not None:
+        cvit.set_isa(cvit.available_isas()[comm.Get_rank() % len(cvit.available_isas())])
+    model = ViT(CONFIG, seed=0, precision=precision)
     model.weights[:] += 0.1 * np.random.default_rng(9).normal(size=model.layout.size).astype(np.float32)
     if trained is not None:
         options["optimizer"] = AdamW(model, lr=1e-2, trained=trained)
@@ -74,6 +81,7 @@ def result(comm, train=None, epochs=2, optimizer=AdamW, ema=None, trained=None, 
     average = None if ema is None else EMA(model, ema)
     data = (IMAGES, LABELS) if train is None else train()
     history = fit(model, data, test, **{"epochs": epochs, "batch_size": 13, "ema": average, "comm": comm, **options})
+    cvit.set_isa(before)
     vectors = [model.weights, *([] if average is None else [average.weights])]
     figures = repr([tuple(map(float, epoch[:6])) for epoch in history.epochs]).encode()
     return " ".join(f"{zlib.crc32(data):08x}" for data in (*vectors, figures))

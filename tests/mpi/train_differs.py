@@ -6,6 +6,7 @@ import numpy as np
 from mpi4py import MPI
 from train_cases import CONFIG, IMAGES, LABELS
 
+import cvit
 from cvit.model.vit import ViT
 from cvit.parallel.ranks import RankError
 from cvit.train import fit
@@ -29,6 +30,8 @@ if last and kind == "data":
     images[3, 0, 1, 1] += 1
 if last and kind == "settings":
     epochs = 2
+if last and kind == "isa":
+    cvit.set_isa(next(isa for isa in cvit.available_isas() if isa != cvit.get_isa()))
 if last and kind == "weights":
     model.weights[3] += 1
 before = model.weights.copy()
