@@ -47,8 +47,8 @@ class _Work(NamedTuple):
 
     rows: np.ndarray  # the images, or what comes out of a frozen front
     targets: np.ndarray
-    weights: np.ndarray | None
-    parts: list[slice]  # of the whole batch
+    weights: np.ndarray | None  # of all images of the batch
+    parts: list[slice]  # of the batch
     begin: int  # the first of these images in it
     step: int
 
@@ -110,7 +110,7 @@ class Stepper:
         N, targets = _whole(batch), np.asarray(batch.targets)
         weights = self._weights(targets, getattr(batch, "weights", None))
         if weights is None and self.parts * self.accumulate > 1:
-            weights = np.full(len(rows), 1 / N)
+            weights = np.full(N, 1 / N)
         work = _Work(rows, targets, weights, part_slices(N, self.parts), self.share(N).start, step)
         told = np.zeros((len(self.own), 2))  # of each part its loss and how many are right; of one without images 0
         if self.reduction.overlaps and self.accumulate == 1:
@@ -143,12 +143,13 @@ class Stepper:
         if self.front.first is not None:
             options["first"] = self.front.first
         for number, piece in enumerate(part_slices(images, min(self.accumulate, images))):
-            some = slice(begin - work.begin + piece.start, begin - work.begin + piece.stop)
+            start, stop = begin + piece.start, begin + piece.stop  # in the batch
+            some = slice(start - work.begin, stop - work.begin)
             targets = work.targets[some]
             if work.weights is not None:
-                options["sample_weight"] = work.weights[some]
+                options["sample_weight"] = work.weights[start:stop]
             if self.drop_path or self.dropout:
-                options["drop"] = self._drop(work.step, begin + piece.start)
+                options["drop"] = self._drop(work.step, start)
             piece_loss, _ = self.model.loss_and_grad(
                 work.rows[some], targets, label_smoothing=self.label_smoothing, out=grad, accumulate=number > 0,
                 **options,
@@ -164,14 +165,17 @@ class Stepper:
         return Drop(path=self.drop_path, rate=self.dropout, seed=seed, first=first)
 
     def _weights(self, targets, given) -> np.ndarray | None:
-        """The weight of each image's loss in the whole batch's, or None where all have the same."""
+        """The weight of each image's loss in the batch's, of all ranks' images; None where all have the same."""
         if self.class_weight is None and given is None:
             return None
-        weights = np.ones(len(targets)) if given is None else np.asarray(given, np.float64)
+        targets = np.concatenate(self.ranks.allgather(targets, "every rank's targets"))
+        weights = np.ones(len(targets))
+        if given is not None:
+            weights = np.concatenate(self.ranks.allgather(np.asarray(given, np.float64), "every rank's weights"))
         if self.class_weight is not None:
             of_classes = self.class_weight[targets] if targets.ndim == 1 else targets @ self.class_weight
             weights = weights * of_classes
-        total = np.concatenate(self.ranks.allgather(weights)).sum()
+        total = weights.sum()
         return weights / total if total > 0 else weights
 
     def _reason(self, batch) -> str:
