@@ -17,8 +17,12 @@ size fits the pictures; with it a trained one goes on, with a head for these cla
 
 The folder (--out, by default runs/NAME, then runs/NAME-2, …) then holds model.safetensors, the best model, and
 last.safetensors, history.csv, predictions.csv, run.json, checkpoint/, the plots and report.html. Ctrl-C, SIGTERM and
-SIGHUP stop early: what was learnt is saved, --resume goes on, and the exit status is 128 + the signal's number."""
+SIGHUP stop early: what was learnt is saved, --resume goes on, and the exit status is 128 + the signal's number.
+
+Started by an MPI launcher, mpiexec -n 4 cvit train photos/, the processes share every batch out; a batch stays as large
+as --batch-size says."""
 EXAMPLE = "cvit train photos/ --init vit_small.safetensors --epochs 20"
+EXACT_PARTS = 8
 SETTINGS = (  # flag, kind, help: what is given replaces the preset's
     ("--epochs", whole(1, 10**9), "passes over the training pictures"),
     ("--batch-size", whole(1, 2**31 - 1), "pictures in a step"),
@@ -86,6 +90,11 @@ def add_arguments(parser) -> None:
             group.add_argument(
                 "--class-weight", choices=("balanced",), help="rare classes count as much as common ones"
             )
+            group.add_argument(
+                "--exact-reduction", type=whole(1, 2**16), nargs="?", const=EXACT_PARTS, metavar="INT",
+                help="the same bits on any number of processes: gradients are added in so many parts of a batch "
+                f"(without a number {EXACT_PARTS}; else in as many as there are processes)",
+            )  # fmt: skip
     group = parser.add_argument_group("the machine; no bit depends on these")
     group.add_argument(
         "--checkpoint", choices=("block",), help="less memory: blocks are computed again in the backward"
@@ -102,9 +111,15 @@ def add_arguments(parser) -> None:
         "--save-minutes", type=number(0, 1e6), default=10, metavar="FLOAT",
         help="minutes between checkpoints within an epoch (default 10)",
     )  # fmt: skip
+    group.add_argument(
+        "--split-optimizer",
+        action="store_true",
+        help="each process keeps but a share of the optimizer's state",
+    )
     group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's event files")
     group.add_argument("--no-pictures", action="store_true", help="draw no plots and no report")
     threads_option(parser)
+    parser.set_defaults(ranks=None)  # a launcher's processes take this place once they have met
 
 
 def run(args) -> int:
@@ -116,14 +131,20 @@ def run(args) -> int:
         raise ValueError("--resume needs PATH, or --out with the run's folder")
     check(not (args.resume and args.overwrite), "--resume goes on with a run, --overwrite begins anew: choose one")
 
+    import numpy as np
+
+    from ..parallel.ranks import ALONE
     from ..runs.training import opened, run_job
 
+    ranks = args.ranks or ALONE
+    check(ranks.size == 1 or not args.dry_run, "--dry-run runs in one process: start it without a launcher")
+    cores = ranks.share_cores()
     arguments = {name: getattr(args, name) for name in _names()}
     with quiet_decoders(), expendable() as output, recorded() as stop:
         say = lambda text: print(one_line(text), flush=True)
         job, folder = opened(
-            args.data, out=args.out, resume=args.resume, overwrite=args.overwrite, say=say, decoders=args.decoders,
-            cache_mb=args.cache_mb, **arguments,
+            args.data, out=args.out, resume=args.resume, overwrite=args.overwrite, say=say, ranks=ranks,
+            decoders=args.decoders, cache_mb=args.cache_mb, **arguments,
         )  # fmt: skip
         stop.check()
         if args.dry_run:
@@ -133,6 +154,8 @@ def run(args) -> int:
                 print(line[:LABEL] + one_line(line[LABEL:]), flush=True)
             return 0
         _print_start(job, folder)
+        if ranks.size > 1:
+            print(cores, flush=True)
         with progress(job.recipe.epochs, job.feed.images) as shown:
 
             def on_step(step):
@@ -142,11 +165,14 @@ def run(args) -> int:
             done = run_job(
                 job, folder, resume=args.resume, save_minutes=args.save_minutes, on_step=on_step,
                 on_epoch=shown.on_epoch, on_end=shown.close, say=say, pictures=not args.no_pictures,
-                tensorboard=args.tensorboard,
+                tensorboard=args.tensorboard, ranks=ranks, exact_reduction=args.exact_reduction,
+                split_optimizer=args.split_optimizer,
             )  # fmt: skip
-        _print_end(job, folder, done)
-    if stop.number:
-        return 128 + stop.number
+        if ranks.first:
+            _print_end(job, folder, done)
+        number = max(ranks.allgather(np.array([stop.number]), "every rank's signal")).item()
+    if number:
+        return 128 + number
     output.raise_error()
     return 0
 

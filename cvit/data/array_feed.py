@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from ..base.arrays import as_array
 from ..base.errors import check
 from ..base.numbers import as_int, shown
-from .feed import Batch, BatchMixing, batch_rng, epoch_order
+from .feed import Batch, BatchMixing, Share, batch_rng, epoch_order, share_of
 
 
 class ArrayFeed:
@@ -79,18 +80,24 @@ class ArrayFeed:
         """How many batches an epoch has."""
         return math.ceil(self.images / self.batch_size)
 
-    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch `number`, from 0, in its own order, from batch `skip` on."""
+    def digest(self) -> str:
+        """What tells these images and labels from others."""
+        arrays = [array for array in (self._images, self.labels, self.weights) if array is not None]
+        return " ".join(f"{zlib.crc32(np.ascontiguousarray(array).data):08x}" for array in arrays)
+
+    def epoch(self, number: int, skip: int = 0, share: Share | None = None) -> Iterator[Batch]:
+        """Yield the batches of epoch `number`, from 0, in its own order, from batch `skip` on; with `share` the own
+        images of each."""
         number = as_int("number", number, minimum=0)
         skip = as_int("skip", skip, minimum=0, maximum=self.steps)
-        return self.run(number * self.steps + skip, (number + 1) * self.steps)
+        return self.run(number * self.steps + skip, (number + 1) * self.steps, share)
 
-    def run(self, first: int, last: int) -> Iterator[Batch]:
+    def run(self, first: int, last: int, share: Share | None = None) -> Iterator[Batch]:
         """Yield the batches first ... last - 1 of a whole run: batch `number * steps + k` is batch k of an epoch."""
         first = as_int("first", first, minimum=0)
-        return self._run(first, as_int("last", last, minimum=first))
+        return self._run(first, as_int("last", last, minimum=first), share)
 
-    def _run(self, first, last):
+    def _run(self, first, last, share):
         order, of = np.empty(0), -1
         for step in range(first, last):
             epoch, number = divmod(step, self.steps)
@@ -103,13 +110,13 @@ class ArrayFeed:
             if self.mixing is not None:
                 images, targets = self.mixing(batch.images, batch.targets, self.classes, rng)
                 batch = batch._replace(images=images, targets=targets)
-            yield batch
+            yield share_of(batch, share)
 
-    def plain(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Yield all images in order, as they are, with their labels: for an evaluation."""
+    def plain(self, batch_size: int | None = None, share: Share | None = None) -> Iterator[Batch]:
+        """Yield all images in order, or the own ones of a share, as they are, with their labels: for an evaluation."""
         size = self.batch_size if batch_size is None else as_int("batch_size", batch_size)
-        starts = range(0, self.images, size)
-        return (self._batch(np.arange(start, min(start + size, self.images))) for start in starts)
+        own = np.arange(self.images) if share is None else np.arange(self.images)[share(self.images)]
+        return (self._batch(own[start : start + size]) for start in range(0, len(own), size))
 
     def _batch(self, indices: np.ndarray) -> Batch:
         weights = None if self.weights is None else self.weights[indices]

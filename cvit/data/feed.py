@@ -2,7 +2,8 @@
 
 A batch is a function of the data, the settings, the seed, the epoch and the batch's number. No random stream is shared
 by batches or pictures, so that neither the number of threads nor the cache changes a bit, and any batch can be made
-without those before it: that is how a run is resumed within an epoch.
+without those before it: that is how a run is resumed within an epoch. Of a batch that several processes share out each
+makes its own images.
 """
 
 from __future__ import annotations
@@ -35,12 +36,26 @@ class Batch(NamedTuple):
     targets : (n,) integers, or (n, classes) distributions where images are mixed
     indices : int64 (n,), the pictures' numbers in the data set
     weights : float64 (n,) or None, how much each counts in the loss; of a mixed image, its first picture's
+    whole : how many images the batch has that these are a share of; None where they are all
     """
 
     images: np.ndarray
     targets: np.ndarray
     indices: np.ndarray
     weights: np.ndarray | None = None
+    whole: int | None = None
+
+
+Share = Callable[[int], slice]  # of so many images, those that are this process's own
+
+
+def share_of(batch, share: Share | None):
+    """The own images of a whole batch."""
+    if share is None:
+        return batch
+    some, names = share(len(batch.images)), ("images", "targets", "indices", "weights")
+    arrays = {name: array[some] for name in names if (array := getattr(batch, name)) is not None}
+    return batch._replace(**arrays, whole=len(batch.images))
 
 
 class PictureAugmentation(Protocol):
@@ -66,9 +81,14 @@ class PictureAugmentation(Protocol):
 
 
 class BatchMixing(Protocol):
-    """What a feed asks of mixup and cutmix; `cvit.data.Mixing` is one."""
+    """What a feed asks of mixup and cutmix; `cvit.data.Mixing` is one.
+
+    Picture i of n is mixed with picture n - 1 - i and no other, in the same way all over a batch, whatever n is.
+    `mixes(rng)` tells whether it will be, by what `rng` gives first.
+    """
 
     def __call__(self, images, labels, classes, rng) -> tuple[np.ndarray, np.ndarray]: ...
+    def mixes(self, rng) -> bool: ...
 
 
 class Feed:
@@ -155,10 +175,16 @@ class Feed:
         """How many classes there are."""
         return len(self.pictures.class_names)
 
-    def epoch(self, number: int, skip: int = 0) -> Generator[Batch]:
+    def digest(self) -> str:
+        """What tells these pictures from others, see `Pictures.digest`."""
+        return self.pictures.digest()
+
+    def epoch(self, number: int, skip: int = 0, share: Share | None = None) -> Generator[Batch]:
         """Yield the batches of epoch `number`, from 0, in its own order, from batch `skip` on.
 
-        Close the generator, or come to its end, and its threads end.
+        With `share` a batch holds the own images alone, and no others are decoded but the partners that mixing needs:
+        the shares of several processes are together the batch of one, to the same bits. Close the generator, or come to
+        its end, and its threads end.
 
         Raises
         ------
@@ -167,9 +193,9 @@ class Feed:
         """
         number = as_int("number", number, minimum=0)
         skip = as_int("skip", skip, minimum=0, maximum=self.steps)
-        return self.run(number * self.steps + skip, (number + 1) * self.steps)
+        return self.run(number * self.steps + skip, (number + 1) * self.steps, share)
 
-    def run(self, first: int, last: int) -> Generator[Batch]:
+    def run(self, first: int, last: int, share: Share | None = None) -> Generator[Batch]:
         """Yield the batches first ... last - 1 of a whole run, in which one epoch follows the other.
 
         Batch `number * steps + k` is batch k of epoch `number`, to the same bits as `epoch` gives. What differs is the
@@ -178,31 +204,42 @@ class Feed:
         first = as_int("first", first, minimum=0)
         last = as_int("last", last, minimum=first)
         order = functools.lru_cache(maxsize=2)(functools.partial(epoch_order, self.images, self.seed))
-        make = functools.partial(self._training_batch, order)
+        make = functools.partial(self._training_batch, order, share)
         return ahead(make, range(first, last), self.decoders, self._depth(self.batch_size))
 
-    def plain(self, batch_size: int | None = None) -> Generator[Batch]:
-        """Yield all pictures in order, as `how` makes them, with their labels: for an evaluation."""
+    def plain(self, batch_size: int | None = None, share: Share | None = None) -> Generator[Batch]:
+        """Yield all pictures in order, as `how` makes them, with their labels: for an evaluation. With `share` the own
+        ones alone."""
         size = self.batch_size if batch_size is None else as_int("batch_size", batch_size)
-        make = functools.partial(self._plain_batch, size)
-        return ahead(make, range(math.ceil(self.images / size)), self.decoders, self._depth(size))
+        own = np.arange(self.images) if share is None else np.arange(self.images)[share(self.images)]
+        make = functools.partial(self._plain_batch, own, size)
+        return ahead(make, range(math.ceil(len(own) / size)), self.decoders, self._depth(size))
 
     def _depth(self, batch_size: int) -> int:
         """How many batches to make ahead: `DEPTH`, or as many as take up to `AHEAD` bytes."""
         size = min(batch_size, self.images) * math.prod(self.how.shape) * 4
         return max(1, min(DEPTH, AHEAD // size))
 
-    def _training_batch(self, order: Callable[[int], np.ndarray], step: int, stop: threading.Event) -> Batch:
+    def _training_batch(
+        self, order: Callable[[int], np.ndarray], share: Share | None, step: int, stop: threading.Event
+    ) -> Batch:
         epoch, number = divmod(step, self.steps)
-        indices = order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
-        images, targets = self._augmented(epoch, indices, stop), self.pictures.labels[indices]
+        batch = order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+        rng = functools.partial(batch_rng, self.seed, epoch, number)
+        n = len(batch)
+        own = made = np.arange(n) if share is None else np.arange(n)[share(n)]
+        if self.mixing is not None and self.mixing.mixes(rng()):
+            made = np.union1d(own, n - 1 - own)  # with the partners, which lie where mixing looks for them
+        images, targets = self._augmented(epoch, batch[made], stop), self.pictures.labels[batch[made]]
         if self.mixing is not None:
-            rng = batch_rng(self.seed, epoch, number)
-            images, targets = self.mixing(images, targets, self.classes, rng)
-        return Batch(images, targets, indices, self._weights(indices))
+            images, targets = self.mixing(images, targets, self.classes, rng())
+        begin = int(np.searchsorted(made, own[0])) if len(own) else 0
+        some = slice(begin, begin + len(own))
+        weights = self._weights(batch[own])
+        return Batch(images[some], targets[some], batch[own], weights, None if share is None else n)
 
-    def _plain_batch(self, size: int, number: int, stop: threading.Event) -> Batch:
-        indices = np.arange(number * size, min((number + 1) * size, self.images))
+    def _plain_batch(self, own: np.ndarray, size: int, number: int, stop: threading.Event) -> Batch:
+        indices = own[number * size : (number + 1) * size]
         return Batch(self._values(indices, stop), self.pictures.labels[indices], indices, self._weights(indices))
 
     def _weights(self, indices: np.ndarray) -> np.ndarray | None:

@@ -78,7 +78,7 @@ class Mixing:
         classes = as_int("classes", classes)
         labels = as_labels("labels", labels, len(images), classes)
         check_generator(rng)
-        images, share = self._mixed(images, rng)
+        images, share = self._mixed(images, rng) if self.mixes(rng) and images.size else (images, 1.0)
         off = self.smoothing / classes
         targets = np.full((len(labels), classes), off, np.float32)
         targets[np.arange(len(labels)), labels] = 1.0 - self.smoothing + off
@@ -86,11 +86,13 @@ class Mixing:
             return images, targets
         return images, targets * np.float32(share) + targets[::-1] * np.float32(1.0 - share)
 
+    def mixes(self, rng: np.random.Generator) -> bool:
+        """Whether a batch with this generator is mixed at all, the first number that is drawn."""
+        return bool(self.mixup or self.cutmix) and rng.random() < self.prob
+
     def _mixed(self, images, rng):
         """The images mixed, and the share lam of each that is its own."""
         alphas = self.mixup, self.cutmix
-        if not any(alphas) or not images.size or rng.random() >= self.prob:
-            return images, 1.0
         cut = rng.random() < self.switch if all(alphas) else self.cutmix > 0
         share = rng.beta(alphas[cut], alphas[cut])
         if share == 1:

@@ -157,7 +157,7 @@ def _lock(descriptor: int, path: Path) -> None:
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two nested dicts, one sentence each: "recipe.lr was 0.001, is 0.002"."""
-    one, other = _flat(before), _flat(now)
+    one, other = flat(before), flat(now)
     names = sorted(one.keys() | other.keys())
     missing = object()
     return [
@@ -167,11 +167,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one: {"recipe": {"lr": 0.1}} is {"recipe.lr": 0.1}."""
     found: dict[str, Any] = {}
     for name, value in nested.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = list(value) if isinstance(value, tuple) else value
     return found

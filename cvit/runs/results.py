@@ -8,6 +8,7 @@ import numpy as np
 
 from ..formats.load import load
 from ..model.vit import ViT
+from ..parallel.ranks import Ranks
 from ..train.evaluation import cross_entropy, logits_of
 from ..train.history import History
 from ..train.predictions import Prediction, write_predictions
@@ -47,16 +48,34 @@ class Predicted(NamedTuple):
         return float(np.mean(self.logits.argmax(axis=1) == self.labels))
 
 
-def finish(job: Job, folder: Folder, history: History, last: ViT, seconds: float, say, pictures: bool) -> Results:
-    """Write everything that a run ends with. The models come first: what follows costs no result if it fails."""
-    best = history.best
+def write_models(job: Job, folder: Folder, history: History, last: ViT) -> None:
+    """Write the models that a run ends with, before all else: what follows costs no result if it fails."""
     epoch = history.epochs[-1] if history.epochs else None
     write_model(folder, LAST, last, job, epoch)
-    if best is None:  # stopped within the first epoch, or nothing to validate with: the last model is all there is
+    if history.best is None:  # stopped within the first epoch, or nothing to validate with: the last is all there is
         write_model(folder, MODEL, last, job, epoch)
-    predicted = predictions(load(folder.file(MODEL)), job)
-    if predicted:
-        _written(folder, predicted[-1], job.found.class_names)  # the test pictures where there are any
+
+
+def best_model(job: Job, folder: Folder, ranks: Ranks) -> ViT:
+    """The best model, which rank 0 has written, on every rank."""
+    if ranks.first:
+        model = load(folder.file(MODEL))
+        ranks.broadcast(model.weights, "the best model")
+        return model
+    model = job.model
+    return ViT(
+        model.config, ranks.broadcast(None, "the best model"), precision=model.precision, checkpoint=model.checkpoint,
+        preprocessing=model.preprocessing, class_names=model.class_names,
+    )  # fmt: skip
+
+
+def finish(
+    job: Job, folder: Folder, history: History, model: ViT, seconds: float, say, pictures: bool, ranks: Ranks
+) -> Results:
+    """Judge the best model, and write what a run ends with beside its models."""
+    best = history.best
+    epoch = history.epochs[-1] if history.epochs else None
+    predicted = predictions(model, job, ranks)
     by_part = {part.part: part for part in predicted}
     validation, test = by_part.get("validation"), by_part.get("test")
     nan = float("nan")
@@ -69,6 +88,16 @@ def finish(job: Job, folder: Folder, history: History, last: ViT, seconds: float
         cross_entropy(test.logits, test.labels) if test else nan,
         seconds,
     )
+    if ranks.first:
+        _write(job, folder, history, predicted, results, say, pictures)
+    ranks.barrier("rank 0 to write the results")
+    return results
+
+
+def _write(job: Job, folder: Folder, history: History, predicted: list[Predicted], results: Results, say, pictures):
+    """predictions.csv, the results in run.json, plots and report."""
+    if predicted:
+        _written(folder, predicted[-1], job.found.class_names)  # the test pictures where there are any
     facts = folder.read_facts()
     facts["results"] = {name: _json(value) for name, value in results._asdict().items()}
     facts["results"] |= dict(epochs=len(history.epochs), interrupted=history.interrupted, early=history.stopped_early)
@@ -77,15 +106,14 @@ def finish(job: Job, folder: Folder, history: History, last: ViT, seconds: float
         from .drawing import draw_run
 
         draw_run(folder, job, history, predicted, results, facts, say)
-    return results
 
 
-def predictions(model: ViT, job: Job) -> list[Predicted]:
-    """What a model says of the validation and the test pictures."""
+def predictions(model: ViT, job: Job, ranks: Ranks) -> list[Predicted]:
+    """What a model says of the validation and the test pictures, on every rank."""
     found = []
     for part, feed in (("validation", job.validation), ("test", job.test)):
         if feed is not None:
-            logits, labels = logits_of(model, feed)
+            logits, labels = logits_of(model, feed, ranks=ranks)
             found.append(Predicted(part, feed.pictures, labels, logits))
     return found
 

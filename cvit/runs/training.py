@@ -4,33 +4,35 @@ After every epoch, and within it every few minutes, all that the next step depen
 optimizer, moving average, history, the place in the data. Order, augmentation and every other random number follow from
 the seed and that place, so that a resumed run takes the same steps. Best model, history and checkpoint are written in
 this order: whatever moment a run is killed at, an epoch that is done again writes the same bits again.
+
+Of several ranks each trains, and rank 0 alone chooses the folder, reads and writes in it, and speaks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..base.errors import check, listed
 from ..base.files import check_writable
-from ..base.version import VERSION
 from ..engine import runtime
-from ..formats.load import load
 from ..model.precision import resolved
 from ..model.vit import ViT
+from ..parallel.ranks import ALONE, Ranks, of
 from ..train import state
+from ..train.agreement import agree, versions
 from ..train.ema import EMA
 from ..train.history import Epoch, History, Step
 from ..train.loop import Loop
-from .folder import CHECKPOINT, HISTORY, MODEL, Folder, differences, folder_for
+from ..train.step import parts_of
+from .folder import CHECKPOINT, HISTORY, MODEL, RUN, Folder, differences, flat, folder_for
 from .job import Job, prepare
 from .model_file import write_model
-from .results import Results, finish
+from .results import Results, best_model, finish, write_models
 from .tensorboard import events
 
 NOTHING: Callable = lambda *_: None
@@ -59,6 +61,10 @@ def train(
     say: Callable[[str], None] | None = None,
     pictures: bool = True,
     tensorboard: bool = False,
+    comm=None,
+    exact_reduction: int | None = None,
+    split_optimizer: bool = False,
+    timeout: float = 600.0,
     **arguments,
 ) -> Run:
     """Train a model on pictures and leave everything in a folder.
@@ -85,6 +91,8 @@ def train(
         Whether curves, confusion matrix, worst errors and a report are drawn, which needs matplotlib and jinja2.
     tensorboard : bool
         Whether loss, accuracy and learning rate also go to TensorBoard's event files in the folder.
+    comm, exact_reduction, split_optimizer, timeout : see `cvit.train.fit`
+        Every rank reads the data; rank 0 alone writes to the folder. All return the same but for the times.
     **arguments
         `init`, `preset`, `validation`, `epochs`, `lr`, …: those of `prepare`.
 
@@ -100,13 +108,17 @@ def train(
         The loss or the gradient is not finite: names step, learning rate, whether the pictures were finite, and the
         last good checkpoint.
     """
-    job, folder = opened(
-        data, out=out, resume=resume, overwrite=overwrite, say=say, cache_mb=cache_mb, decoders=decoders, **arguments
-    )
-    return run_job(
-        job, folder, resume=resume, save_minutes=save_minutes, on_step=on_step, on_epoch=on_epoch, say=say,
-        pictures=pictures, tensorboard=tensorboard,
-    )  # fmt: skip
+    ranks = of(comm, timeout=timeout)
+    with ranks.guarded():
+        job, folder = opened(
+            data, out=out, resume=resume, overwrite=overwrite, say=say, ranks=ranks, cache_mb=cache_mb,
+            decoders=decoders, **arguments,
+        )  # fmt: skip
+        return run_job(
+            job, folder, resume=resume, save_minutes=save_minutes, on_step=on_step, on_epoch=on_epoch, say=say,
+            pictures=pictures, tensorboard=tensorboard, ranks=ranks, exact_reduction=exact_reduction,
+            split_optimizer=split_optimizer,
+        )  # fmt: skip
 
 
 def opened(
@@ -116,22 +128,33 @@ def opened(
     resume: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] | None = None,
+    ranks: Ranks = ALONE,
     **arguments,
 ) -> tuple[Job, Folder]:
     """The job and the folder of `train` with these arguments, nothing written yet."""
-    say = say or NOTHING
     if resume:
-        folder = folder_for(out, _name(data), resume=True, overwrite=False)
-        saved = folder.read_facts()
+        folder = _folder_for(ranks, out, _name(data), resume=True, overwrite=False)
+        saved = ranks.broadcast(folder.read_facts() if ranks.first else None, RUN)
         kept = {name: value for name, value in saved["arguments"].items() if name != "data"}
         given = {name: value for name, value in arguments.items() if value is not None}
         job = prepare(saved["arguments"]["data"] if data is None else data, **{**kept, **given})
-        _check_same(saved, job, folder, say)
+        _check_same(saved, job, folder, _said(say, ranks))
         return job, folder
-    if out is not None:
+    if out is not None and ranks.first:
         folder_for(out, "", resume=False, overwrite=overwrite)  # an error before the pictures are read
     job = prepare(data, **arguments)
-    return job, folder_for(out, job.found.name, resume=False, overwrite=overwrite)
+    return job, _folder_for(ranks, out, job.found.name, resume=False, overwrite=overwrite)
+
+
+def _folder_for(ranks: Ranks, *arguments, **options) -> Folder:
+    """The folder that rank 0 finds, on every rank."""
+    path = os.fspath(folder_for(*arguments, **options).path) if ranks.first else None
+    return Folder(ranks.broadcast(path, "the run's folder"))
+
+
+def _said(say: Callable[[str], None] | None, ranks: Ranks) -> Callable[[str], None]:
+    """What the user is told with: by rank 0 alone."""
+    return say if say is not None and ranks.first else NOTHING
 
 
 def run_job(
@@ -146,34 +169,46 @@ def run_job(
     say: Callable[[str], None] | None = None,
     pictures: bool = True,
     tensorboard: bool = False,
+    ranks: Ranks = ALONE,
+    exact_reduction: int | None = None,
+    split_optimizer: bool = False,
 ) -> Run:
     """`train` with a job that is prepared and a folder that is chosen; `on_end` is called when training ends, before
     what follows it."""
-    say = say or NOTHING
-    with folder.held():
-        check_writable(folder.file(MODEL), job.model.weights.nbytes)  # a full disk is an error now, not after an epoch
-        if not resume:
-            folder.clear()
-            folder.write_facts(_facts(job))
-        started = time.perf_counter()
+    say = _said(say, ranks)
+    parts_of(exact_reduction, ranks)  # a wrong number is an error before anything is written, and so is other data
+    agree(ranks, job.model.precision, flat(job.settings), {})
+    with folder.held() if ranks.first else contextlib.nullcontext():
         told = [on_epoch or NOTHING]
-        if tensorboard:
-            told.insert(0, events(folder.file("tensorboard")))
-        saver = _Saver(job, folder, save_minutes, on_step or NOTHING, told)
+        if ranks.first:
+            check_writable(folder.file(MODEL), job.model.weights.nbytes)  # a full disk is an error now, not later
+            if not resume:
+                folder.clear()
+                folder.write_facts(_facts(job, ranks))
+            if tensorboard:
+                told.insert(0, events(folder.file("tensorboard")))
+        started = time.perf_counter()
+        saver = _Saver(job, folder, save_minutes, on_step, told, ranks, exact_reduction, split_optimizer)
         if resume:
             saver.restore(say)
         history = saver.run()
         (on_end or NOTHING)()
-        results = finish(job, folder, history, saver.loop.evaluated, time.perf_counter() - started, say, pictures)
-        return Run(load(folder.file(MODEL)), str(folder.path), history, results)
+        if ranks.first:
+            write_models(job, folder, history, saver.loop.evaluated)
+        model = best_model(job, folder, ranks)
+        results = finish(job, folder, history, model, time.perf_counter() - started, say, pictures, ranks)
+        return Run(model, str(folder.path), history, results)
 
 
 class _Saver:
     """The loop of a run, and what is written while it goes on."""
 
-    def __init__(self, job: Job, folder: Folder, save_minutes: float, on_step, told: list):
+    def __init__(
+        self, job: Job, folder: Folder, save_minutes: float, on_step, told: list, ranks: Ranks, exact_reduction,
+        split_optimizer,
+    ):  # fmt: skip
         recipe, model = job.recipe, job.model
-        self.job, self.folder, self.on_step, self.told = job, folder, on_step, told
+        self.job, self.folder, self.told, self.ranks = job, folder, told, ranks
         self.pause, self.saved = save_minutes * 60, time.monotonic()
         self.has_checkpoint = False
         self.loop = Loop(
@@ -183,18 +218,24 @@ class _Saver:
             label_smoothing=0.0 if recipe.mixing else recipe.label_smoothing,  # mixed targets have it already
             drop_path=recipe.drop_path, dropout=recipe.dropout, class_weight=recipe.class_weight,
             ema=None if recipe.ema is None else EMA(model, recipe.ema), patience=recipe.patience, seed=recipe.seed,
-            cache_mb=job.cache_mb, on_step=self._after_step, on_epoch=self._after_epoch,
+            cache_mb=job.cache_mb, on_step=on_step, on_epoch=self._after_epoch, save_due=self._due, on_save=self._save,
+            ranks=ranks, exact_reduction=exact_reduction, split_optimizer=split_optimizer,
         )  # fmt: skip
 
     def restore(self, say) -> None:
         """Take up the newest checkpoint that is whole; without any the run begins at its beginning."""
         place = self.folder.file(CHECKPOINT)
-        if not place.is_dir() or not any(place.iterdir()):
+        found = self.ranks.first and place.is_dir() and any(place.iterdir())
+        read = self.ranks.broadcast(state.read(place) if found else None, "the checkpoint")
+        if read is None:
             say("no checkpoint was written yet: the run begins anew")
             return
-        arrays, facts, warning = state.read(place)
+        arrays, facts, warning = read
         if warning:
             say(warning)
+        before, now = facts.get("parts", 1), self.loop.parts
+        if before != now:
+            say(f"gradients were summed in {before} parts, are in {now}: the result may differ in its last bits")
         try:
             self.loop.restore(arrays, facts)
         except ValueError as error:
@@ -214,24 +255,25 @@ class _Saver:
             self._save()
         return history
 
-    def _after_step(self, step: Step) -> None:
-        if time.monotonic() - self.saved >= self.pause:
-            self._save()
-        self.on_step(step)
+    def _due(self) -> bool:
+        """Whether a checkpoint is, after this step: rank 0's clock says so."""
+        return self.ranks.first and time.monotonic() - self.saved >= self.pause
 
     def _after_epoch(self, epoch: Epoch) -> None:
         history, folder = self.loop.history, self.folder
         best = history.best
-        if best is None or best.epoch == epoch.epoch:
-            write_model(folder, MODEL, self.loop.evaluated, self.job, epoch)
-        history.write_csv(folder.file(HISTORY))
+        if self.ranks.first:
+            if best is None or best.epoch == epoch.epoch:
+                write_model(folder, MODEL, self.loop.evaluated, self.job, epoch)
+            history.write_csv(folder.file(HISTORY))
         self._save()
         for tell in self.told:
             tell(epoch)
 
     def _save(self) -> None:
         arrays, facts = self.loop.state()
-        state.write(self.folder.file(CHECKPOINT), arrays, facts)
+        if self.ranks.first:
+            state.write(self.folder.file(CHECKPOINT), arrays, facts)
         self.saved, self.has_checkpoint = time.monotonic(), True
 
 
@@ -240,10 +282,11 @@ def _name(data) -> str:
     return "run" if data is None else os.path.splitext(os.path.basename(os.path.normpath(os.fspath(data))))[0]
 
 
-def _facts(job: Job) -> dict[str, Any]:
+def _facts(job: Job, ranks: Ranks) -> dict[str, Any]:
     """run.json at the beginning of a run."""
     return dict(
-        arguments=job.arguments, preset=job.preset, settings=job.settings, machine=machine(),
+        arguments=job.arguments, preset=job.preset, settings=job.settings,
+        machine=machine() | ({"ranks": ranks.size} if ranks.size > 1 else {}),
         remarks=list(job.found.remarks), started=time.strftime("%Y-%m-%d %H:%M:%S %z"),
     )  # fmt: skip
 
@@ -251,17 +294,9 @@ def _facts(job: Job) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Versions, instruction set and threads: what may change bits, or time, beside the settings."""
     return dict(
-        cvit=VERSION, numpy=np.__version__, pillow=_pillow(), python=platform.python_version(),
-        system=platform.platform(), isa=runtime.get_isa(), threads=runtime.get_num_threads(),
+        **versions(), python=platform.python_version(), system=platform.platform(),
+        threads=runtime.get_num_threads(),
     )  # fmt: skip
-
-
-def _pillow() -> str | None:
-    try:
-        import PIL
-    except ModuleNotFoundError:
-        return None
-    return PIL.__version__
 
 
 def _check_same(saved: dict[str, Any], job: Job, folder: Folder, say) -> None:

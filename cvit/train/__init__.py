@@ -7,6 +7,7 @@ front.py     a frozen front's rows, computed once                    clipping.py
 evaluation.py   loss, accuracy, confusion                            ema.py        the weights' moving average
 class_weights.py  rare classes                                       schedule.py   warm-up and cosine
 history.py   epochs, as a CSV                                        state.py      checkpoints of a run
+agreement.py what ranks must have alike                              split.py      an optimizer shared out among ranks
 """
 
 from .ema import EMA

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,8 @@ from ..base.arrays import as_array, as_float, as_labels
 from ..base.errors import check
 from ..base.numbers import as_int
 from ..data import Dataset, batches
+from ..parallel.ranks import ALONE, Ranks
+from ..parallel.shares import own_pictures
 
 CHUNK = 1 << 22  # values looked at together for one that is not finite
 
@@ -28,9 +30,9 @@ def evaluate(model, images: np.ndarray, labels: np.ndarray, batch_size: int = 25
     return evaluate_checked(model, checked_arrays("", images, labels, model), as_int("batch_size", batch_size))
 
 
-def evaluate_checked(model, data, batch_size: int = 256) -> Evaluation:
-    """`evaluate` on what `checked_arrays` or `checked_pair` gave, or on a feed."""
-    return evaluation_of(*logits_of(model, data, batch_size))
+def evaluate_checked(model, data, batch_size: int = 256, ranks: Ranks = ALONE) -> Evaluation:
+    """`evaluate` on what `checked_arrays` or `checked_pair` gave, or on a feed; shared out among ranks."""
+    return evaluation_of(*logits_of(model, data, batch_size, ranks))
 
 
 def evaluation_of(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
@@ -39,13 +41,29 @@ def evaluation_of(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
     return Evaluation(cross_entropy(logits, labels), float(np.mean(predictions == labels)), predictions)
 
 
-def logits_of(model, data, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, classes) and labels (N,) of checked arrays, or of a feed's pictures without augmentation, in order."""
+def logits_of(model, data, batch_size: int = 256, ranks: Ranks = ALONE) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, classes) and labels (N,) of checked arrays, or of a feed's pictures without augmentation, in order.
+
+    Each of several ranks computes those of its share, and every one gets all.
+    """
+    share = share_for(ranks)
     if hasattr(data, "plain"):
-        parts = [(model.forward(batch.images), batch.targets) for batch in data.plain(batch_size)]
+        parts = [(model.forward(batch.images), batch.targets) for batch in data.plain(batch_size, share)]
     else:
-        parts = [(model.forward(x), y) for x, y in batches(data[0], data[1], batch_size)]
-    logits, labels = (np.concatenate(side) for side in zip(*parts))
+        own = share(len(data[0]))
+        parts = [(model.forward(x), y) for x, y in batches(data[0][own], data[1][own], batch_size)]
+    return gathered(parts, model, ranks)
+
+
+def share_for(ranks: Ranks) -> Callable[[int], slice]:
+    """Which of so many pictures an evaluation has this rank see."""
+    return lambda count: own_pictures(count, ranks.rank, ranks.size)
+
+
+def gathered(parts, model, ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of all pictures out of every rank's (logits, labels) of its batches."""
+    none = np.empty((0, model.config.classes), model.dtype), np.empty(0, np.int64)  # a share may have no pictures
+    logits, labels = (np.concatenate(ranks.allgather(np.concatenate(side))) for side in zip(none, *parts))
     return logits, labels
 
 

@@ -1,8 +1,8 @@
 """What `fit` trains on, as one interface: arrays, a feed of pictures, or any iterable of batches.
 
-A feed has `epoch(number, skip)`, which gives the batches of an epoch from batch `skip` on; `steps`, how many an epoch
-has (None where that is only known at its end); `labels` of all its images, or None; and `fixed`, whether an image is
-the same in every epoch.
+A feed has `epoch(number, skip, share)`, which gives the batches of an epoch from batch `skip` on, the own images of
+each that `share` says (None: all); `steps`, how many an epoch has (None where that is only known at its end); `labels`
+of all its images, or None; and `fixed`, whether an image is the same in every epoch.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class AnyBatch(NamedTuple):
     targets: np.ndarray
     weights: np.ndarray | None = None
     indices: np.ndarray | None = None
+    whole: int | None = None  # images of the batch that these are a share of
 
 
 class IterableFeed:
@@ -43,11 +44,13 @@ class IterableFeed:
         self.source, self.config, self.dtype = source, model.config, model.dtype
         self.steps = len(source) if isinstance(source, Sized) else None
 
-    def epoch(self, number: int, skip: int = 0) -> Iterator[AnyBatch]:
-        """The batches of epoch `number` from batch `skip` on, each checked."""
+    def epoch(self, number: int, skip: int = 0, share: Callable[[int], slice] | None = None) -> Iterator[AnyBatch]:
+        """The batches of epoch `number` from batch `skip` on, each checked; with `share` the own images of each."""
+        from ..data.feed import share_of  # `import cvit` goes without
+
         source = self.source(number) if callable(self.source) else self.source
         for place, batch in enumerate(itertools.islice(source, skip, None), start=skip):
-            yield self._checked(f"batch {place + 1} of train", batch)
+            yield share_of(self._checked(f"batch {place + 1} of train", batch), share)
 
     def _checked(self, name: str, batch) -> AnyBatch:
         right = isinstance(batch, (tuple, list)) and len(batch) in (2, 3)

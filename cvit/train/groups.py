@@ -61,6 +61,13 @@ class Groups:
         """The trained values of `vector` (size,), a copy (count,)."""
         return np.concatenate([vector[:0], *(vector[part] for part in self.slices())])
 
+    def within(self, part: slice) -> np.ndarray:
+        """The runs inside a part of the vector alone."""
+        runs = self.runs.copy()
+        for edge in ("start", "stop"):
+            np.clip(runs[edge], part.start, part.stop, out=runs[edge])
+        return runs[runs["start"] < runs["stop"]]
+
     def spread(self, values: np.ndarray) -> np.ndarray:
         """A vector (size,) that has `values` (count,), as `taken` gives them, in its place and is zero elsewhere."""
         vector, begin = np.zeros(self.size, values.dtype), 0

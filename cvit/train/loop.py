@@ -21,6 +21,8 @@ from ..base.numbers import as_int, finite, shown
 from ..data import Dataset
 from ..model.drop import Drop, as_drop
 from ..model.vit import ViT
+from ..parallel.ranks import ALONE, Ranks, of
+from .agreement import agree
 from .class_weights import class_weights
 from .ema import EMA
 from .evaluation import Evaluation, checked_pair, evaluate_checked
@@ -29,7 +31,8 @@ from .freezing import first_trained
 from .front import Front, KeptTest
 from .history import Epoch, History, Step
 from .optim import AdamW
-from .step import Stepper
+from .split import SplitOptimizer
+from .step import Stepper, parts_of
 
 NOT_EVALUATED = Evaluation(math.nan, math.nan, np.empty(0, np.int64))
 
@@ -57,6 +60,10 @@ def fit(
     history: History | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    comm=None,
+    exact_reduction: int | None = None,
+    split_optimizer: bool = False,
+    timeout: float = 600.0,
 ) -> History:
     """Train `model` in place.
 
@@ -103,18 +110,34 @@ def fit(
         the same run, as long as that one was not stopped within an epoch.
     on_step, on_epoch : callables
         Told of every step and of every finished epoch; a progress bar hangs here.
+    comm : mpi4py communicator, optional
+        Its ranks share every batch out, `batch_size` images in all, and the test images. All call `fit` with the same
+        arguments, which is looked at before the first step, and end with the same weights. A rank that fails ends the
+        run on all: the others raise `RankError`.
+    exact_reduction : int, optional
+        Parts of a batch, at least one a rank, whose gradients are added in a fixed order: the weights then have the
+        same bits on any number of ranks. By default there are as many parts as ranks.
+    split_optimizer : bool
+        Each rank keeps a share of the optimizer's state; the weights have the same bits. The optimizer that was given
+        has that share alone, then and afterwards.
+    timeout : float
+        Seconds without a word from another rank after which it counts as lost.
 
-    Ctrl-C ends the run between two steps: the model keeps what it has learnt and the history says `interrupted`.
+    Ctrl-C ends the run between two steps: the model keeps what it has learnt and the history says `interrupted`. Of
+    several ranks all end so, after the same step, where `on_step` raises `KeyboardInterrupt` on one of them.
     A wrong argument raises before the first step. A loss or a gradient that is not finite raises `FloatingPointError`,
     which names the step, its learning rate and whether the pictures were finite; the weights stay those that gave it.
     """
-    loop = Loop(
-        model, train, test, epochs=epochs, batch_size=batch_size, optimizer=optimizer, schedule=schedule,
-        clip_norm=clip_norm, label_smoothing=label_smoothing, augment=augment, accumulate=accumulate,
-        drop_path=drop_path, dropout=dropout, class_weight=class_weight, ema=ema, patience=patience, cache_mb=cache_mb,
-        seed=seed, history=history, on_step=on_step, on_epoch=on_epoch,
-    )  # fmt: skip
-    return loop.run()
+    ranks = of(comm, timeout=timeout)
+    with ranks.guarded():
+        loop = Loop(
+            model, train, test, epochs=epochs, batch_size=batch_size, optimizer=optimizer, schedule=schedule,
+            clip_norm=clip_norm, label_smoothing=label_smoothing, augment=augment, accumulate=accumulate,
+            drop_path=drop_path, dropout=dropout, class_weight=class_weight, ema=ema, patience=patience,
+            cache_mb=cache_mb, seed=seed, history=history, on_step=on_step, on_epoch=on_epoch, ranks=ranks,
+            exact_reduction=exact_reduction, split_optimizer=split_optimizer,
+        )  # fmt: skip
+        return loop.run()
 
 
 @dataclasses.dataclass
@@ -131,18 +154,25 @@ class Position:
 
 
 class Loop:
-    """A run of `fit` that can be stopped after any step, written down and taken up again to the same bits."""
+    """A run of `fit` that can be stopped after any step, written down and taken up again to the same bits.
+
+    Each of several ranks has a loop. All are at the same step at the same time, and decide what comes next from numbers
+    that all of them have. `save_due()` is asked after every step; when one rank says so, `on_save()` is called on all.
+    """
 
     def __init__(
         self, model, train, test=None, *, epochs, batch_size=128, optimizer=None, schedule=None, clip_norm=None,
         label_smoothing=0.0, augment=None, accumulate=1, drop_path=0.0, dropout=0.0, class_weight=None, ema=None,
-        patience=None, cache_mb=1024, seed=0, history=None, on_step=None, on_epoch=None,
+        patience=None, cache_mb=1024, seed=0, history=None, on_step=None, on_epoch=None, ranks: Ranks = ALONE,
+        exact_reduction=None, split_optimizer=False, save_due=None, on_save=None,
     ):  # fmt: skip
         functions = {"schedule": schedule, "augment": augment, "on_step": on_step, "on_epoch": on_epoch}
         _check_objects(optimizer, history, ema, functions)
         batch_size, seed = as_int("batch_size", batch_size), as_int("seed", seed, minimum=0)
         self.epochs = as_int("epochs", epochs)
         self.patience = None if patience is None else as_int("patience", patience)
+        self.ranks = ranks
+        self.parts = parts_of(exact_reduction, ranks)
         self.feed = feed_of(train, model, batch_size, augment, seed)
         self.test = test if test is None or hasattr(test, "plain") else checked_pair("test", test, model)
         check(patience is None or test is not None, "patience needs test, whose accuracy it looks at")
@@ -152,23 +182,32 @@ class Loop:
             check(finite("clip_norm", clip_norm) > 0, "clip_norm must be greater than 0 (None means no clipping)")
         as_drop(Drop(path=drop_path, rate=dropout), model.dtype)
         self.model, self.schedule = model, schedule
-        self.optimizer = AdamW(model) if optimizer is None else optimizer
+        self.optimizer: Any = AdamW(model) if optimizer is None else optimizer
+        if split_optimizer:
+            self.optimizer = SplitOptimizer(self.optimizer, ranks)
         self.ema = ema
         # What is evaluated where there is a moving average: a model of its weights.
         self.average = None if ema is None else ViT(model.config, ema.weights, precision=model.precision)
         self.history = History() if history is None else history
         self.history.interrupted = self.history.stopped_early = False
-        self.on_step, self.on_epoch = on_step, on_epoch
+        self.on_step, self.on_epoch, self.save_due, self.on_save = on_step, on_epoch, save_due, on_save
         groups = getattr(self.optimizer, "groups", None)
         first = None if groups is None else first_trained(model.layout, groups.names)
         most = int(finite("cache_mb", cache_mb) * 1e6)
-        self.front = Front(model, first, keep=self.feed.fixed, most_bytes=most)
+        self.front = Front(model, first, keep=self.feed.fixed, most_bytes=most, ranks=ranks)
         self.kept_test = self._kept_test()
         self.stepper = Stepper(
             model, self.optimizer, self.front, label_smoothing=label_smoothing, clip_norm=clip_norm,
             accumulate=as_int("accumulate", accumulate),
             class_weight=class_weights(class_weight, self.feed.labels, model.config.classes),
-            drop_path=drop_path, dropout=dropout, ema=ema, seed=seed,
+            drop_path=drop_path, dropout=dropout, ema=ema, seed=seed, ranks=ranks, parts=self.parts,
+        )  # fmt: skip
+        self.settings = dict(
+            epochs=self.epochs, batch_size=batch_size, clip_norm=clip_norm, label_smoothing=label_smoothing,
+            accumulate=self.stepper.accumulate, drop_path=drop_path, dropout=dropout, patience=self.patience, seed=seed,
+            exact_reduction=exact_reduction, split_optimizer=split_optimizer, precision=model.precision,
+            optimizer=(type(self.optimizer).__name__, getattr(self.optimizer, "numbers", None)),
+            ema=None if ema is None else (ema.decay, ema.warmup),
         )  # fmt: skip
         done = len(self.history.epochs)
         check(not done or self.feed.steps is not None, "history needs data whose number of batches is known")
@@ -185,19 +224,40 @@ class Loop:
 
     def run(self) -> History:
         """Go on to the end, to an early stop, or to a Ctrl-C."""
+        self._agree()
         try:
             while self.position.epoch < self.epochs and not self._out_of_patience():
                 self._epoch()
         except KeyboardInterrupt:
+            if self.ranks.size > 1 and not self.history.interrupted:
+                raise  # amid a step: the other ranks do not know of it
             self.history.interrupted = True
         return self.history
+
+    def _agree(self) -> None:
+        """Raise a `ValueError`, the same on every rank, unless all are about to train the same."""
+        if self.ranks.size == 1:
+            return  # with nobody to differ from
+        facts = {**self.settings, "position": dataclasses.astuple(self.position)}
+        vectors = {"the weights": self.model.weights}
+        for name, data in (("training data", self.feed), ("test data", self.test)):
+            if hasattr(data, "digest"):
+                facts[name] = data.digest()
+            elif isinstance(data, Dataset):
+                vectors |= {f"images of the {name}": data.images, f"labels of the {name}": data.labels}
+        if self.ema is not None:
+            vectors["the average"] = self.ema.weights
+        groups = getattr(self.optimizer, "groups", None)
+        if groups is not None:
+            vectors["what is trained"] = groups.runs.view(np.uint8)
+        agree(self.ranks, self.model.precision, facts, vectors)
 
     def _epoch(self) -> None:
         """The rest of the epoch at hand, and its evaluation."""
         position = self.position
         before, start = position.images, time.perf_counter()
         self.feed = self.front.behind(self.feed)
-        batches = self.feed.epoch(position.epoch, skip=position.step)
+        batches = self.feed.epoch(position.epoch, skip=position.step, share=self.stepper.share)
         try:
             for batch in batches:
                 self._step(batch)
@@ -221,14 +281,14 @@ class Loop:
             return NOT_EVALUATED
         if self.kept_test is not None:
             return self.kept_test(self.evaluated, self.stepper.grad)
-        return evaluate_checked(self.evaluated, self.test)
+        return evaluate_checked(self.evaluated, self.test, ranks=self.ranks)
 
     def _kept_test(self) -> KeptTest | None:
         """The test pictures' rows, where that saves their way through a front that is frozen."""
         if self.test is None:
             return None
         plain: Any = self.test if hasattr(self.test, "plain") else feed_of(self.test, self.model, 256, None, 0)
-        return KeptTest(self.front, plain.plain(256)) if KeptTest.suits(self.front, plain.images) else None
+        return KeptTest(self.front, plain) if KeptTest.suits(self.front, plain.images) else None
 
     def _step(self, batch) -> None:
         position = self.position
@@ -239,13 +299,30 @@ class Loop:
             where = f"in epoch {position.epoch + 1}, step {position.step + 1} (learning rate {lr:g})"
             what, _, reason = str(error).partition("; ")
             raise FloatingPointError(f"{what} {where}; {reason}") from None
-        n = len(batch.images)
+        n = outcome.images
         position.step, position.total, position.lr = position.step + 1, position.total + 1, lr
         position.images, position.right = position.images + n, position.right + outcome.right
         position.loss += outcome.loss * n
-        if self.on_step is not None:
-            mean = position.loss / position.images, position.right / position.images
-            self.on_step(Step(position.epoch + 1, position.step, position.images, *mean, lr))
+        mean = position.loss / position.images, position.right / position.images
+        self._tell(Step(position.epoch + 1, position.step, position.images, *mean, lr))
+
+    def _tell(self, step: Step) -> None:
+        """Tell of a step; then save where that is due, and stop where `on_step` has raised a `KeyboardInterrupt`: both
+        on all ranks, if only one says so."""
+        stop = False
+        try:
+            if self.on_step is not None:
+                self.on_step(step)
+        except KeyboardInterrupt:
+            stop = True
+        save = self.save_due is not None and self.save_due()
+        wishes = self.ranks.allgather(np.array([[stop, save]]), "every rank's word on going on")
+        stop, save = map(bool, np.max(np.concatenate(wishes), axis=0))
+        if save and self.on_save is not None:
+            self.on_save()
+        if stop:
+            self.history.interrupted = True
+            raise KeyboardInterrupt
 
     def _out_of_patience(self) -> bool:
         best = self.history.best
@@ -256,10 +333,13 @@ class Loop:
 
     # ----------------------------------------------------------------------------------------------------- the state
     def state(self) -> tuple[dict[str, np.ndarray], dict]:
-        """Vectors by name, not copied, and facts that JSON can hold: with them `restore` goes on to the same bits."""
+        """Vectors by name, not copied, and facts that JSON can hold: with them `restore` goes on to the same bits.
+
+        All ranks call it. What rank 0 gets is the state, where the others may lack the optimizer's vectors.
+        """
         arrays = {"weights": self.model.weights}
         facts: dict = {"position": dataclasses.asdict(self.position), "history": [list(e) for e in self.history.epochs]}
-        facts["precision"] = self.model.precision
+        facts |= {"precision": self.model.precision, "parts": self.parts}
         for part, holder in (("optimizer", self.optimizer), ("ema", self.ema)):
             if holder is None:
                 continue

@@ -11,7 +11,7 @@ Sources: SGD with momentum as in PyTorch's `torch.optim.SGD` (Sutskever et al. 2
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -36,7 +36,9 @@ class _Optimizer(abc.ABC):
 
     _NUMBERS: tuple[str, ...] = ("lr", "weight_decay")  # of the state, in the order in which they are set
     _VECTORS: tuple[str, ...] = ()
-    _precision: str | None = None  # of an optimizer that was pickled before there were precisions: its dtype's
+    # Of an optimizer that was pickled before there were precisions, its dtype's; and before there were shares, all.
+    _precision: str | None = None
+    _share: slice | None = None
 
     def __init__(self, model, lr, weight_decay, dtype, precision, layer_decay, trained):
         layout = getattr(model, "layout", model)
@@ -99,6 +101,21 @@ class _Optimizer(abc.ABC):
     def steps(self, value) -> None:
         self._steps = as_int("steps", value, minimum=0, maximum=2**53)
 
+    @property
+    def share(self) -> slice | None:
+        """The part of the vectors that steps update and the state has values for, None for all: see
+        `split.SplitOptimizer`. The norm, when clipping, is the whole gradient's all the same."""
+        return self._share
+
+    @share.setter
+    def share(self, value: slice | None) -> None:
+        self._share = value
+
+    @property
+    def _runs(self) -> np.ndarray:
+        """What a step goes over."""
+        return self._groups.runs if self._share is None else self._groups.within(self._share)
+
     def _zeros(self) -> np.ndarray:
         """A vector of the state: a view, since an array that owns its memory can be resized.
 
@@ -112,8 +129,8 @@ class _Optimizer(abc.ABC):
         if array.dtype != self._dtype:
             raise TypeError(f"{name} must be {self._dtype}, as the optimizer is, got {array.dtype}")
         vector = self._zeros()
-        for part in self._groups.slices():
-            vector[part] = array[part]
+        for run in self._runs:
+            vector[run["start"] : run["stop"]] = array[run["start"] : run["stop"]]
         return vector
 
     def step(self, weights, grad, *, lr=None, clip_norm=None) -> float | None:
@@ -149,15 +166,23 @@ class _Optimizer(abc.ABC):
     def _apply(self, weights: np.ndarray, grad: np.ndarray, lr: float, scale: float) -> None:
         """The step itself; everything is checked."""
 
-    def state_dict(self) -> dict:
+    @property
+    def numbers(self) -> dict:
+        """The options and `steps`: the state without its vectors."""
+        return {name: getattr(self, name) for name in ("steps", *self._NUMBERS)}
+
+    def state_dict(self, whole: Callable[[np.ndarray], np.ndarray | None] | None = None) -> dict:
         """All that a run needs to go on, for `load_state_dict`: options and `steps` as numbers, vectors as copies.
 
         Where not everything is trained, the vectors hold the trained values alone, and "spans", a list of
-        [start, stop], says whose they are.
+        [start, stop], says whose they are. `whole` gives the vector in place of one of which this optimizer has but a
+        share.
         """
-        state = {name: getattr(self, name) for name in ("steps", *self._NUMBERS)}
+        state = self.numbers
         for name in self._VECTORS:
             vector = getattr(self, name)
+            if vector is not None and whole is not None:
+                vector = whole(vector)
             state[name] = None if vector is None else self._groups.taken(vector)
         return state | self._spans()
 
@@ -185,7 +210,7 @@ class _Optimizer(abc.ABC):
         check(all(state[name] == wanted for name, wanted in spans.items()), "state is of other trained tensors")
         loaded = object.__new__(type(self))
         loaded._size, loaded._dtype, loaded._groups = self._size, self._dtype, self._groups
-        loaded._precision = self._precision
+        loaded._precision, loaded._share = self._precision, self._share
         for name in (*self._NUMBERS, *self._VECTORS, "steps"):
             value = state[name]
             if spans and name in self._VECTORS and value is not None:
@@ -288,7 +313,7 @@ class SGD(_Optimizer):
     def _apply(self, weights, grad, lr, scale):
         update.sgd(
             weights, grad, self._velocity, lr, self._momentum, self._nesterov, self._weight_decay,
-            self._groups.runs, scale, self._precision,
+            self._runs, scale, self._precision,
         )  # fmt: skip
 
 
@@ -365,5 +390,5 @@ class AdamW(_Optimizer):
     def _apply(self, weights, grad, lr, scale):
         update.adamw(
             weights, grad, self._m, self._v, lr, *self._betas, self._eps, self._weight_decay, self._steps + 1,
-            self._groups.runs, scale, self._precision,
+            self._runs, scale, self._precision,
         )  # fmt: skip
