@@ -56,7 +56,7 @@ def crop_origin(size: Size, crop: Size, rounding: str) -> Size:
 def values(image: Image.Image, how: Preprocessing, out: np.ndarray) -> None:
     """Write a picture's values to `out` (C, H, W), float32. `image` is of mode RGB or L, as `how.channels` says."""
     if how.rescale_first:
-        float_values(np.asarray(image, np.float32).reshape(image.height, image.width, how.channels), how, out)
+        float_values(np.asarray(image).reshape(image.height, image.width, how.channels), how, out)
     else:
         byte_values(pixels(image, how), how, out)
 
@@ -77,12 +77,13 @@ def byte_values(pixels: np.ndarray, how: Preprocessing, out: np.ndarray) -> None
 
 
 def float_values(planes: np.ndarray, how: Preprocessing, out: np.ndarray) -> None:
-    """Write the values of float32 (h, w, C), from 0 to 255, to `out` (C, H, W): resizing, too, is done in floats."""
+    """Write the values of bytes or float32 (h, w, C), from 0 to 255, to `out` (C, H, W): resized, too, as floats."""
     _, height, width = how.shape
-    planes = planes * np.float32(how.rescale)
     for channel, plane in enumerate(out):
-        floats = pillow().fromarray(np.ascontiguousarray(planes[:, :, channel]))  # of mode F
-        plane[...] = np.asarray(_resized_and_cropped(floats, how, (0.0,)))[:height, :width]
+        floats = planes[:, :, channel].astype(np.float32, "C")
+        floats *= np.float32(how.rescale)
+        image = pillow().fromarray(floats)  # of mode F
+        plane[...] = np.asarray(_resized_and_cropped(image, how, (0.0,)))[:height, :width]
     normalize(how, out)
 
 
