@@ -32,7 +32,7 @@ GREY = ("1", "L", "LA", "La", "I", "F")  # and all modes that begin with I;16
 # its bytes becomes 192; only what is nearly blank has less, 50 million pixels of colour in a few KB for instance.
 MOST_BYTES, MOST_RATIO = 200_000_000, 192
 # Bytes a pixel while a decoder is at work, where these are more than those of its result.
-DECODERS = {"JPEG2000": 16, "WEBP": 8, "AVIF": 12}
+DECODERS = {"JPEG2000": 24, "WEBP": 16, "AVIF": 12}
 # Formats that hold pixels. Pillow knows others that run programs (EPS, PDF) or hold references and data sets.
 FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF", "DIB", "ICO", "TGA", "PCX", "QOI",
@@ -166,7 +166,7 @@ def _check_room(image: Image.Image, size: int, channels: int, alpha: str, beside
     own = 1 if image.mode in ("1", "L", "P") else 4  # bytes a pixel in Pillow
     each = own + (4 if image.mode != ("RGB" if channels == 3 else "L") else 0)
     if alpha == "white" and _is_transparent(image):
-        each = own + (4 if image.mode != "RGBA" else 0) + 8
+        each = own + 12  # with alpha, the paper, and both together
     each = max(each, DECODERS.get(image.format or "", 0), 16 if image.mode == "I" else 0, 4 + beside)
 
     def check_bytes(each: int) -> None:

@@ -80,11 +80,16 @@ def float_values(planes: np.ndarray, how: Preprocessing, out: np.ndarray) -> Non
     """Write the values of bytes or float32 (h, w, C), from 0 to 255, to `out` (C, H, W): resized, too, as floats."""
     _, height, width = how.shape
     for channel, plane in enumerate(out):
-        floats = planes[:, :, channel].astype(np.float32, "C")
-        floats *= np.float32(how.rescale)
-        image = pillow().fromarray(floats)  # of mode F
-        plane[...] = np.asarray(_resized_and_cropped(image, how, (0.0,)))[:height, :width]
+        floats = _resized_and_cropped(_floats(planes[:, :, channel], how), how, (0.0,))
+        plane[...] = np.asarray(floats)[:height, :width]
     normalize(how, out)
+
+
+def _floats(plane: np.ndarray, how: Preprocessing) -> Image.Image:
+    """One channel (h, w), scaled, of mode F."""
+    floats = plane.astype(np.float32, "C")
+    floats *= np.float32(how.rescale)
+    return pillow().fromarray(floats)
 
 
 def normalize(how: Preprocessing, out: np.ndarray) -> None:
