@@ -26,6 +26,9 @@ INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box"
 # keeps is made. Pillow then may take rows before columns instead of columns before rows, and as it clips to 0 .. 255 in
 # between, "bicubic" and "lanczos" can give other pixels where they overshoot.
 MOST_PIXELS = 1 << 25
+# The same for a picture so many times longer than wide that has, with the resized one and what Pillow makes between the
+# two, more than 50 million pixels.
+LONG, MOST_TOGETHER = 256, 50_000_000
 
 
 def resized_size(size: Size, how: Preprocessing) -> Size:
@@ -112,7 +115,10 @@ def _resized_and_cropped(image: Image.Image, how: Preprocessing, border: tuple) 
     top, left = max(origin[0], 0), max(origin[1], 0)
     bottom, right = min(origin[0] + how.size[0], size[0]), min(origin[1] + how.size[1], size[1])
     filter = INTERPOLATIONS[how.interpolation]
-    if math.prod(size) > MOST_PIXELS and size != (image.height, image.width):
+    count = math.prod(size)
+    together = count + image.height * (image.width + size[1])
+    large = count > MOST_PIXELS or (max(size) > LONG * min(size) and together > MOST_TOGETHER)
+    if large and size != (image.height, image.width):
         high, wide = image.height / size[0], image.width / size[1]
         box = (left * wide, top * high, min(right * wide, image.width), min(bottom * high, image.height))
         part = image.resize((right - left, bottom - top), filter, box=box)
