@@ -4,6 +4,7 @@
 # format  set Python and C files as `check` wants them
 # asan    kernel and model tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # tsan    every stage and kernel on several threads under ThreadSanitizer
+# fuzz    a minute of attacks on everything that is read (fuzz/README.md)
 # bench   what `cvit bench` measures here
 # clean   remove everything that is built
 #
@@ -18,7 +19,7 @@ WATCHED = tests/test_ops.py tests/test_ops_rows.py tests/test_kernels.py tests/t
 
 C_FILES = $(shell find csrc cvit tests -name '*.c' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: build test check format asan tsan bench clean
+.PHONY: build test check format asan tsan fuzz bench clean
 
 build:
 	$(PYTHON) setup.py -q build_clib build_ext --inplace
@@ -52,6 +53,9 @@ tsan:
 	$(CC) -O1 -Wall -Wextra -Werror -fPIC -shared tests/races/openmp.c -o build/tsan/openmp.so -fopenmp -Wl,--no-as-needed -lgomp -ldl
 	LD_PRELOAD="$(call library,tsan) $(CURDIR)/build/tsan/openmp.so" PYTHONPATH=build/tsan/lib OMP_WAIT_POLICY=passive \
 	TSAN_OPTIONS=halt_on_error=0:exitcode=66 setarch -R $(PYTHON) -P tests/races/run.py
+
+fuzz:
+	$(PYTHON) -m fuzz --seconds 60
 
 bench:
 	$(PYTHON) -m cvit.cli bench

@@ -180,7 +180,7 @@ def test_files_that_are_no_archives(tmp_path):
             find(path)
     with open(path, "wb") as file:
         np.save(file, Y)
-    with pytest.raises(ValueError, match="cannot be read as an .npz file: it is not a zip archive"):
+    with pytest.raises(ValueError, match="cannot be read as an .npz file: File is not a zip file"):
         find(path)
 
 

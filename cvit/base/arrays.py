@@ -10,6 +10,9 @@ import mmap
 
 import numpy as np
 
+from .errors import check
+from .numbers import shown
+
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 INT64, UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
 
@@ -186,3 +189,17 @@ def float_dtype(name: str, value) -> np.dtype:
     if dtype is None or dtype not in FLOATS:
         raise ValueError(f"{name} must be float32 or float64, got {value if dtype is None else dtype}")
     return dtype
+
+
+def check_shape(shape: object, label: str, name: str) -> tuple[int, ...]:
+    """`shape` as a tuple of lengths that NumPy can hold; what is none is a `ValueError` naming file and tensor."""
+    correct = isinstance(shape, (list, tuple)) and len(shape) <= 32  # NumPy 1 has no more axes
+    cells = 1
+    for length in shape if correct else ():  # type: ignore[attr-defined]
+        correct = correct and type(length) is int and 0 <= length <= 2**60
+        cells = cells * max(length, 1) if correct else 0
+        correct = correct and cells <= 2**60
+    check(
+        correct, f"{label}: {shown(name)} must have a shape of at most 32 lengths and 2^60 values, got {shown(shape)}"
+    )
+    return tuple(shape)  # type: ignore[arg-type]

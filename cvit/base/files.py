@@ -1,21 +1,58 @@
-"""Files out: the one way in which cvit writes a file, and a trial of it before the work whose result it shall hold.
+"""Files in and out: only regular ones are opened, and the one way in which cvit writes one.
 
 A file is written under a temporary name beside its target, flushed to the disk, and renamed. The rename is atomic
 (POSIX rename(2)), so whoever opens the target finds the old content or the new, also after a crash, a full disk or a
-Ctrl-C. `train/state.py` has an order of its own for a run's checkpoints, of which it keeps two.
+Ctrl-C. `train/state.py` has an order of its own for a run's checkpoints, of which it keeps two. `check_writable` tries
+it before the work whose result it shall hold.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from .errors import check
 
 NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)  # file systems and modes without one
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """`open(path, "rb")` of a regular file.
+
+    Anything else is an `OSError` at once: a FIFO would wait for its writer, and a device like /dev/zero has no end.
+    """
+    opener = lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    file = open(os.fspath(path), "rb", opener=opener)  # noqa: SIM115  # the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return file
+
+
+def mapped(path: str | os.PathLike, kind: str) -> mmap.mmap:
+    """The bytes of a regular file, mapped read-only: they are read from the disk when they are looked at.
+
+    The map lives as long as an array that views it. Nobody may shorten the file meanwhile, as with any map; replacing
+    it, as `replacing` does, is fine.
+
+    Raises
+    ------
+    OSError
+        What the system reports, and for anything that is not a regular file.
+    ValueError
+        The file is empty, so it is not of `kind`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        check(size > 0, f"{path} is not {kind}: it is empty")
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
 
 
 @contextlib.contextmanager

@@ -126,7 +126,10 @@ def _print_matrix(matrix, names) -> None:
 def _write(path: Path, names, labels, predictions, probabilities, class_names) -> None:
     from ..base.files import replacing
 
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # names that are no text
+    ):
         rows = csv.writer(file)
         rows.writerow(["name", "true", "predicted", "probability"])
         for name, label, guess, row in zip(names, labels, predictions, probabilities):

@@ -109,6 +109,7 @@ def listed_pictures(paths: list[str]) -> Iterator[tuple[str, Path, bool]]:
 
     Of a folder they come sorted. Of a single folder the names are relative to it, else they are paths as given.
     """
+    from ..base.files import open_regular
     from ..pictures.listing import pictures_in
 
     for path in map(Path, paths):
@@ -116,8 +117,7 @@ def listed_pictures(paths: list[str]) -> Iterator[tuple[str, Path, bool]]:
             for name in pictures_in(path):
                 yield str(name if len(paths) == 1 else path / name), path / name, False
         else:
-            with open(path, "rb"):  # a missing file is an error now, and not one picture less
-                pass
+            open_regular(path).close()  # a missing file is an error now, and not one picture less
             yield str(path), path, True
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..base.archives import DAMAGED
+from ..base.archives import KIND, Archive, Packed
 from ..base.arrays import as_array
 from ..base.errors import check, listed, short
+from ..base.files import mapped
+from ..base.numbers import shown
 from .parts import PARTS, Part, Reading, Remarks, counted
 from .sources import Arrays, Floats, Source
 
@@ -22,6 +26,12 @@ NAMES = {  # of the arrays in a file: pictures, then labels; in lower case
     "test": (("x_test", "test_images"), ("y_test", "test_labels")),
 }
 CLASSES = ("classes", "class_names")
+# Pictures of grey digits in float64 unpack to some 30 times what they take in a file. Of what unpacks to more than both
+# a small file would fill the memory; and so it would with pictures of a few pixels, each of which takes some room for
+# its name and its hash.
+UNPACKED_BYTES, UNPACKED_RATIO = 1 << 24, 64
+PICTURE_BYTES = 512
+DESCR = re.compile(r"[<>|=]?[biufcU][0-9]{1,6}")  # dtypes of arrays without objects
 
 
 def read(path: Path, remarks: Remarks) -> Reading:
@@ -34,10 +44,10 @@ def read(path: Path, remarks: Remarks) -> Reading:
     OSError
         The file cannot be read.
     ValueError
-        It is no .npz file, lacks an array, or has one that cannot be used. Arrays of objects are refused: they would
-        have to be unpickled, which can run any program.
+        It is no .npz file, lacks an array, or has one that cannot be used, or would unpack to far more than its own
+        size. Arrays of objects are refused: they would have to be unpickled, which can run any program.
     """
-    written, arrays = _arrays_of(path)
+    written, arrays, most = _arrays_of(path)
     parts = {}
     for part, (pictures, labels) in NAMES.items():
         x, y = ([name for name in names if name in arrays] for names in (pictures, labels))
@@ -48,19 +58,46 @@ def read(path: Path, remarks: Remarks) -> Reading:
         parts[part] = (arrays[x[0]], arrays[y[0]])
     check("train" in parts, f"{path} must hold the arrays x and y, got {listed(written) or 'nothing'}")
     classes = next((arrays[name] for name in CLASSES if name in arrays), None)
-    return of_arrays("npz", path.stem, parts, classes, remarks)
+    count = sum(len(x) if x.ndim else 0 for x, _ in parts.values())
+    check(PICTURE_BYTES * count <= most, f"{path} has {count} pictures, more than {most // PICTURE_BYTES} for its size")
+    try:
+        return of_arrays("npz", path.stem, parts, classes, remarks)
+    except TypeError as error:  # in a file a wrong type is a wrong value
+        raise ValueError(f"{path}: {short(error, 500)}") from None
 
 
-def _arrays_of(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The names of all arrays in an .npz file, and those that are known here, by their names in lower case."""
+def _arrays_of(path: Path) -> tuple[list[str], dict[str, np.ndarray], int]:
+    """The names of all arrays in an .npz file, those that are known here, by their names in lower case, and the bytes
+    that it may take."""
     wanted = {name for pair in NAMES.values() for names in pair for name in names} | {*CLASSES}
     try:
-        file = np.load(path, allow_pickle=False)
-        check(isinstance(file, np.lib.npyio.NpzFile), "it is not a zip archive")
-        with file:
-            return file.files, {name.lower(): file[name] for name in file.files if name.lower() in wanted}
-    except DAMAGED as error:
-        raise ValueError(f"{path} cannot be read as an .npz file: {short(error, 200)}") from None
+        archive = Archive(mapped(path, KIND), str(path), UNPACKED_BYTES, UNPACKED_RATIO)
+        names = {member.filename.removesuffix(".npy"): member for member in archive.members}
+        arrays = {
+            name.lower(): _values(archive.packed(member)) for name, member in names.items() if name.lower() in wanted
+        }
+        return list(names), arrays, archive.most
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} is not {KIND}: ").removeprefix(f"{path} ")
+        raise ValueError(f"{path} cannot be read as an .npz file: {short(reason, 300)}") from None
+
+
+def _values(array: Packed) -> np.ndarray:
+    """An array's values, of any dtype but objects, records and dates; the native byte order."""
+    known = DESCR.fullmatch(array.descr) is not None
+    try:
+        dtype = np.dtype(array.descr) if known else None
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.itemsize == 0:
+        raise ValueError(f"{shown(array.name)} must hold numbers or texts, got {shown(array.descr)}")
+    array.check_size(dtype, array.descr)
+    values = array.values(dtype)
+    values = np.require(values, dtype.newbyteorder("="), ["C_CONTIGUOUS"])
+    if dtype.kind == "U":  # four bytes a letter, and Python takes none beyond the last of Unicode
+        last = values.reshape(-1).view(np.uint32).max(initial=0)
+        check(last <= sys.maxunicode, f"{shown(array.name)} must hold texts, got the letter number {last}")
+    return values
 
 
 def of_arrays(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..base.files import open_regular
 from ..pictures.open import inspect, open_picture, pillow
 from ..pictures.pixels import byte_values, float_values, keeps_size, normalize, pixels, values
 from ..pictures.preprocessing import Preprocessing
@@ -131,7 +132,8 @@ def _prepared(image: Image.Image, how: Preprocessing) -> np.ndarray:
 def _looked_at(path: Path) -> tuple[tuple | None, str]:
     """(hash, height, width, grey) of a file with a picture, or None and why it cannot be used."""
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
         return (hashlib.blake2b(data, digest_size=HASH_BYTES).digest(), *inspect(data, path.name)), ""
     except OSError as error:
         return None, os.strerror(error.errno) if error.errno is not None else str(error)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import numpy as np
 
 from ..base.errors import check, listed, short
+from ..base.files import open_regular
 from .parts import SPELLINGS, Part, Reading, Remarks
 from .sources import Files
 
@@ -39,7 +41,7 @@ def read(path: Path, remarks: Remarks) -> Reading:
     labels: dict[str, list[str]] = {}
     weights: dict[str, list[float]] = {}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_regular(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
             heading = next(lines, [])
             columns = _columns(path, heading)

@@ -28,6 +28,7 @@ from .positions import resample
 
 SMALL = 1 << 20  # weights that one thread reads
 MOST_READERS = 8
+MOST_POSITIONS = 1 << 22  # values: of a model of 384 channels 1672 pixels at patches of 16
 STRIP = 16  # floats of a line of the cache
 FRESH = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")  # of a head for other classes
 
@@ -92,7 +93,18 @@ def configuration(family: Family, facts: Given) -> ViTConfig:
         max(config.class_tokens, config.registers) <= 1 << 20,
         f"a model of {config.class_tokens} class tokens and {config.registers} registers is not one of {family.name}",
     )
+    check_positions(config, sum(math.prod(shape) for shape in facts.shapes.values()))
     return tidy(config)
+
+
+def check_positions(config: ViTConfig, stored: int) -> None:
+    """Raise for an image size that no tensor of a file bears out and that would take far more memory than its `stored`
+    values: positions that are computed, rotary or resampled are made for as many patches as a few digits say."""
+    values = config.patches * config.width
+    check(
+        values <= max(MOST_POSITIONS, stored),
+        f"positions of {short(config.patches)} patches are {short(values)} values, too many for a file of {stored}",
+    )
 
 
 def tidy(config: ViTConfig) -> ViTConfig:

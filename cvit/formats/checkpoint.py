@@ -20,6 +20,7 @@ import numpy as np
 from ..base.errors import check, listed, short
 from ..base.files import replacing
 from ..base.numbers import shown
+from ..families.reading import check_positions
 from ..model import config_format
 from ..model.config import ViTConfig
 from ..model.layout import Layout
@@ -171,6 +172,8 @@ def _dtype(path, tensors: Tensors, config: ViTConfig) -> np.dtype:
         dtypes.add(tensors[name].dtype)
     codes = sorted(WRITTEN.get(dtype, dtype) for dtype in dtypes)
     check(codes in (["F32"], ["F64"], ["BF16"]), f"{path} must be all F32, all F64 or all BF16, got {codes}")
+    if config.rope is not None:
+        check_positions(config, layout.size)
     return np.dtype(np.float64 if codes == ["F64"] else np.float32)
 
 

@@ -24,6 +24,7 @@ from ..base.numbers import as_int, shown
 from ..families.family import whole_patches
 from ..families.hf import HfFamily, class_names
 from ..families.hf_module import module_json
+from ..families.reading import check_positions
 from ..families.timm_vit import TimmViT
 from ..model.config import ViTConfig
 from ..model.origin import Origin
@@ -260,6 +261,7 @@ def _read(
     if found.family.follows_pictures and wanted.image_size is None and preprocessor is not None:
         how = _preprocessing(found.family, config, json or {}, preprocessor)
         if how is not None and all(edge % p == 0 for edge, p in zip(how.size, config.patch)):
+            check_positions(dataclasses.replace(config, image_size=how.size), weights.size)
             config, weights = families.adapted(config, weights, found.family, found.style, image_size=how.size)
     return _vit(found, config, weights, json or {}, preprocessor, wanted)
 

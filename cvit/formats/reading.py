@@ -1,4 +1,4 @@
-"""Files in, as strangers wrote them: mapped into memory, and JSON with limits.
+"""JSON as strangers wrote it, with limits.
 
 What stands in such a file is no reason for more memory or time than its own size accounts for, and no text of it gets
 into a message at full length.
@@ -6,59 +6,22 @@ into a message at full length.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import mmap
 import os
-import stat
-from collections.abc import Iterator
 
 from ..base.errors import check, short
+from ..base.files import open_regular
 from ..base.numbers import shown
 
-JSON_BYTES = 10_000_000  # a config of 21,843 classes with their names has two million
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[tuple[int, int]]:
-    """The descriptor and the size of a regular file. A FIFO, which would wait for its writer, is refused."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        state = os.fstat(file)
-        if stat.S_ISDIR(state.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", str(path))
-        yield file, state.st_size
-    finally:
-        os.close(file)
-
-
-def mapped(path: str | os.PathLike, kind: str) -> mmap.mmap:
-    """The bytes of a regular file, mapped read-only: they are read from the disk when they are looked at.
-
-    The map lives as long as an array that views it. Nobody may shorten the file meanwhile, as with any map; replacing
-    it, as `base.files.replacing` does, is fine.
-
-    Raises
-    ------
-    OSError
-        What the system reports, and for anything that is not a regular file.
-    ValueError
-        The file is empty, so it is not of `kind`.
-    """
-    with _opened(path) as (file, size):
-        check(size > 0, f"{path} is not {kind}: it is empty")
-        return mmap.mmap(file, size, access=mmap.ACCESS_READ)
+JSON_BYTES = 4_000_000  # a config of 21,843 classes with their names has two million; as objects it is 30 times that
 
 
 def read_json(path: str | os.PathLike) -> dict:
     """The JSON object in a file of at most `JSON_BYTES`; anything else is a `ValueError` that names the file."""
-    with _opened(path) as (file, size):
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         check(size <= JSON_BYTES, f"{path} has {size} bytes, more than the {JSON_BYTES} that are read as JSON")
-        with open(file, "rb", closefd=False) as stream:
-            return json_object(stream.read(JSON_BYTES), str(path))
+        return json_object(file.read(JSON_BYTES), str(path))
 
 
 def json_object(text: bytes, what: str) -> dict:

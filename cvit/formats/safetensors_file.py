@@ -18,10 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..base.arrays import check_shape
 from ..base.errors import check, listed
+from ..base.files import mapped
 from ..base.numbers import shown
-from .reading import json_object, mapped, read_json
-from .tensors import STORED, StoredTensor, Tensors, check_shape
+from .reading import json_object, read_json
+from .tensors import STORED, StoredTensor, Tensors
 
 HEADER_BYTES = 4_000_000  # some 40,000 tensors; a vision transformer's header has a hundredth of it
 INDEX = "model.safetensors.index.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.arrays import as_array
-from ..base.errors import check, short
+from ..base.errors import short
 from ..base.numbers import shown
 
 # How the values of each dtype that is read lie in a file: little-endian. bfloat16, which NumPy lacks, as its bits.
@@ -173,17 +173,3 @@ def refuse_pickle(path: str | os.PathLike) -> None:
         "    safetensors.torch.save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, "
         f"{shown(path.with_suffix('.safetensors').name)})"
     )
-
-
-def check_shape(shape: object, label: str, name: str) -> tuple[int, ...]:
-    """`shape` as a tuple of lengths that NumPy can hold; what is none is a `ValueError` naming file and tensor."""
-    correct = isinstance(shape, (list, tuple)) and len(shape) <= 32  # NumPy 1 has no more axes
-    cells = 1
-    for length in shape if correct else ():  # type: ignore[attr-defined]
-        correct = correct and type(length) is int and 0 <= length <= 2**60
-        cells = cells * max(length, 1) if correct else 0
-        correct = correct and cells <= 2**60
-    check(
-        correct, f"{label}: {shown(name)} must have a shape of at most 32 lengths and 2^60 values, got {shown(shape)}"
-    )
-    return tuple(shape)  # type: ignore[arg-type]

@@ -435,7 +435,7 @@ class ViTConfig:
         size, _, patch = name.partition("/") if isinstance(name, str) else ("", "", "")
         check(
             size in VARIANTS and patch.isdecimal(),
-            f"name must be one of {', '.join(VARIANTS)} with a patch size, like 'S/16', got {name!r}",
+            f"name must be one of {', '.join(VARIANTS)} with a patch size, like 'S/16', got {short(repr(name))}",
         )
         width, depth, heads, hidden = VARIANTS[size]
         fields = dict(width=width, depth=depth, heads=heads, hidden=hidden, patch_size=int(patch))

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..base.arrays import as_array
 from ..base.errors import check, short
+from ..base.files import open_regular
 from ..base.numbers import shown
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 ORIENTATION = 0x0112  # the EXIF tag: 1 is upright, 2 to 8 are the other ways to hold a camera
 ALPHA = ("drop", "white")
 GREY = ("1", "L", "LA", "La", "I", "F")  # and all modes that begin with I;16
+# What the pixels of a file may take while they are decoded, turned and converted: that many bytes whatever the file's
+# size, or so many for each of its own. A photograph has half a bit a pixel or more, so that at 12 bytes a pixel each of
+# its bytes becomes 192; only what is nearly blank has less, 50 million pixels of colour in a few KB for instance.
+MOST_BYTES, MOST_RATIO = 200_000_000, 192
+# Bytes a pixel while a decoder is at work, where these are more than those of its result.
+DECODERS = {"JPEG2000": 24, "WEBP": 16, "AVIF": 12}
 # Formats that hold pixels. Pillow knows others that run programs (EPS, PDF) or hold references and data sets.
 FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF", "DIB", "ICO", "TGA", "PCX", "QOI",
@@ -33,7 +40,9 @@ FORMATS = (
 )  # fmt: skip
 
 
-def open_picture(picture, *, channels: int = 3, alpha: str = "drop", short_edge: int | None = None) -> Image.Image:
+def open_picture(
+    picture, *, channels: int = 3, alpha: str = "drop", short_edge: int | None = None, beside: int = 0
+) -> Image.Image:
     """`picture` as an upright Pillow image, decoded, of mode RGB (`channels` 3) or L (1).
 
     Parameters
@@ -48,6 +57,9 @@ def open_picture(picture, *, channels: int = 3, alpha: str = "drop", short_edge:
     short_edge : int, optional
         How many pixels of the short edge are needed. A JPEG file that has at least twice as many is decoded at a half,
         a quarter or an eighth of its size, which takes a fraction of the time, with no fewer pixels than that.
+    beside : int
+        Bytes a pixel that the caller is going to take beside the picture's own; they count where a file is refused that
+        would take too many.
 
     Raises
     ------
@@ -55,7 +67,7 @@ def open_picture(picture, *, channels: int = 3, alpha: str = "drop", short_edge:
         The file is missing or may not be read.
     ValueError
         The file, which is named, is no picture, is cut short or damaged, or has more pixels than Pillow allows
-        (`PIL.Image.MAX_IMAGE_PIXELS`, doubled).
+        (`PIL.Image.MAX_IMAGE_PIXELS`, doubled) or than a file of its size has (`MOST_BYTES`, `MOST_RATIO`).
     ModuleNotFoundError
         Pillow is missing.
     """
@@ -63,9 +75,14 @@ def open_picture(picture, *, channels: int = 3, alpha: str = "drop", short_edge:
     check(alpha in ALPHA, f"alpha must be one of {ALPHA}, got {shown(alpha)}")
     image_module = pillow()
     if isinstance(picture, (str, os.PathLike)):
-        with _named(str(os.fspath(picture))), image_module.open(picture, formats=_formats()) as image:
+        with open_regular(picture) as file:
+            # All of it: Pillow asks a file for as many bytes as it says that it has, and Python makes room for them.
+            data = file.read()
+        name = str(os.fspath(picture))
+        with _named(name), image_module.open(io.BytesIO(data), formats=_formats()) as image:
             if short_edge is not None:
                 image.draft(None, (short_edge, short_edge))
+            _check_room(image, len(data), channels, alpha, beside)
             return _converted(image, channels, alpha)
     if isinstance(picture, image_module.Image):
         with _named(str(getattr(picture, "filename", "") or "the picture")):
@@ -82,6 +99,7 @@ def inspect(data: bytes, name: str) -> tuple[int, int, bool]:
     with _named(name), pillow().open(io.BytesIO(data), formats=_formats()) as image:
         edges, grey = (image.height, image.width), image.mode in GREY or image.mode.startswith("I;16")
         check(min(edges) > 0, f"the picture has no pixels, {image.width}x{image.height}")
+        _check_room(image, len(data), 3, "white")
         image.draft(None, (1, 1))
         image.load()
         height, width = edges[::-1] if _orientation(image) in (5, 6, 7, 8) else edges
@@ -143,19 +161,41 @@ def _of_array(array) -> Image.Image:
     return pillow().fromarray(np.ascontiguousarray(array))
 
 
+def _check_room(image: Image.Image, size: int, channels: int, alpha: str, beside: int = 0) -> None:
+    """Raise where an image that was opened and not decoded yet would take far more memory than its file's `size`."""
+    own = 1 if image.mode in ("1", "L", "P") else 4  # bytes a pixel in Pillow
+    each = own + (4 if image.mode != ("RGB" if channels == 3 else "L") else 0)
+    if alpha == "white" and _is_transparent(image):
+        each = own + 12  # with alpha, the paper, and both together
+    each = max(each, DECODERS.get(image.format or "", 0), 16 if image.mode == "I" else 0, 4 + beside)
+
+    def check_bytes(each: int) -> None:
+        need = image.width * image.height * each
+        text = f"its {image.width}x{image.height} pixels would take {need} bytes, too many for a file of {size}"
+        check(need <= max(MOST_BYTES, MOST_RATIO * size), text)
+
+    check_bytes(each)
+    if _orientation(image) != 1:  # only now: of a PNG it may stand behind the pixels, which Pillow decodes then
+        check_bytes(each + own)
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return "A" in image.getbands() or image.info.get("transparency") is not None
+
+
 def _converted(image: Image.Image, channels: int, alpha: str) -> Image.Image:
     """The image decoded, upright and of mode RGB or L."""
     image.load()
     check(image.width > 0 and image.height > 0, f"the picture has no pixels, {image.width}x{image.height}")
     image = _upright(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # I: before Pillow 11
-        image = pillow().fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = pillow().fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     elif image.mode == "LAB":
         image = _of_lab(image)
     elif image.mode in ("La", "RGBa"):  # colours multiplied by alpha
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    if alpha == "white" and ("A" in image.getbands() or image.info.get("transparency") is not None):
-        image = image.convert("RGBA")
+    if alpha == "white" and _is_transparent(image):
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         white = pillow().new("RGBA", image.size, (255, 255, 255, 255))
         image = pillow().alpha_composite(white, image)
     mode = "RGB" if channels == 3 else "L"

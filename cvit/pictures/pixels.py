@@ -26,6 +26,9 @@ INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box"
 # keeps is made. Pillow then may take rows before columns instead of columns before rows, and as it clips to 0 .. 255 in
 # between, "bicubic" and "lanczos" can give other pixels where they overshoot.
 MOST_PIXELS = 1 << 25
+# The same for a picture so many times longer than wide that has, with the resized one and what Pillow makes between the
+# two, more than 50 million pixels.
+LONG, MOST_TOGETHER = 256, 50_000_000
 
 
 def resized_size(size: Size, how: Preprocessing) -> Size:
@@ -56,7 +59,7 @@ def crop_origin(size: Size, crop: Size, rounding: str) -> Size:
 def values(image: Image.Image, how: Preprocessing, out: np.ndarray) -> None:
     """Write a picture's values to `out` (C, H, W), float32. `image` is of mode RGB or L, as `how.channels` says."""
     if how.rescale_first:
-        float_values(np.asarray(image, np.float32).reshape(image.height, image.width, how.channels), how, out)
+        float_values(np.asarray(image).reshape(image.height, image.width, how.channels), how, out)
     else:
         byte_values(pixels(image, how), how, out)
 
@@ -77,13 +80,19 @@ def byte_values(pixels: np.ndarray, how: Preprocessing, out: np.ndarray) -> None
 
 
 def float_values(planes: np.ndarray, how: Preprocessing, out: np.ndarray) -> None:
-    """Write the values of float32 (h, w, C), from 0 to 255, to `out` (C, H, W): resizing, too, is done in floats."""
+    """Write the values of bytes or float32 (h, w, C), from 0 to 255, to `out` (C, H, W): resized, too, as floats."""
     _, height, width = how.shape
-    planes = planes * np.float32(how.rescale)
     for channel, plane in enumerate(out):
-        floats = pillow().fromarray(np.ascontiguousarray(planes[:, :, channel]))  # of mode F
-        plane[...] = np.asarray(_resized_and_cropped(floats, how, (0.0,)))[:height, :width]
+        floats = _resized_and_cropped(_floats(planes[:, :, channel], how), how, (0.0,))
+        plane[...] = np.asarray(floats)[:height, :width]
     normalize(how, out)
+
+
+def _floats(plane: np.ndarray, how: Preprocessing) -> Image.Image:
+    """One channel (h, w), scaled, of mode F."""
+    floats = plane.astype(np.float32, "C")
+    floats *= np.float32(how.rescale)
+    return pillow().fromarray(floats)
 
 
 def normalize(how: Preprocessing, out: np.ndarray) -> None:
@@ -106,7 +115,10 @@ def _resized_and_cropped(image: Image.Image, how: Preprocessing, border: tuple) 
     top, left = max(origin[0], 0), max(origin[1], 0)
     bottom, right = min(origin[0] + how.size[0], size[0]), min(origin[1] + how.size[1], size[1])
     filter = INTERPOLATIONS[how.interpolation]
-    if math.prod(size) > MOST_PIXELS and size != (image.height, image.width):
+    count = math.prod(size)
+    together = count + image.height * (image.width + size[1])
+    large = count > MOST_PIXELS or (max(size) > LONG * min(size) and together > MOST_TOGETHER)
+    if large and size != (image.height, image.width):
         high, wide = image.height / size[0], image.width / size[1]
         box = (left * wide, top * high, min(right * wide, image.width), min(bottom * high, image.height))
         part = image.resize((right - left, bottom - top), filter, box=box)

@@ -150,7 +150,8 @@ class Preprocessing:
 
     def opened(self, picture) -> Image.Image:
         """One picture as the Pillow image that is to be resized: of mode RGB or L, and of a size that can be used."""
-        image = open_picture(picture, channels=self.channels, alpha=self.alpha)
+        beside = 2 * 4 + 2 * self.channels if self.rescale_first else 0  # a channel's floats and all bytes, twice each
+        image = open_picture(picture, channels=self.channels, alpha=self.alpha, beside=beside)
         if self.resize is None and not self.crop and (image.height, image.width) != self.size:
             name = picture if isinstance(picture, (str, os.PathLike)) else "the picture"
             raise ValueError(f"{name} must have {_x(self.size)} pixels, got {image.height}x{image.width}")

@@ -128,6 +128,9 @@ def fields_of_hf(config: Mapping) -> Fields:
 
     target = _edges("size", get("size"), kind in EDGE_IS_SHORT)
     crop = _edges("crop_size", get("crop_size"), False) if get("do_center_crop") else None
+    check(
+        crop is None or "height" in crop, f"the preprocessor config's crop_size must have height and width, got {crop}"
+    )
     short_edge = "shortest_edge" in target
     if not get("do_resize"):
         check(crop is not None, "the preprocessor config neither resizes nor crops: its pictures have no fixed size")

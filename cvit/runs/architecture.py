@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import check
+from ..base.numbers import shown
 from ..formats.load import load
 from ..model.config import ViTConfig
 from ..model.precision import dtype_of
@@ -24,6 +25,7 @@ SHAPES = (
     (96, 64, 8, dict(width=192, depth=6, heads=4, hidden=384)),
     (1 << 30, 128, 16, dict(width=192, depth=12, heads=3, hidden=768)),
 )
+MOST = dict(image_size=1 << 15, patch_size=1 << 16, width=1 << 16, depth=1 << 12, heads=1 << 16, hidden=1 << 18)
 SHAPE_FIELDS = ("image_size", "patch_size", "width", "depth", "heads", "hidden", "pool")
 
 
@@ -39,7 +41,7 @@ def new_model(
     """A model with fresh weights for pictures whose shorter edge is `edge`.
 
     `shape` holds fields of `ViTConfig`, those of `SHAPE_FIELDS`, that are wanted otherwise than `SHAPES` has them;
-    `variant` names a usual size and its patches, "S/16".
+    `variant` names a usual size and its patches, "S/16". A field beyond `MOST` is a `ValueError`.
     """
     size: Any
     patch: Any
@@ -54,6 +56,10 @@ def new_model(
         patches = fields["patch_size"]
         step = patches if isinstance(patches, int) else max(patches)
         fields["image_size"] = max(size // step, 1) * step
+    for name, most in MOST.items():
+        numbers = fields[name] if isinstance(fields[name], (tuple, list)) else [fields[name]]
+        beyond = [number for number in numbers if isinstance(number, (int, float)) and number > most]
+        check(not beyond, f"{name} must be at most {most}, got {shown(fields[name])}")
     config = ViTConfig(channels=channels, classes=len(class_names), **fields)
     # Transparent pictures are seen as on paper; the colour that a file has where it is transparent may be anything.
     how = dataclasses.replace(Preprocessing.default(config.image_size, channels), alpha="white")

@@ -21,15 +21,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import check, short
+from ..base.errors import check
 from ..base.files import replacing
 from ..base.numbers import shown
+from ..formats.reading import read_json
 
 RUNS = Path("runs")  # where folders without a name of their own are made
 MODEL, LAST, HISTORY = "model.safetensors", "last.safetensors", "history.csv"
 CHECKPOINT, RUN, PREDICTIONS = "checkpoint", "run.json", "predictions.csv"
 PICTURES = ("curves.png", "confusion.png", "mistakes.png", "report.html")
 FORMAT = 1  # of run.json
+PARTS = ("arguments", "settings", "machine")  # objects that it has
 TEMPORARY = re.compile(r"\.cvit-[0-9a-f]{8}")  # names that base/files.py gives; a killed process leaves one
 
 
@@ -90,11 +92,8 @@ class Folder:
         Raises `FileNotFoundError` where no run was begun here, and `ValueError` for a damaged file.
         """
         path = self.file(RUN)
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged: {short(error, 200)}") from None
-        known = isinstance(facts, dict) and facts.get("format") == FORMAT
+        facts = read_json(path)
+        known = facts.get("format") == FORMAT and all(isinstance(facts.get(part), dict) for part in PARTS)
         check(known, f"{path} is not of a run that this version of cvit knows")
         return facts
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..base.errors import check, listed
+from ..base.errors import check, listed, short
 from ..base.numbers import as_int, finite, shown
 from ..data.augmentation import Affine, Augmentation
 from ..data.mixing import Mixing
@@ -154,11 +154,15 @@ class Recipe:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Recipe:
-        """What `to_json` gave."""
+        """What `to_json` gave; anything else is a `ValueError`."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = [name for name in fields if name not in known]
         check(not unknown, f"a recipe has no setting {listed(unknown, 4)}")
-        return cls(**{**fields, "augmentation": Augmentation.from_json(fields["augmentation"])})
+        check("augmentation" in fields, "a recipe must have augmentation")
+        try:
+            return cls(**{**fields, "augmentation": Augmentation.from_json(fields["augmentation"])})
+        except TypeError as error:  # in a file a wrong type is a wrong value
+            raise ValueError(f"a recipe: {short(error, 200)}") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- presets

@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..base.errors import check, listed
+from ..base.errors import check, listed, short
 from ..base.files import check_writable
+from ..base.numbers import shown
 from ..engine import runtime
 from ..model.precision import resolved
 from ..model.vit import ViT
@@ -137,7 +138,13 @@ def opened(
         saved = ranks.broadcast(folder.read_facts() if ranks.first else None, RUN)
         kept = {name: value for name, value in saved["arguments"].items() if name != "data"}
         given = {name: value for name, value in arguments.items() if value is not None}
-        job = prepare(saved["arguments"]["data"] if data is None else data, **{**kept, **given})
+        if data is None:
+            data = saved["arguments"].get("data")
+            check(isinstance(data, str), f"{folder.file(RUN)} must name its data, got {shown(data)}")
+        try:
+            job = prepare(data, **{**kept, **given})
+        except (TypeError, OverflowError) as error:  # in a file a wrong type is a wrong value
+            raise ValueError(f"{folder.file(RUN)} or an argument beside it: {short(error, 500)}") from None
         _check_same(saved, job, folder, _said(say, ranks))
         return job, folder
     if out is not None and ranks.first:
@@ -302,8 +309,9 @@ def machine() -> dict[str, Any]:
 def _check_same(saved: dict[str, Any], job: Job, folder: Folder, say) -> None:
     """Raise where the run to resume had other data, another model or another setting; say what else has changed."""
     before = dict(saved["settings"])
-    if "precision" not in before["recipe"]:  # of a run begun before there were precisions: that of the weights
-        before["recipe"] = {**before["recipe"], "precision": resolved(None, before["model"]["dtype"])}
+    recipe = before.get("recipe")
+    if isinstance(recipe, dict) and "precision" not in recipe:  # begun before there were precisions: the weights' own
+        before["recipe"] = {**recipe, "precision": resolved(None, job.model.dtype)}
     changed = differences(before, job.settings)
     check(
         not changed,

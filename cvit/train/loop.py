@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..base.errors import check
+from ..base.errors import check, short
 from ..base.numbers import as_int, finite, shown
 from ..data import Dataset
 from ..model.drop import Drop, as_drop
@@ -358,18 +358,39 @@ class Loop:
         said = facts.get("precision", own)  # which states that were written before there were precisions do not say
         check(said == own, f"the run was trained in precision {shown(said)}, so it cannot go on in {own!r}")
         try:
+            weights = arrays["weights"]
+            own_weights = self.model.weights
+            same = weights.shape == own_weights.shape and weights.dtype == own_weights.dtype
+            check(same, f"the weights must be {own_weights.size} of {own_weights.dtype}")
+            position = _position(facts["position"])
+            epochs = [_epoch(row) for row in facts["history"]]
             for part, holder in (("optimizer", self.optimizer), ("ema", self.ema)):
                 if holder is not None:
                     vectors = {name[len(part) + 1 :]: a for name, a in arrays.items() if name.startswith(f"{part}.")}
                     holder.load_state_dict({**facts[part], **vectors})
-            weights = arrays["weights"]
-            check(weights.shape == self.model.weights.shape, f"the weights must be {self.model.weights.size}")
-            position = Position(**facts["position"])
-            epochs = [Epoch(*row) for row in facts["history"]]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"the state of another kind of run: {error}") from None
+            raise ValueError(f"the state of another kind of run: {short(error, 300)}") from None
         self.model.weights[...] = weights
         self.history.epochs[:], self.position = epochs, position
+
+
+def _position(numbers: dict) -> Position:
+    """The position that a state's facts hold; TypeError or ValueError where it is none."""
+    position = Position(**numbers)
+    for name in ("epoch", "step", "total", "images", "right"):
+        as_int(f"position: {name}", getattr(position, name), minimum=0, maximum=1 << 53)
+    for name in ("loss", "lr"):
+        finite(f"position: {name}", getattr(position, name), minimum=-math.inf)
+    return position
+
+
+def _epoch(row: list) -> Epoch:
+    """The epoch that a row of a state's facts is; its figures may be nan, but are numbers."""
+    epoch = Epoch(*row)
+    as_int("history: epoch", epoch.epoch, maximum=1 << 53)
+    if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in epoch):
+        raise TypeError(f"history must hold numbers, got {shown(row)}")
+    return epoch
 
 
 def _check_objects(optimizer, history, ema, functions) -> None:
