@@ -55,6 +55,13 @@ tsan:
 	LD_PRELOAD="$(call library,tsan) $(CURDIR)/build/tsan/openmp.so" PYTHONPATH=build/tsan/lib OMP_WAIT_POLICY=passive \
 	TSAN_OPTIONS=halt_on_error=0:exitcode=66 setarch -R $(PYTHON) -P tests/races/run.py
 
+SECONDS = 60
+fuzz-native:
+	$(PYTHON) fuzz/native/run.py --seconds $(SECONDS)
+
+aarch64:
+	$(PYTHON) tests/aarch64/run.py
+
 bench:
 	$(PYTHON) -m cvit.cli bench
 

@@ -30,10 +30,11 @@ CROSS = "aarch64-linux-gnu-gcc"
 HOME = ROOT / "build" / "aarch64"
 SYSTEM, SITE, BUILT = HOME / "system", HOME / "site", HOME / "cvit"
 # Debian's Python and what it and NumPy load.
-PACKAGES = (
-    "libc6 libgcc-s1 libstdc++6 libgomp1 zlib1g libexpat1 libffi8 libssl3 libbz2-1.0 liblzma5 libuuid1 libcrypt1 "
-    "libsqlite3-0 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libpython3.11-dev"
-).split()
+PACKAGES = [
+    "libc6", "libgcc-s1", "libstdc++6", "libgomp1", "zlib1g", "libexpat1", "libffi8", "libssl3", "libbz2-1.0",
+    "liblzma5", "libuuid1", "libcrypt1", "libsqlite3-0", "python3.11-minimal", "libpython3.11-minimal",
+    "libpython3.11-stdlib", "libpython3.11-dev",
+]  # fmt: skip
 LIBRARIES = ["numpy", "safetensors", "threadpoolctl", "pytest"]
 # Of the largest entry: what tests/test_families*.py allow between implementations in float32, and the suite in float64.
 BOUNDS = {"f32": 1e-4, "f64": 1e-10}
@@ -63,7 +64,7 @@ def fetch():
 
 
 def build():
-    """cvit's sources and extensions, compiled for AArch64 with setup.py's flags; what is newer than all of csrc stays."""
+    """cvit's sources and extensions, compiled for AArch64 with setup.py's flags; what is up to date stays."""
     shutil.copytree(
         ROOT / "cvit", BUILT / "cvit", ignore=shutil.ignore_patterns("*.so", "__pycache__"), dirs_exist_ok=True
     )
