@@ -86,7 +86,14 @@ def fuzz(folder, name, seconds):
     """Run one target under libFuzzer; returns how many inputs it tried."""
     corpus = folder / "corpus" / name
     corpus.mkdir(parents=True, exist_ok=True)
-    options = ["-max_len=64", f"-max_total_time={seconds}", "-print_final_stats=1", "-detect_leaks=0", "-timeout=60"]
+    options = [
+        "-max_len=64",
+        "-len_control=0",
+        f"-max_total_time={seconds}",
+        "-print_final_stats=1",
+        "-detect_leaks=0",
+        "-timeout=60",
+    ]
     environment = os.environ | {"ASAN_OPTIONS": "quarantine_size_mb=16", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run(
         [folder / name, *options, f"-artifact_prefix={folder}/{name}-", corpus],
