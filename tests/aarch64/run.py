@@ -35,7 +35,7 @@ PACKAGES = [
     "liblzma5", "libuuid1", "libcrypt1", "libsqlite3-0", "python3.11-minimal", "libpython3.11-minimal",
     "libpython3.11-stdlib", "libpython3.11-dev",
 ]  # fmt: skip
-LIBRARIES = ["numpy", "safetensors", "threadpoolctl", "pytest"]
+LIBRARIES = ["numpy", "safetensors", "threadpoolctl", "pytest", "hypothesis"]
 # Of the largest entry: what tests/test_families*.py allow between implementations in float32, and the suite in float64.
 BOUNDS = {"f32": 1e-4, "f64": 1e-10}
 
@@ -55,7 +55,7 @@ def fetch():
         run("apt-get", "download", *(f"{name}:arm64" for name in PACKAGES), cwd=debs, capture_output=True)
         for deb in sorted(debs.glob("*.deb")):
             run("dpkg", "-x", deb, SYSTEM)
-    if not (SITE / "pytest").exists():
+    if not (SITE / "hypothesis").exists():
         target = ["--target", SITE, "--platform", "manylinux_2_28_aarch64", "--platform", "manylinux2014_aarch64"]
         run(
             sys.executable, "-m", "pip", "install", "-q", *target, "--python-version", "3.11", "--only-binary=:all:",
