@@ -5,6 +5,8 @@
 # asan    kernel and model tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # tsan    every stage and kernel on several threads under ThreadSanitizer
 # fuzz    a minute of attacks on everything that is read (fuzz/README.md)
+# fuzz-native  the kernels on inputs of libFuzzer, under both of asan's sanitizers, SECONDS of each target
+# aarch64  kernels and whole models of AArch64, compiled across and emulated
 # bench   what `cvit bench` measures here
 # clean   remove everything that is built
 #
@@ -17,9 +19,9 @@ library = $(shell $(CC) -print-file-name=lib$(1).so)
 build_into = CC="$(CC)" $(PYTHON) setup.py -q build --build-base $(1) --build-lib $(1)/lib
 WATCHED = tests/test_ops.py tests/test_ops_rows.py tests/test_kernels.py tests/test_kernels_rows.py tests/test_math.py tests/test_model.py tests/test_options.py tests/test_functional.py tests/test_errors.py
 
-C_FILES = $(shell find csrc cvit tests -name '*.c' -o -name '*.h' -o -name '*.inc')
+C_FILES = $(shell find csrc cvit tests fuzz -name '*.c' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: build test check format asan tsan fuzz bench clean
+.PHONY: build test check format asan tsan fuzz fuzz-native aarch64 bench clean
 
 build:
 	$(PYTHON) setup.py -q build_clib build_ext --inplace
@@ -56,6 +58,12 @@ tsan:
 
 fuzz:
 	$(PYTHON) -m fuzz --seconds 60
+SECONDS = 60
+fuzz-native:
+	$(PYTHON) fuzz/native/run.py --seconds $(SECONDS)
+
+aarch64:
+	$(PYTHON) tests/aarch64/run.py
 
 bench:
 	$(PYTHON) -m cvit.cli bench
