@@ -34,7 +34,7 @@ COMMANDS = {
     "plot": "draw what a run has learnt, and where a model looks",
     "bench": "measure training and inference on this machine",
 }
-FAILED, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
+FAILED, NOT_READ = 2, 128 + 13  # 13 is SIGPIPE, which Windows does not name
 ERRORS = (ValueError, TypeError, ArithmeticError, ImportError, MemoryError)  # others are faults of cvit: a traceback
 
 

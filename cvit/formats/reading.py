@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterator
 
 from ..base.errors import check, short
+from ..base.files import NO_WAITING
 from ..base.numbers import shown
 
 JSON_BYTES = 10_000_000  # a config of 21,843 classes with their names has two million
@@ -23,7 +24,7 @@ JSON_BYTES = 10_000_000  # a config of 21,843 classes with their names has two m
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[tuple[int, int]]:
     """The descriptor and the size of a regular file. A FIFO, which would wait for its writer, is refused."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    file = os.open(path, os.O_RDONLY | NO_WAITING)
     try:
         state = os.fstat(file)
         if stat.S_ISDIR(state.st_mode):
