@@ -59,7 +59,6 @@ cvit.set_num_threads(3)
 tell()
 if "torch" in names:
     import torch
-    torch.set_num_threads(2)
     a = torch.ones(300, 300, requires_grad=True)
     (a @ a).exp().sum().backward()
 if "sklearn.cluster" in names:
@@ -72,6 +71,10 @@ if not child:
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 tell()
+if "torch" in names:  # a limit for cvit as well where it was imported after torch, whose libgomp then serves both
+    torch.set_num_threads(1)
+    assert cvit.get_num_threads() in (1, 3)
+print(digest())
 """
 
 
@@ -85,11 +88,12 @@ def alone():
 @pytest.mark.skipif(not team.has_openmp(), reason="built without OpenMP")
 @pytest.mark.parametrize("names", ["torch sklearn.cluster cvit", "cvit sklearn.cluster torch"])
 def test_the_same_bits_and_threads_beside_other_openmp_runtimes(alone, names):
-    """Each brings a libgomp of its own."""
+    """Each brings a libgomp of its own; torch's takes the place of those that are loaded after it."""
     order = [name for name in names.split() if importlib.util.find_spec(name.partition(".")[0])]
     if order == ["cvit"]:
         pytest.skip("neither torch nor scikit-learn is installed")
-    assert [line.split()[0] for line in alone] == ["3", "3", "1", "3"] and len({line.split()[1] for line in alone}) == 1
+    assert [line.split()[0] for line in alone[:-1]] == ["3", "3", "1", "3"]
+    assert {line.split()[-1] for line in alone} == {alone[-1]}
     assert told(BESIDE_OTHERS, ",".join(order)) == alone
 
 
