@@ -16,6 +16,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,10 @@ COLD = (
 # -O3 unrolls the tile loops, which -O2 leaves at half the speed. Contraction to fused multiply-adds is a default of GCC
 # and not of Clang. Nothing here may reorder sums: no fast-math.
 CFLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+# Errors only where cvit is developed: what an sdist, which alone has PKG-INFO, is compiled with may have learnt to warn
+# of more. setuptools gives clang on Windows a linker's flag.
+WARNINGS = ["-Wall", "-Wextra"] + ["-Werror"] * (not os.path.exists("PKG-INFO"))
+WARNINGS += ["-Wno-unused-command-line-argument"] * (sys.platform == "win32")
 ISA_FLAGS = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -62,6 +66,19 @@ ELEMENT_FLAGS = {
 }
 X86 = ["avx2", "avx512", "amx"]
 MACHINE_ISAS = {"x86_64": X86, "AMD64": X86, "aarch64": ["neon"], "arm64": ["neon"]}
+
+# The flags for OpenMP, to compile and to link with, of which the first that the compiler takes are used. Apple's clang
+# knows OpenMP, but not its flag, and brings no library: CPPFLAGS and LDFLAGS may name one, or Homebrew has it.
+OPENMP_FLAGS = [(["-fopenmp"], ["-fopenmp"])]
+if sys.platform == "darwin":
+    _home = "/opt/homebrew/opt/libomp" if platform.machine() == "arm64" else "/usr/local/opt/libomp"
+    _apple = ["-Xpreprocessor", "-fopenmp"]
+    OPENMP_FLAGS += [(_apple, ["-lomp"]), ([*_apple, f"-I{_home}/include"], [f"-L{_home}/lib", "-lomp"])]
+    # Python's installers for macOS compile for both processors at once: what -mavx2 says is for one alone.
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
+
+# Windows: clang in GCC's style. MSVC has no vector types, and GCC does not align the stack there for AVX's registers.
+COMPILER = "mingw32" if sys.platform == "win32" else None
 CYTHON_DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -95,7 +112,7 @@ def files(folder, *patterns):
 # ------------------------------------------------------------------------------------------------------- the compiler
 def compile_probe(source, *flags):
     """None if the compiler makes a program of `source`, else the first error it names."""
-    compiler = new_compiler()
+    compiler = new_compiler(compiler=COMPILER)
     customize_compiler(compiler)
     command = [part for part in compiler.compiler_so if part != "-c"]
     with tempfile.TemporaryDirectory() as folder:
@@ -113,13 +130,18 @@ def compile_probe(source, *flags):
 
 def require_tools():
     """Stop with one line that says what to install, unless this machine has what a build takes."""
-    compiler = new_compiler()
+    compiler = new_compiler(compiler=COMPILER)
     customize_compiler(compiler)
     include = [f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
     if not shutil.which(compiler.compiler_so[0]):
         sys.exit(
             f"cvit is compiled from C, and there is no C compiler {compiler.compiler_so[0]!r} here: install gcc or "
             "clang (Debian, Ubuntu: apt install gcc libc6-dev; Fedora: dnf install gcc), or name yours in CC"
+        )
+    if sys.platform == "win32" and compile_probe("#ifndef __clang__\n#error\n#endif\nint main(void) { return 0; }\n"):
+        sys.exit(
+            "on Windows cvit is compiled by clang in GCC's style, which CC must name: CC=clang, of MSYS2's CLANG64 "
+            "environment (pacman -S mingw-w64-clang-x86_64-clang mingw-w64-clang-x86_64-openmp)"
         )
     error = compile_probe("#include <stdio.h>\nint main(void) { return 0; }\n")
     if error:
@@ -142,13 +164,15 @@ def knows(instruction, flags):
 
 
 def openmp_flags():
-    """The flags for OpenMP, empty (with a warning) where the compiler has none."""
+    """The flags for OpenMP, to compile and to link with; empty (with a warning) where the compiler has none."""
     if os.environ.get("CVIT_OPENMP", "1") == "0":
-        return []
-    if compile_probe("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n", "-fopenmp"):
-        warnings.warn("this compiler has no OpenMP: cvit is built for one thread", stacklevel=2)
-        return []
-    return ["-fopenmp"]
+        return [], []
+    program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+    for compiling, linking in OPENMP_FLAGS:
+        if not compile_probe(program, *compiling, *linking, *shlex.split(os.environ.get("LDFLAGS", ""))):
+            return compiling, linking
+    warnings.warn("this compiler has no OpenMP: cvit is built for one thread", stacklevel=2)
+    return [], []
 
 
 # ------------------------------------------------------------------------------------------------ csrc, and the .pyx
@@ -244,6 +268,7 @@ class BuildLibraries(build_clib):
 
     def finalize_options(self):
         super().finalize_options()
+        self.compiler = self.compiler or COMPILER
         base = self.get_finalized_command("build").build_base
         # Here also for `pip install -e`, whose own folder is temporary: `make build` after it has the kernels already.
         self.build_temp = self.build_clib = os.path.join(base, "kernels")
@@ -266,16 +291,16 @@ class BuildExtensions(build_ext):
 
     def finalize_options(self):
         super().finalize_options()
-        self.parallel = self.parallel or cores
+        self.compiler, self.parallel = self.compiler or COMPILER, self.parallel or cores
 
     def build_extensions(self):
         translate(self.extensions)  # does nothing after build_clib's
-        openmp = openmp_flags()
+        compiling, linking = openmp_flags()
         settings = settings_file(self.get_finalized_command("build").build_base)
         for extension in self.extensions:
             extension.depends.append(settings)
-            extension.extra_compile_args += openmp
-            extension.extra_link_args += openmp
+            extension.extra_compile_args += compiling
+            extension.extra_link_args += linking
         self.extensions.sort(key=lambda extension: -os.path.getsize(extension.sources[0]))  # the longest first
         super().build_extensions()
 

@@ -2,7 +2,7 @@
 
 The map of the code, an image's way to its logits and back to the weights:
 
-    base/      errors, numbers, arrays, files
+    base/      errors, numbers, arrays, files, locks
     engine/    program.py (the words), cutting.pyx (tasks), places.pyx (memory), building.pyx (steps), plan.pyx (calls),
                stages.pyx (a pass), steps/ (each part, forward and backward), team.pyx (threads, the door to csrc),
                update.pyx (optimizers' passes)
@@ -19,7 +19,9 @@ The map of the code, an image's way to its logits and back to the weights:
     ../csrc    the kernels: one source for every instruction set and element type
 """
 
-try:  # first, since it loads OpenMP
+from .base import interpreter  # first: refuses any but the main one
+
+try:  # then this, since it loads OpenMP
     from .engine.runtime import available_isas, get_isa, get_num_threads, set_isa, set_num_threads
 except ImportError:
     from importlib.machinery import EXTENSION_SUFFIXES

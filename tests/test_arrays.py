@@ -59,7 +59,13 @@ def test_other_objects_become_arrays():
 
     class Capsule:
         def __init__(self, array):
-            self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
+            self.array = array
+
+        def __dlpack__(self, **options):  # of the type, where NumPy before 2 looks for it
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
 
     array = np.arange(4.0)
     for value in (array.tolist(), tuple(array), Array(array), Array(lying(array)), Capsule(array), memoryview(array)):

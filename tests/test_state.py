@@ -16,8 +16,8 @@ from safetensors import numpy as safetensors_numpy
 from safetensors import safe_open
 from test_files import room
 
+from cvit.base.locks import locked
 from cvit.formats.checksum import KEY, write_checked
-from cvit.train import state
 from cvit.train.state import BEFORE, FACTS_KEY, NEWEST, WRITING, read, write
 
 FORK = multiprocessing.get_context("fork")
@@ -142,7 +142,7 @@ def test_half_a_file_is_removed_by_the_next_write_or_read(tmp_path, content):
 
 def test_a_file_that_another_process_writes_is_left_alone(tmp_path):
     put(tmp_path, 1)
-    with state._lock(tmp_path / WRITING, create=True):
+    with locked(tmp_path / WRITING, "busy", create=True):
         assert number(tmp_path) == (1, None) and (tmp_path / WRITING).exists()
         with pytest.raises(BlockingIOError, match="Another process is writing a checkpoint"):
             put(tmp_path, 2)

@@ -21,6 +21,8 @@ from typing import BinaryIO
 from .errors import check
 
 NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)  # file systems and modes without one
+NO_WAITING = getattr(os, "O_NONBLOCK", 0)  # an open FIFO would wait for its other end; Windows has none
+FOR_SYNC = os.O_RDONLY if hasattr(os, "O_DIRECTORY") else os.O_RDWR  # Windows syncs only what may be written
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -28,7 +30,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
     Anything else is an `OSError` at once: a FIFO would wait for its writer, and a device like /dev/zero has no end.
     """
-    opener = lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    opener = lambda name, flags: os.open(name, flags | NO_WAITING)
     file = open(os.fspath(path), "rb", opener=opener)  # noqa: SIM115  # the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -115,7 +117,7 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(old.st_mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
-    os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK))  # a rename alone would not ask the file's mode
+    os.close(os.open(path, os.O_WRONLY | NO_WAITING))  # a rename alone would not ask the file's mode
     return Path(os.path.realpath(path)), old
 
 
@@ -125,7 +127,7 @@ def _create(target: Path) -> Path:
     Its name is short whatever the target's length.
     """
     temporary = target.with_name(f".cvit-{secrets.token_hex(4)}")
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     return temporary
 
 
@@ -134,12 +136,19 @@ def _finish(temporary: Path, old: os.stat_result | None, mode: int) -> None:
 
     Whoever wrote it may have made it anew (safetensors does).
     """
-    file = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if old is not None:
+    with synced(temporary):
+        if old is not None and hasattr(os, "chown"):  # Windows has no such owners
             with contextlib.suppress(PermissionError):
-                os.fchown(file, old.st_uid, old.st_gid)
-        os.fchmod(file, mode)
+                os.chown(temporary, old.st_uid, old.st_gid)
+        os.chmod(temporary, mode)
+
+
+@contextlib.contextmanager
+def synced(path: Path) -> Iterator[None]:
+    """Bring the content and the mode that a file has at the end of the block to the disk; a missing one is made."""
+    file = os.open(path, FOR_SYNC | os.O_CREAT, 0o666)
+    try:
+        yield
         os.fsync(file)
     finally:
         os.close(file)
@@ -147,8 +156,10 @@ def _finish(temporary: Path, old: os.stat_result | None, mode: int) -> None:
 
 def sync_directory(folder: Path) -> None:
     """Bring the rename itself to the disk, where the file system can."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+        return
     try:
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(file)
         finally:

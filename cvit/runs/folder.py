@@ -5,8 +5,8 @@
     checkpoint/          to resume             run.json          all that repeats the run, and its results
     curves.png, confusion.png, mistakes.png, report.html
 
-A folder belongs to one process at a time: `Folder.held` locks it (flock(2) on the folder itself, which the system
-takes back however the process ends), so that two runs in one folder are refused.
+A folder belongs to one process at a time: `Folder.held` locks it (base/locks.py), so that two runs in one folder are
+refused.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from ..base.errors import check
 from ..base.files import replacing
+from ..base.locks import BESIDE, locked
 from ..base.numbers import shown
 from ..formats.reading import read_json
 
@@ -53,9 +54,9 @@ class Folder:
     @property
     def is_free(self) -> bool:
         """Whether there is nothing that a new run could overwrite; half a file of a killed run is nothing."""
-        if not self.path.exists():
-            return True
-        return self.path.is_dir() and all(TEMPORARY.fullmatch(path.name) for path in self.path.iterdir())
+        if not self.path.is_dir():
+            return not self.path.exists()
+        return all(path.name == BESIDE or TEMPORARY.fullmatch(path.name) for path in self.path.iterdir())
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -64,15 +65,11 @@ class Folder:
         Raises `BlockingIOError` where another process trains in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            _lock(descriptor, self.path)
+        with locked(self.path, "another process trains in this folder"):
             for path in self.path.iterdir():
                 if TEMPORARY.fullmatch(path.name):
                     path.unlink(missing_ok=True)
             yield
-        finally:
-            os.close(descriptor)
 
     def clear(self) -> None:
         """Remove the files of an earlier run, and no others."""
@@ -138,20 +135,6 @@ def _last_of(name: str) -> Folder:
     while _numbered(name, number + 1).is_run:
         number += 1
     return _numbered(name, number)
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BlockingIOError(errno.EAGAIN, "another process trains in this folder", str(path)) from None
-    except OSError as error:  # a file system without locks
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-            raise
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -13,17 +13,17 @@ temporary files pile up. Every file has a checksum of its contents (see formats/
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..base.errors import check, short
-from ..base.files import named, sync_directory
+from ..base.files import named, sync_directory, synced
+from ..base.locks import locked
 from ..base.numbers import shown
 from ..formats.checksum import read_checked, write_checked
 from ..formats.reading import json_object
@@ -31,6 +31,7 @@ from ..formats.safetensors_file import CODES
 
 NEWEST, BEFORE, WRITING = "state.safetensors", "previous.safetensors", "writing.safetensors"
 FACTS_KEY = "cvit.facts"
+BUSY = "Another process is writing a checkpoint"
 
 Arrays = dict[str, np.ndarray]
 Facts = dict[str, Any]
@@ -65,11 +66,10 @@ def write(folder: str | os.PathLike, arrays: Mapping[str, np.ndarray], facts: Fa
     folder.mkdir(parents=True, exist_ok=True)
     _complete(folder)
     writing = folder / WRITING
-    with named(folder / NEWEST, writing), _lock(writing, create=True):
+    with named(folder / NEWEST, writing), locked(writing, BUSY, create=True):
         try:
-            write_checked(writing, arrays, {FACTS_KEY: text})
-            with open(writing, "rb") as file:
-                os.fsync(file.fileno())
+            with synced(writing):
+                write_checked(writing, arrays, {FACTS_KEY: text})
         except BaseException:
             writing.unlink(missing_ok=True)
             raise
@@ -133,9 +133,9 @@ def _complete(folder: Path) -> None:
     writing = folder / WRITING
     if not os.path.lexists(writing):
         return
-    with _lock(writing):
+    with locked(writing, BUSY):
         try:
-            _, whole = read_checked(writing)
+            whole = read_checked(writing)[1]  # of the map nothing is kept: Windows renames no mapped file
         except FileNotFoundError:  # its process has just finished
             return
         except ValueError:
@@ -153,19 +153,3 @@ def _rename(folder: Path) -> None:
         os.replace(folder / NEWEST, folder / BEFORE)
     os.replace(folder / WRITING, folder / NEWEST)
     sync_directory(folder)
-
-
-@contextlib.contextmanager
-def _lock(path: Path, create: bool = False) -> Iterator[None]:
-    """Hold the file's lock, which ends with the process; a BlockingIOError where another process holds it."""
-    file = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(error.errno, "Another process is writing a checkpoint", str(path)) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(file)
