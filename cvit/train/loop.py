@@ -28,6 +28,7 @@ from .feeds import feed_of
 from .freezing import first_trained
 from .front import Front, KeptTest
 from .history import Epoch, History, Step
+from .interrupts import held_back
 from .optim import AdamW
 from .step import Stepper
 
@@ -211,10 +212,11 @@ class Loop:
             position.epoch + 1, position.lr, position.loss / position.images, position.right / position.images,
             result.loss, result.accuracy, (position.images - before) / seconds,
         )  # fmt: skip
-        self.history.epochs.append(epoch)
-        self.position = Position(position.epoch + 1, total=position.total, lr=position.lr)
-        if self.on_epoch is not None:
-            self.on_epoch(epoch)
+        with held_back():  # what on_epoch writes belongs to the history: both are there, or neither
+            self.history.epochs.append(epoch)
+            self.position = Position(position.epoch + 1, total=position.total, lr=position.lr)
+            if self.on_epoch is not None:
+                self.on_epoch(epoch)
 
     def _evaluation(self) -> Evaluation:
         if self.test is None:
@@ -233,6 +235,15 @@ class Loop:
     def _step(self, batch) -> None:
         position = self.position
         lr = self.optimizer.lr if self.schedule is None else _scheduled(self.schedule, position.total)
+        with held_back():
+            self._take(batch, lr)
+        if self.on_step is not None:
+            mean = position.loss / position.images, position.right / position.images
+            self.on_step(Step(position.epoch + 1, position.step, position.images, *mean, lr))
+
+    def _take(self, batch, lr: float) -> None:
+        """The step itself, and its place in the run."""
+        position = self.position
         try:
             outcome = self.stepper(batch, lr, position.total)
         except FloatingPointError as error:
@@ -243,9 +254,6 @@ class Loop:
         position.step, position.total, position.lr = position.step + 1, position.total + 1, lr
         position.images, position.right = position.images + n, position.right + outcome.right
         position.loss += outcome.loss * n
-        if self.on_step is not None:
-            mean = position.loss / position.images, position.right / position.images
-            self.on_step(Step(position.epoch + 1, position.step, position.images, *mean, lr))
 
     def _out_of_patience(self) -> bool:
         best = self.history.best
