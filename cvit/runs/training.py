@@ -126,7 +126,8 @@ def opened(
         kept = {name: value for name, value in saved["arguments"].items() if name != "data"}
         given = {name: value for name, value in arguments.items() if value is not None}
         job = prepare(saved["arguments"]["data"] if data is None else data, **{**kept, **given})
-        _check_same(saved, job, folder, say)
+        _check_same(saved, job, folder)
+        _say_changes(saved["machine"], job, say)
         return job, folder
     if out is not None:
         folder_for(out, "", resume=False, overwrite=overwrite)  # an error before the pictures are read
@@ -152,7 +153,11 @@ def run_job(
     say = say or NOTHING
     with folder.held():
         check_writable(folder.file(MODEL), job.model.weights.nbytes)  # a full disk is an error now, not after an epoch
-        if not resume:
+        # Another process may have trained in the folder since it was chosen.
+        if resume:
+            _check_same(folder.read_facts(), job, folder)
+        else:
+            folder.check_free()
             folder.clear()
             folder.write_facts(_facts(job))
         started = time.perf_counter()
@@ -164,6 +169,7 @@ def run_job(
             saver.restore(say)
         history = saver.run()
         (on_end or NOTHING)()
+        folder.check_held()
         results = finish(job, folder, history, saver.loop.evaluated, time.perf_counter() - started, say, pictures)
         return Run(load(folder.file(MODEL)), str(folder.path), history, results)
 
@@ -221,6 +227,7 @@ class _Saver:
 
     def _after_epoch(self, epoch: Epoch) -> None:
         history, folder = self.loop.history, self.folder
+        folder.check_held()
         best = history.best
         if best is None or best.epoch == epoch.epoch:
             write_model(folder, MODEL, self.loop.evaluated, self.job, epoch)
@@ -230,6 +237,7 @@ class _Saver:
             tell(epoch)
 
     def _save(self) -> None:
+        self.folder.check_held()
         arrays, facts = self.loop.state()
         state.write(self.folder.file(CHECKPOINT), arrays, facts)
         self.saved, self.has_checkpoint = time.monotonic(), True
@@ -264,8 +272,8 @@ def _pillow() -> str | None:
     return PIL.__version__
 
 
-def _check_same(saved: dict[str, Any], job: Job, folder: Folder, say) -> None:
-    """Raise where the run to resume had other data, another model or another setting; say what else has changed."""
+def _check_same(saved: dict[str, Any], job: Job, folder: Folder) -> None:
+    """Raise where the run to resume had other data, another model or another setting."""
     before = dict(saved["settings"])
     if "precision" not in before["recipe"]:  # of a run begun before there were precisions: that of the weights
         before["recipe"] = {**before["recipe"], "precision": resolved(None, before["model"]["dtype"])}
@@ -274,7 +282,11 @@ def _check_same(saved: dict[str, Any], job: Job, folder: Folder, say) -> None:
         not changed,
         f"{folder.path} holds another run, which cannot be resumed with these arguments: {listed(changed, 6)}",
     )
-    before, now = saved["machine"], machine()
+
+
+def _say_changes(before: dict[str, Any], job: Job, say) -> None:
+    """Say what else has changed since the run began, and may change bits."""
+    now = machine()
     for name in ("isa", "cvit", "numpy", "pillow"):
         if name == "isa" and job.recipe.precision == "bf16":  # whose bits are the same on all of them
             continue
