@@ -4,10 +4,11 @@
 # format  set Python and C files as `check` wants them
 # asan    kernel and model tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # tsan    every stage and kernel on several threads under ThreadSanitizer
+# long    long runs: many steps, many kills, a busy machine (STEPS, STOPS, KILLS, MINUTES: how many)
 # bench   what `cvit bench` measures here
 # clean   remove everything that is built
 #
-# After `pip install -e ".[test]"` build, test, asan and tsan have all they need; check and format take `pip install -e ".[dev]"`.
+# After `pip install -e ".[test]"` build, test, asan, tsan and long have all they need; check and format take `pip install -e ".[dev]"`.
 # The sanitizers' builds stand in build/asan and build/tsan; the one in place stays as it is.
 PYTHON ?= python
 CC ?= cc
@@ -16,9 +17,14 @@ library = $(shell $(CC) -print-file-name=lib$(1).so)
 build_into = CC="$(CC)" $(PYTHON) setup.py -q build --build-base $(1) --build-lib $(1)/lib
 WATCHED = tests/test_ops.py tests/test_ops_rows.py tests/test_kernels.py tests/test_kernels_rows.py tests/test_math.py tests/test_model.py tests/test_options.py tests/test_functional.py tests/test_errors.py
 
+STEPS = 200000
+STOPS = 20
+KILLS = 200
+MINUTES = 5
+
 C_FILES = $(shell find csrc cvit tests -name '*.c' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: build test check format asan tsan bench clean
+.PHONY: build test check format asan tsan long bench clean
 
 build:
 	$(PYTHON) setup.py -q build_clib build_ext --inplace
@@ -52,6 +58,13 @@ tsan:
 	$(CC) -O1 -Wall -Wextra -Werror -fPIC -shared tests/races/openmp.c -o build/tsan/openmp.so -fopenmp -Wl,--no-as-needed -lgomp -ldl
 	LD_PRELOAD="$(call library,tsan) $(CURDIR)/build/tsan/openmp.so" PYTHONPATH=build/tsan/lib OMP_WAIT_POLICY=passive \
 	TSAN_OPTIONS=halt_on_error=0:exitcode=66 setarch -R $(PYTHON) -P tests/races/run.py
+
+# Some forty minutes on two busy cores. See docs/testing.md.
+long: export PYTHONPATH = $(CURDIR):$(CURDIR)/tests
+long: build
+	$(PYTHON) tests/long/steps.py --steps $(STEPS) --stops $(STOPS)
+	$(PYTHON) tests/long/kills.py --kills $(KILLS)
+	$(PYTHON) tests/long/disturbed.py --minutes $(MINUTES)
 
 bench:
 	$(PYTHON) -m cvit.cli bench

@@ -1,4 +1,4 @@
-"""A process that trains while others keep it from its cores, and what they do to it. See test_busy.py and long/busy.py.
+"""A process that trains while others keep it from its cores, and what they do to it: for test_busy.py and long/.
 
 As a program it takes the same training steps from the same start, again and again, and compares the bits each time,
 until its standard input ends.
@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -94,10 +94,11 @@ class Trained:
     def pid(self) -> int:
         return self.process.pid
 
-    @property
-    def threads(self) -> list[int]:
-        """The identifiers of its threads."""
-        return [int(name) for name in os.listdir(f"/proc/{self.pid}/task")]
+    def each_thread(self, call: Callable[[int], object]) -> None:
+        """`call` with the identifier of each of its threads; OpenMP ends some now and then, for a smaller team."""
+        for name in os.listdir(f"/proc/{self.pid}/task"):
+            with contextlib.suppress(ProcessLookupError):
+                call(int(name))
 
 
 @contextlib.contextmanager
@@ -149,21 +150,25 @@ def half_a_cpu(trained: Trained) -> Iterator[None]:
         group.rmdir()
 
 
-def stop_one_thread(trained: Trained, thread: int, seconds: float) -> None:
+def stop_one_thread(trained: Trained, seconds: float, draw: random.Random) -> None:
     """Stop one of its threads alone, which SIGSTOP cannot, as a debugger does; an `OSError` where that is forbidden."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
     libc.ptrace.restype = ctypes.c_long
+    threads: list[int] = []
+    trained.each_thread(threads.append)
+    thread = draw.choice(threads)
 
     def ptrace(request):
         if libc.ptrace(request, thread, None, None) == -1:
             raise OSError(ctypes.get_errno(), f"ptrace: {os.strerror(ctypes.get_errno())}")
 
-    ptrace(PTRACE_SEIZE)
-    ptrace(PTRACE_INTERRUPT)
-    os.waitpid(thread, WALL)
-    time.sleep(seconds)
-    ptrace(PTRACE_DETACH)
+    with contextlib.suppress(ProcessLookupError):  # the thread has ended meanwhile
+        ptrace(PTRACE_SEIZE)
+        ptrace(PTRACE_INTERRUPT)
+        os.waitpid(thread, WALL)
+        time.sleep(seconds)
+        ptrace(PTRACE_DETACH)
 
 
 def stop_and_go(trained: Trained, seconds: float, draw: random.Random) -> None:
@@ -179,16 +184,16 @@ def move(trained: Trained, seconds: float, draw: random.Random) -> None:
     """Bind its threads, each by itself, to other CPUs again and again; all on one of them, too."""
     cpus, end = sorted(os.sched_getaffinity(0)), time.monotonic() + seconds
     while time.monotonic() < end:
-        for thread in trained.threads:
-            os.sched_setaffinity(thread, draw.choice([cpus, [draw.choice(cpus)], cpus[:1]]))
+        trained.each_thread(
+            lambda thread: os.sched_setaffinity(thread, draw.choice([cpus, draw.choices(cpus), cpus[:1]]))
+        )
         time.sleep(0.01)
 
 
 @contextlib.contextmanager
 def crowded(trained: Trained) -> Iterator[None]:
-    """Give way (the lowest priority) to an endless loop on every CPU."""
-    for thread in trained.threads:
-        os.setpriority(os.PRIO_PROCESS, thread, 19)
+    """Give way, by a low priority, to an endless loop on every CPU."""
+    trained.each_thread(lambda thread: os.setpriority(os.PRIO_PROCESS, thread, 10))
     # Until their standard input ends, as it does when this process ends in whatever way.
     loop = "import select, sys\nwhile not select.select([sys.stdin], [], [], 0)[0]: pass"
     loops = [subprocess.Popen([sys.executable, "-c", loop], stdin=subprocess.PIPE) for _ in os.sched_getaffinity(0)]

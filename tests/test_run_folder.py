@@ -86,7 +86,7 @@ def test_a_folder_that_another_process_fills_after_it_was_chosen(data):
     jobs = [opened(data, out="run", **PREPARED, seed=seed) for seed in (0, 1)]
     run_job(*jobs[0], pictures=False)
     before = files_of("run")
-    with pytest.raises(FileExistsError, match="run: holds a run already|holds a run already.*'run'"):
+    with pytest.raises(FileExistsError, match="holds a run already"):
         run_job(*jobs[1], pictures=False)
     assert files_of("run") == before
 
