@@ -7,10 +7,11 @@
 # fuzz    a minute of attacks on everything that is read (fuzz/README.md)
 # fuzz-native  the kernels on inputs of libFuzzer, under both of asan's sanitizers, SECONDS of each target
 # aarch64  kernels and whole models of AArch64, compiled across and emulated
+# long    long runs: many steps, many kills, a busy machine (STEPS, STOPS, KILLS, MINUTES: how many)
 # bench   what `cvit bench` measures here
 # clean   remove everything that is built
 #
-# After `pip install -e ".[test]"` build, test, asan and tsan have all they need; check and format take `pip install -e ".[dev]"`.
+# After `pip install -e ".[test]"` build, test, asan, tsan and long have all they need; check and format take `pip install -e ".[dev]"`.
 # The sanitizers' builds stand in build/asan and build/tsan; the one in place stays as it is.
 PYTHON ?= python
 CC ?= cc
@@ -19,9 +20,14 @@ library = $(shell $(CC) -print-file-name=lib$(1).so)
 build_into = CC="$(CC)" $(PYTHON) setup.py -q build --build-base $(1) --build-lib $(1)/lib
 WATCHED = tests/test_ops.py tests/test_ops_rows.py tests/test_kernels.py tests/test_kernels_rows.py tests/test_math.py tests/test_model.py tests/test_options.py tests/test_functional.py tests/test_errors.py
 
+STEPS = 200000
+STOPS = 20
+KILLS = 200
+MINUTES = 5
+
 C_FILES = $(shell find csrc cvit tests fuzz -name '*.c' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: build test check format asan tsan fuzz fuzz-native aarch64 bench clean
+.PHONY: build test check format asan tsan fuzz fuzz-native aarch64 long bench clean
 
 build:
 	$(PYTHON) setup.py -q build_clib build_ext --inplace
@@ -58,12 +64,20 @@ tsan:
 
 fuzz:
 	$(PYTHON) -m fuzz --seconds 60
+
 SECONDS = 60
 fuzz-native:
 	$(PYTHON) fuzz/native/run.py --seconds $(SECONDS)
 
 aarch64:
 	$(PYTHON) tests/aarch64/run.py
+
+# Some forty minutes on two busy cores. See docs/testing.md.
+long: export PYTHONPATH = $(CURDIR):$(CURDIR)/tests
+long: build
+	$(PYTHON) tests/long/steps.py --steps $(STEPS) --stops $(STOPS)
+	$(PYTHON) tests/long/kills.py --kills $(KILLS)
+	$(PYTHON) tests/long/disturbed.py --minutes $(MINUTES)
 
 bench:
 	$(PYTHON) -m cvit.cli bench

@@ -21,14 +21,19 @@ try:
 except ModuleNotFoundError:  # Windows
     import msvcrt
 
+    def _place(path: Path) -> Path:
+        return (path if path.is_dir() else path.parent) / BESIDE
+
     def _opened(path: Path, create: bool) -> int:
-        folder = path if path.is_dir() else path.parent
-        return os.open(folder / BESIDE, os.O_RDWR | os.O_CREAT, 0o666)
+        return os.open(_place(path), os.O_RDWR | os.O_CREAT, 0o666)
 
     def _take(file: int) -> None:
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
 
 else:
+
+    def _place(path: Path) -> Path:
+        return path
 
     def _opened(path: Path, create: bool) -> int:
         if path.is_dir():
@@ -40,8 +45,9 @@ else:
 
 
 @contextlib.contextmanager
-def locked(path: Path, busy: str, *, create: bool = False) -> Iterator[None]:
-    """Hold the lock of a file or a folder while the block runs; a missing file is made with `create`.
+def locked(path: Path, busy: str, *, create: bool = False) -> Iterator[int]:
+    """Hold the lock of a file or a folder while the block runs, which gets its descriptor, see `leads_to`; a missing
+    file is made with `create`.
 
     Raises
     ------
@@ -59,6 +65,13 @@ def locked(path: Path, busy: str, *, create: bool = False) -> Iterator[None]:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-        yield
+        yield file
     finally:
         os.close(file)
+
+
+def leads_to(path: Path, file: int) -> bool:
+    """Whether `path` still leads to what `locked` holds, which nobody has removed, renamed or replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(_place(path)), os.fstat(file))
+    return False

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..base.errors import check
 from ..base.files import replacing
-from ..base.locks import BESIDE, locked
+from ..base.locks import BESIDE, leads_to, locked
 from ..base.numbers import shown
 from ..formats.reading import read_json
 
@@ -39,8 +39,10 @@ TEMPORARY = re.compile(r"\.cvit-[0-9a-f]{8}")  # names that base/files.py gives;
 class Folder:
     """The folder of one run."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, overwrite: bool = False):
         self.path = Path(path)
+        self.overwrite = overwrite  # whether a new run may take the place of one that is there
+        self._descriptor: int | None = None  # of the folder, which `held` has opened
 
     def file(self, name: str) -> Path:
         """The path of one of its files."""
@@ -58,6 +60,18 @@ class Folder:
             return not self.path.exists()
         return all(path.name == BESIDE or TEMPORARY.fullmatch(path.name) for path in self.path.iterdir())
 
+    def check_free(self) -> None:
+        """Raise `FileExistsError` where a new run would overwrite something, unless that is a run which it may."""
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "out must be a folder", str(self.path))
+        if self.is_free or (self.overwrite and self.is_run):
+            return
+        if self.is_run:
+            text = "holds a run already: resume it, overwrite it, or give another folder"
+        else:
+            text = "holds files that are no run's: give another folder"
+        raise FileExistsError(errno.EEXIST, text, str(self.path))
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Make the folder and keep others out of it while the block runs; what a killed run left half-written goes.
@@ -65,18 +79,35 @@ class Folder:
         Raises `BlockingIOError` where another process trains in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.path, "another process trains in this folder"):
+        with locked(self.path, "another process trains in this folder") as self._descriptor:
+            self.check_held()
             for path in self.path.iterdir():
                 if TEMPORARY.fullmatch(path.name):
                     path.unlink(missing_ok=True)
             yield
 
+    def check_held(self) -> None:
+        """Raise `FileNotFoundError` where the folder that is held is not the one that its path leads to any more.
+
+        Somebody has removed, renamed or replaced it: a file written by that path would lie in a folder that nobody
+        holds, or that another run does.
+        """
+        assert self._descriptor is not None
+        if leads_to(self.path, self._descriptor):
+            return
+        text = "the run's folder was removed or replaced during the run"
+        raise FileNotFoundError(errno.ENOENT, text, str(self.path))
+
     def clear(self) -> None:
-        """Remove the files of an earlier run, and no others."""
-        for name in (RUN, MODEL, LAST, HISTORY, PREDICTIONS, *PICTURES):
-            self.file(name).unlink(missing_ok=True)
+        """Remove the files of an earlier run, and no others; run.json stays until the new run's takes its place.
+
+        So who is killed in between leaves a run, which can be overwritten, and where it is resumed begins anew.
+        """
         for folder in (CHECKPOINT, "tensorboard"):
-            shutil.rmtree(self.file(folder), ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.file(folder))
+        for name in (MODEL, LAST, HISTORY, PREDICTIONS, *PICTURES):
+            self.file(name).unlink(missing_ok=True)
 
     def write_facts(self, facts: dict[str, Any]) -> None:
         """Write run.json."""
@@ -114,16 +145,9 @@ def folder_for(out: str | os.PathLike | None, name: str, *, resume: bool, overwr
         while not (folder := _numbered(name, number)).is_free:
             number += 1
         return folder
-    folder = Folder(out)
-    if folder.path.exists() and not folder.path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "out must be a folder", str(folder.path))
-    if folder.is_free or (overwrite and folder.is_run):
-        return folder
-    if folder.is_run:
-        text = "holds a run already: resume it, overwrite it, or give another folder"
-    else:
-        text = "holds files that are no run's: give another folder"
-    raise FileExistsError(errno.EEXIST, text, str(folder.path))
+    folder = Folder(out, overwrite)
+    folder.check_free()
+    return folder
 
 
 def _numbered(name: str, number: int) -> Folder:

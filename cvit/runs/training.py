@@ -145,7 +145,8 @@ def opened(
             job = prepare(data, **{**kept, **given})
         except (TypeError, OverflowError) as error:  # in a file a wrong type is a wrong value
             raise ValueError(f"{folder.file(RUN)} or an argument beside it: {short(error, 500)}") from None
-        _check_same(saved, job, folder, _said(say, ranks))
+        _check_same(saved, job, folder)
+        _say_changes(saved["machine"], job, _said(say, ranks))
         return job, folder
     if out is not None and ranks.first:
         folder_for(out, "", resume=False, overwrite=overwrite)  # an error before the pictures are read
@@ -153,10 +154,10 @@ def opened(
     return job, _folder_for(ranks, out, job.found.name, resume=False, overwrite=overwrite)
 
 
-def _folder_for(ranks: Ranks, *arguments, **options) -> Folder:
+def _folder_for(ranks: Ranks, out, name: str, *, resume: bool, overwrite: bool) -> Folder:
     """The folder that rank 0 finds, on every rank."""
-    path = os.fspath(folder_for(*arguments, **options).path) if ranks.first else None
-    return Folder(ranks.broadcast(path, "the run's folder"))
+    path = os.fspath(folder_for(out, name, resume=resume, overwrite=overwrite).path) if ranks.first else None
+    return Folder(ranks.broadcast(path, "the run's folder"), overwrite)
 
 
 def _said(say: Callable[[str], None] | None, ranks: Ranks) -> Callable[[str], None]:
@@ -189,7 +190,11 @@ def run_job(
         told = [on_epoch or NOTHING]
         if ranks.first:
             check_writable(folder.file(MODEL), job.model.weights.nbytes)  # a full disk is an error now, not later
-            if not resume:
+            # Another process may have trained in the folder since it was chosen.
+            if resume:
+                _check_same(folder.read_facts(), job, folder)
+            else:
+                folder.check_free()
                 folder.clear()
                 folder.write_facts(_facts(job, ranks))
             if tensorboard:
@@ -201,6 +206,7 @@ def run_job(
         history = saver.run()
         (on_end or NOTHING)()
         if ranks.first:
+            folder.check_held()
             write_models(job, folder, history, saver.loop.evaluated)
         model = best_model(job, folder, ranks)
         results = finish(job, folder, history, model, time.perf_counter() - started, say, pictures, ranks)
@@ -270,6 +276,7 @@ class _Saver:
         history, folder = self.loop.history, self.folder
         best = history.best
         if self.ranks.first:
+            folder.check_held()
             if best is None or best.epoch == epoch.epoch:
                 write_model(folder, MODEL, self.loop.evaluated, self.job, epoch)
             history.write_csv(folder.file(HISTORY))
@@ -280,6 +287,7 @@ class _Saver:
     def _save(self) -> None:
         arrays, facts = self.loop.state()
         if self.ranks.first:
+            self.folder.check_held()
             state.write(self.folder.file(CHECKPOINT), arrays, facts)
         self.saved, self.has_checkpoint = time.monotonic(), True
 
@@ -306,8 +314,8 @@ def machine() -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _check_same(saved: dict[str, Any], job: Job, folder: Folder, say) -> None:
-    """Raise where the run to resume had other data, another model or another setting; say what else has changed."""
+def _check_same(saved: dict[str, Any], job: Job, folder: Folder) -> None:
+    """Raise where the run to resume had other data, another model or another setting."""
     before = dict(saved["settings"])
     recipe = before.get("recipe")
     if isinstance(recipe, dict) and "precision" not in recipe:  # begun before there were precisions: the weights' own
@@ -317,7 +325,11 @@ def _check_same(saved: dict[str, Any], job: Job, folder: Folder, say) -> None:
         not changed,
         f"{folder.path} holds another run, which cannot be resumed with these arguments: {listed(changed, 6)}",
     )
-    before, now = saved["machine"], machine()
+
+
+def _say_changes(before: dict[str, Any], job: Job, say) -> None:
+    """Say what else has changed since the run began, and may change bits."""
+    now = machine()
     for name in ("isa", "cvit", "numpy", "pillow"):
         if name == "isa" and job.recipe.precision == "bf16":  # whose bits are the same on all of them
             continue

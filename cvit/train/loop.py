@@ -30,6 +30,7 @@ from .feeds import feed_of
 from .freezing import first_trained
 from .front import Front, KeptTest
 from .history import Epoch, History, Step
+from .interrupts import held_back
 from .optim import AdamW
 from .split import SplitOptimizer
 from .step import Stepper, parts_of
@@ -271,10 +272,11 @@ class Loop:
             position.epoch + 1, position.lr, position.loss / position.images, position.right / position.images,
             result.loss, result.accuracy, (position.images - before) / seconds,
         )  # fmt: skip
-        self.history.epochs.append(epoch)
-        self.position = Position(position.epoch + 1, total=position.total, lr=position.lr)
-        if self.on_epoch is not None:
-            self.on_epoch(epoch)
+        with held_back():  # what on_epoch writes belongs to the history: both are there, or neither
+            self.history.epochs.append(epoch)
+            self.position = Position(position.epoch + 1, total=position.total, lr=position.lr)
+            if self.on_epoch is not None:
+                self.on_epoch(epoch)
 
     def _evaluation(self) -> Evaluation:
         if self.test is None:
@@ -293,6 +295,18 @@ class Loop:
     def _step(self, batch) -> None:
         position = self.position
         lr = self.optimizer.lr if self.schedule is None else _scheduled(self.schedule, position.total)
+        stop = False
+        try:
+            with held_back():
+                self._take(batch, lr)
+        except KeyboardInterrupt:  # which has come during the step, that is done
+            stop = True
+        mean = position.loss / position.images, position.right / position.images
+        self._tell(Step(position.epoch + 1, position.step, position.images, *mean, lr), stop)
+
+    def _take(self, batch, lr: float) -> None:
+        """The step itself, and its place in the run."""
+        position = self.position
         try:
             outcome = self.stepper(batch, lr, position.total)
         except FloatingPointError as error:
@@ -303,13 +317,10 @@ class Loop:
         position.step, position.total, position.lr = position.step + 1, position.total + 1, lr
         position.images, position.right = position.images + n, position.right + outcome.right
         position.loss += outcome.loss * n
-        mean = position.loss / position.images, position.right / position.images
-        self._tell(Step(position.epoch + 1, position.step, position.images, *mean, lr))
 
-    def _tell(self, step: Step) -> None:
-        """Tell of a step; then save where that is due, and stop where `on_step` has raised a `KeyboardInterrupt`: both
-        on all ranks, if only one says so."""
-        stop = False
+    def _tell(self, step: Step, stop: bool) -> None:
+        """Tell of a step; then save where that is due, and stop after a Ctrl-C or where `on_step` has raised a
+        `KeyboardInterrupt`: both on all ranks, if only one says so."""
         try:
             if self.on_step is not None:
                 self.on_step(step)
