@@ -1,4 +1,4 @@
-"""What happened in a training run: its steps and epochs as tuples, and its history as a CSV file."""
+"""What happened in a training run: its place, its steps and epochs, and its history as a CSV file."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ class Epoch(NamedTuple):
     test_loss: float  # nan without test data
     test_accuracy: float
     images_per_second: float  # of training, evaluation not counted
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands: the epoch at hand, from 0, and what of it is done."""
+
+    epoch: int = 0
+    step: int = 0  # steps of this epoch that are done
+    total: int = 0  # steps of the whole run that are done
+    images: int = 0  # of this epoch
+    loss: float = 0.0  # summed over them
+    right: int = 0
+    lr: float = 0.0  # of the last step
 
 
 @dataclasses.dataclass

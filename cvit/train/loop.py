@@ -22,14 +22,14 @@ from ..data import Dataset
 from ..model.drop import Drop, as_drop
 from ..model.vit import ViT
 from ..parallel.ranks import ALONE, Ranks, of
-from .agreement import agree
+from .agreement import agree_on_run
 from .class_weights import class_weights
 from .ema import EMA
 from .evaluation import Evaluation, checked_pair, evaluate_checked
 from .feeds import feed_of
 from .freezing import first_trained
 from .front import Front, KeptTest
-from .history import Epoch, History, Step
+from .history import Epoch, History, Position, Step
 from .interrupts import held_back
 from .optim import AdamW
 from .split import SplitOptimizer
@@ -141,19 +141,6 @@ def fit(
         return loop.run()
 
 
-@dataclasses.dataclass
-class Position:
-    """Where a run stands: the epoch at hand, from 0, and what of it is done."""
-
-    epoch: int = 0
-    step: int = 0  # steps of this epoch that are done
-    total: int = 0  # steps of the whole run that are done
-    images: int = 0  # of this epoch
-    loss: float = 0.0  # summed over them
-    right: int = 0
-    lr: float = 0.0  # of the last step
-
-
 class Loop:
     """A run of `fit` that can be stopped after any step, written down and taken up again to the same bits.
 
@@ -225,7 +212,7 @@ class Loop:
 
     def run(self) -> History:
         """Go on to the end, to an early stop, or to a Ctrl-C."""
-        self._agree()
+        agree_on_run(self)
         try:
             while self.position.epoch < self.epochs and not self._out_of_patience():
                 self._epoch()
@@ -234,24 +221,6 @@ class Loop:
                 raise  # amid a step: the other ranks do not know of it
             self.history.interrupted = True
         return self.history
-
-    def _agree(self) -> None:
-        """Raise a `ValueError`, the same on every rank, unless all are about to train the same."""
-        if self.ranks.size == 1:
-            return  # with nobody to differ from
-        facts = {**self.settings, "position": dataclasses.astuple(self.position)}
-        vectors = {"the weights": self.model.weights}
-        for name, data in (("training data", self.feed), ("test data", self.test)):
-            if hasattr(data, "digest"):
-                facts[name] = data.digest()
-            elif isinstance(data, Dataset):
-                vectors |= {f"images of the {name}": data.images, f"labels of the {name}": data.labels}
-        if self.ema is not None:
-            vectors["the average"] = self.ema.weights
-        groups = getattr(self.optimizer, "groups", None)
-        if groups is not None:
-            vectors["what is trained"] = groups.runs.view(np.uint8)
-        agree(self.ranks, self.model.precision, facts, vectors)
 
     def _epoch(self) -> None:
         """The rest of the epoch at hand, and its evaluation."""
