@@ -24,12 +24,15 @@ import numpy as np
 
 from ..base.errors import check
 from ..engine.memory import allocate
+from ..engine.team import num_threads
 from .alone import Ranks
 from .exchange import IN_FLIGHT, MOST_PARTS, Exchange, Terms, add, length_of, segments_of
 from .shares import own_parts
 from .tree import Node, Tree
 
-POLL_SECONDS = 5e-4  # between two looks at how far the backward is
+# Between two looks at how far the backward is. A look takes some 50 µs of a core, which a rank of one thread loses:
+# with 0.5 ms between two its steps are 7 % longer, with 10 ms 1 to 2 % (bench/ranks.py).
+POLL_SECONDS, ALONE_SECONDS = 5e-4, 1e-2  # at least, and on one thread
 LEAST_VALUES = 1 << 18  # of a piece: with fewer, messages take longer than what they carry
 MOST_VALUES = 1 << 21  # of a piece: with more, sums wait for all of it
 SEGMENT = 1 << 13  # of a rank's segment of a piece, at least: with hundreds of ranks messages would be tiny and many
@@ -146,8 +149,8 @@ class Reduction:
 
     def _follow(self, exchange: Exchange, finished: Callable[[], int]) -> None:
         try:
-            moved = False
-            while not self._over.wait(0 if moved else POLL_SECONDS):
+            moved, pause = False, max(POLL_SECONDS, ALONE_SECONDS / num_threads())
+            while not self._over.wait(0 if moved else pause):
                 moved = exchange.advance(finished())
         except BaseException as error:
             self._error = error
