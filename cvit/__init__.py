@@ -13,6 +13,7 @@ The map of the code, an image's way to its logits and back to the weights:
     formats/   load.py (whatever a model comes from), checkpoint.py (cvit's own file), source.py, hub.py, Flax,
                onnx_graph.py (out alone)
     data/      images in, batches out     pictures/  files to images
+    parallel/  one process, or the ranks of an MPI world: one gradient out of all of theirs
     train/     loop, optimizers           runs/   from a path to a folder with a trained model
     plots/     curves, attention, the report       estimator/  for scikit-learn
     cli/       the commands                        bench/      `cvit bench`
