@@ -122,7 +122,7 @@ failed = interpreters.run_string(interpreters.create(), inside)
 assert failed is None, failed
 print(os.read(read, 1000).decode())
 import cvit
-print(cvit.ops.gelu([[0.0]]).tolist())
+print(cvit.ops.gelu([[0.0]]).tolist(), flush=True)
 os._exit(0)  # NumPy in two interpreters may not come through the end of both
 """
 REFUSED = "ImportError cvit works in the main interpreter of a process alone: use threads, or processes"
