@@ -90,6 +90,9 @@ def functions(body, prefix=""):
 COMPILED = sorted((ROOT / "cvit").rglob("*.pyx"))
 
 
+SPECIAL = ("__init__", "__call__")  # methods of which a compiled class has no signature to read
+
+
 @pytest.mark.parametrize("path", COMPILED, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_stub_says_what_its_module_has(path):
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -105,13 +108,12 @@ def test_a_stub_says_what_its_module_has(path):
         found = module
         for part in written.split("."):
             found = getattr(found, part)
-        # Of a compiled class's special methods there is no signature to read.
-        if callable(found) and not written.endswith(("__init__", "__call__")):
+        if callable(found) and not written.endswith(SPECIAL):
             assert list(inspect.signature(found).parameters) == parameters, written
     for node in body:
         if isinstance(node, ast.ClassDef):
             public = {key for key in vars(getattr(module, node.name)) if key[0] != "_"}
-            assert public == {member.name for member in node.body if isinstance(member, ast.FunctionDef)} - {"__init__"}
+            assert public == {member.name for member in node.body if isinstance(member, ast.FunctionDef)} - {*SPECIAL}
 
 
 def test_cython_has_nothing_to_warn_of(tmp_path):
