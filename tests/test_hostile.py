@@ -28,6 +28,7 @@ from cvit.train.loop import Loop
 
 Image = pytest.importorskip("PIL.Image")
 PIXELS = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
+IMMENSE = dict(patch_size=4, width=1 << 16, depth=1 << 12, heads=1, hidden=1 << 18)  # 3 PB of weights
 SMALL = dict(image_size=8, patch_size=4, width=8, depth=1, heads=2, hidden=8, classes=3)
 
 
@@ -205,6 +206,7 @@ def test_weights_of_another_dtype_are_no_state():
         (dict(arguments={}), "must name its data, got None"),
         (dict(arguments={"data": "d.npz", "variant": "x" * 9000}), "name must be one of .*, got 'xxx.{0,80}$"),
         (dict(settings={}), "holds another run"),
+        (dict(arguments={"data": "d.npz", **IMMENSE}), "run.json or an argument beside it: Unable to allocate"),
     ],
 )  # fmt: skip
 def test_a_run_whose_facts_are_of_wrong_types(tmp_path, monkeypatch, change, message):

@@ -143,7 +143,7 @@ def opened(
             check(isinstance(data, str), f"{folder.file(RUN)} must name its data, got {shown(data)}")
         try:
             job = prepare(data, **{**kept, **given})
-        except (TypeError, OverflowError) as error:  # in a file a wrong type is a wrong value
+        except (TypeError, OverflowError, MemoryError) as error:  # in a file a wrong type or size is a wrong value
             raise ValueError(f"{folder.file(RUN)} or an argument beside it: {short(error, 500)}") from None
         _check_same(saved, job, folder)
         _say_changes(saved["machine"], job, _said(say, ranks))
