@@ -196,16 +196,17 @@ def test_sums(rng, n):
     assert_near(squares, (x**2).sum())
 
 
-def test_a_column_has_the_same_sum_wherever_it_stands(rng):
+@pytest.mark.parametrize("column", [None, [1.2e-38, -1.3e-38]], ids=["normal", "subnormal sum"])
+def test_a_column_has_the_same_sum_wherever_it_stands(rng, column):
     """Its bits do not depend on how many columns there are beside it: whole vectors of a machine are no rule."""
-    x = np.tile(normal(rng, 9, 1, dtype=F32), 45)
+    x = np.tile(normal(rng, 9, 1, dtype=F32) if column is None else np.array(column, F32)[:, None], 45)
 
     def work(K):
         total = np.zeros(45, F32)
-        K.column_sums(call("column_sums", rows=9, n=45, x=matrix(x), scale=1.0, sums=at(total)))
+        K.column_sums(call("column_sums", rows=len(x), n=45, x=matrix(x), scale=1.0, sums=at(total)))
         return total
 
-    assert len(set(everywhere(work).tolist())) == 1
+    assert len(set(everywhere(work).view(np.uint32).tolist())) == 1
 
 
 def test_squares_that_overflow():
