@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import struct
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cvit.formats import checksum
-from cvit.formats.tensors import STORED
+from cvit.formats.tensors import STORED, Tensors
 
 from . import changes
 
@@ -258,3 +259,18 @@ def changed_members(rng: Random, arrays: list[Member]) -> list[Member]:
         size = len(one.data) // max(int(np.prod(one.shape)), 1) * int(np.prod(shape))
         arrays[place] = one._replace(shape=shape, data=(one.data * 40)[:size].ljust(size, b"\0"))
     return arrays
+
+
+def faulty_archive(rng: Random, seeds: tuple[list[Member], ...]) -> bytes:
+    """One of several archives, with faults in its arrays and in its bytes."""
+    arrays = rng.choice(seeds)
+    for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
+        arrays = changed_members(rng, arrays)
+    return archive(rng, arrays, rng.choice((0.1, 0.3, 0.6))) if arrays else b""
+
+
+def read_each(tensors: Tensors, strict: bool) -> None:
+    """All values, tensor by tensor: what one of them lacks is no reason to leave the others out."""
+    for tensor in tensors.values():
+        with contextlib.suppress(ValueError):
+            tensor.read(strict=strict)

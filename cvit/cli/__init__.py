@@ -41,7 +41,7 @@ COMMANDS = {
     "bench": "measure training and inference on this machine",
 }
 SEVERAL = ("train", "embed")  # what may run as several processes; of any other command each would do the whole work
-FAILED, INTERRUPTED, NOT_READ = 2, 128 + signal.SIGINT, 128 + 13  # 13 is SIGPIPE, which Windows does not name
+FAILED, NOT_READ = 2, 128 + 13  # 13 is SIGPIPE, which Windows does not name
 ERRORS = (ValueError, TypeError, ArithmeticError, ImportError, MemoryError)  # others are faults of cvit: a traceback
 
 

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 
 # Where launchers write which of its processes this one is: Open MPI; MPICH, Intel MPI and Slurm's pmi2; MVAPICH; PMIx.
 PLACES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PMIX_RANK")
-GRACE = (
-    5.0  # seconds that rank 0 has for what it says, before the end of another rank makes the launcher end all of them
-)
+# Seconds that rank 0 has for what it says, before the end of another rank makes the launcher end all of them.
+GRACE = 5.0
 
 
 def first() -> bool:

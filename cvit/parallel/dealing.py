@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .messages import FRAME, bytes_of, framed, pieces, put_together, taken_apart, unframed
+from .messages import incoming, outgoing, taken_apart
 from .ranks import Ranks
 
 AHEAD = 2  # results of a rank that rank 0 has not taken
@@ -45,10 +45,8 @@ def handed_over(ranks: Ranks, results: Iterator[Any]) -> None:
 
 
 def _send(ranks: Ranks, result: Any) -> None:
-    text, arrays = taken_apart(result)
-    frame, answer = framed({}, text), np.empty(1, np.uint8)
-    parts = [frame, *([] if unframed(frame)[2] else pieces(text)), *(p for a in arrays for p in pieces(bytes_of(a)))]
-    requests = [ranks.send(part, 0, RESULT) for part in parts]
+    answer = np.empty(1, np.uint8)
+    requests = [ranks.send(part, 0, RESULT) for part in outgoing({}, *taken_apart(result))]
     requests.append(ranks.receive(answer, 0, TAKEN))
     ranks.wait(requests, "its result to be taken", [0] * len(requests))
 
@@ -57,12 +55,6 @@ def _receive(ranks: Ranks, owner: int) -> Any:
     def read(parts: list[np.ndarray]) -> None:
         ranks.wait([ranks.receive(part, owner, RESULT) for part in parts], "a result", [owner] * len(parts))
 
-    frame = np.empty(FRAME, np.uint8)
-    read([frame])
-    _, text, whole = unframed(frame)
-    if not whole:
-        read(list(pieces(text)))
-    result, arrays = put_together(text)
-    read([part for array in arrays for part in pieces(bytes_of(array))])
+    result = incoming(read)
     ranks.wait([ranks.send(np.zeros(1, np.uint8), owner, TAKEN)], "word that a result is taken", [owner])
     return result

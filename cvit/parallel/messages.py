@@ -7,7 +7,7 @@ there is room. From the head the receiver learns how many bytes come after it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,28 @@ def put_together(text: np.ndarray, given: list[np.ndarray] | None = None) -> tup
         return arrays[-1]
 
     return together(json.loads(text.tobytes())), arrays
+
+
+def outgoing(head: dict, text: np.ndarray, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """What `taken_apart` gave as messages: the frame, what of the text finds no room in it, and the arrays."""
+    frame = framed(head, text)
+    rest = [] if unframed(frame)[2] else [text]
+    return [frame, *(part for data in (*rest, *map(bytes_of, arrays)) for part in pieces(data))]
+
+
+def incoming(read: Callable[[list[np.ndarray]], None], look: Callable[[dict], None] | None = None) -> Any:
+    """The value whose messages `outgoing` made. `read` fills vectors of bytes in order; `look` is given the head before
+    more is read, and raises where it is another value's."""
+    frame = np.empty(FRAME, np.uint8)
+    read([frame])
+    head, text, whole = unframed(frame)
+    if look is not None:
+        look(head)
+    if not whole:
+        read(list(pieces(text)))
+    value, arrays = put_together(text)
+    read([part for array in arrays for part in pieces(bytes_of(array))])
+    return value
 
 
 def _empty(dtype: str, shape: list[int]) -> np.ndarray:

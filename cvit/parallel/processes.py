@@ -26,7 +26,18 @@ from ..base.errors import check, short
 from ..engine.runtime import get_num_threads
 from . import cores
 from .alone import RankError, Ranks
-from .messages import FRAME, as_sendable, bytes_of, framed, pieces, put_together, taken_apart, unframed
+from .messages import (
+    FRAME,
+    as_sendable,
+    bytes_of,
+    framed,
+    incoming,
+    outgoing,
+    pieces,
+    put_together,
+    taken_apart,
+    unframed,
+)
 
 TESTS_AT_ONCE = 20  # of requests, before a wait sleeps
 SHORTEST, LONGEST = 1e-4, 2e-3  # seconds that it sleeps
@@ -105,20 +116,13 @@ class Processes(Ranks):
         head = {"met": self._met, "for": short(what)}
         if self.first:
             text, arrays = taken_apart(value)
-            frame = framed(head, text)
-            _, _, whole = unframed(frame)
-            parts = [frame, *([] if whole else pieces(text)), *(p for each in arrays for p in pieces(bytes_of(each)))]
+            parts = outgoing(head, text, arrays)
             self._exchange([(rank, part) for rank in self._others for part in parts], [], what)
             return put_together(text, arrays)[0]
-        frame = np.empty(FRAME, np.uint8)
-        self._exchange([], [(0, frame)], what)
-        head_of_first, text, whole = unframed(frame)
-        self._check_together(head, {0: head_of_first})
-        if not whole:
-            self._exchange([], [(0, part) for part in pieces(text)], what)
-        result, arrays = put_together(text)
-        self._exchange([], [(0, part) for each in arrays for part in pieces(bytes_of(each))], what)
-        return result
+        return incoming(
+            lambda parts: self._exchange([], [(0, part) for part in parts], what),
+            lambda head_of_first: self._check_together(head, {0: head_of_first}),
+        )
 
     def allgather(self, array: np.ndarray, what: str = "every rank's array") -> list[np.ndarray]:
         array = as_sendable("array", array)

@@ -11,7 +11,7 @@ import numpy as np
 from cvit.data import find
 
 from .. import changes
-from ..containers_of import Member, archive, changed_members, members
+from ..containers_of import Member, faulty_archive, members
 from ..running import Target
 
 NAME = "x.npz"
@@ -33,10 +33,7 @@ def _seeds() -> tuple[list[Member], ...]:
 
 def make(rng: Random, folder: Path) -> None:
     """An archive with faults."""
-    arrays = rng.choice(_seeds())
-    for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
-        arrays = changed_members(rng, arrays)
-    changes.place(rng, folder / NAME, archive(rng, arrays, rng.choice((0.1, 0.3, 0.6))) if arrays else b"", 0.01)
+    changes.place(rng, folder / NAME, faulty_archive(rng, _seeds()), 0.01)
 
 
 def read(rng: Random, folder: Path) -> None:
