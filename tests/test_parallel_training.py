@@ -22,7 +22,7 @@ from cvit.model.vit import ViT
 from cvit.parallel.shares import own_parts, part_slices
 from cvit.pictures.preprocessing import Preprocessing
 from cvit.runs import train
-from cvit.train import SGD, AdamW
+from cvit.train import SGD, AdamW, state
 from cvit.train.loop import Loop
 
 
@@ -187,15 +187,32 @@ def test_runs_are_shared_stopped_and_resumed(data):
     assert json.loads(Path("shared/run.json").read_text())["results"]["interrupted"]
     second = mpi_runs.succeeds(2, "train_run.py", str(data), "shared", "stop", "0", "5", cwd=os.getcwd())
     assert [json.loads(text.splitlines()[-1])["steps"] for text in second] == [5, 5]
-    shared = train(None, out="shared", resume=True, exact_reduction=PARTS, pictures=False)
+    shared = train(None, out="shared", resume=True, pictures=False)
     for name in ("model.safetensors", "last.safetensors"):
         assert same_bits(cvit.load(f"shared/{name}").weights, cvit.load(f"whole/{name}").weights)
     assert [epoch[:6] for epoch in shared.history.epochs] == [epoch[:6] for epoch in whole.history.epochs]
     assert repr(shared.results[:6]) == repr(whole.results[:6])
     assert sorted(os.listdir("shared")) == sorted(os.listdir("whole"))
+
+
+def test_a_run_keeps_its_exact_reduction(data):
+    """A resumed one sums in as many parts as it did, and refuses another number."""
+    train(data, out="run", exact_reduction=PARTS, **SHARED)
     lines = []
-    train(None, out="shared", resume=True, pictures=False, say=lines.append)
-    assert any("summed in 8 parts, are in 1" in line for line in lines)
+    train(None, out="run", resume=True, pictures=False, say=lines.append)
+    assert not any("parts" in line for line in lines)
+    with pytest.raises(ValueError, match="recipe.exact_reduction was 8, is 4"):
+        train(None, out="run", resume=True, exact_reduction=4, pictures=False)
+
+
+def test_a_run_says_that_it_goes_on_with_other_parts(data):
+    """Without an exact reduction there are as many parts as ranks."""
+    train(data, out="run", **SHARED)
+    arrays, facts, _ = state.read("run/checkpoint")
+    state.write("run/checkpoint", arrays, {**facts, "parts": 3})
+    lines = []
+    train(None, out="run", resume=True, pictures=False, say=lines.append)
+    assert any("summed in 3 parts, are in 1" in line for line in lines)
 
 
 def test_a_rank_that_fails_ends_the_run(data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..base.errors import check
+from ..model.variants import MOST
 from .options import MOST_THREADS, flag_of, number, precision_option, quiet_decoders, threads_option, use_threads, whole
 from .output import expendable, one_line
 from .progress import progress
@@ -51,12 +52,12 @@ PICTURES = (
     ("--erasing", number(0, 1), "share of the pictures of which a part is erased"),
 )
 SHAPE = (
-    ("--image-size", whole(1, 2**15), "edge in pixels at which the model sees pictures"),
-    ("--patch-size", whole(1, 2**16), "side of a patch in pixels"),
-    ("--width", whole(1, 2**16), "token width"),
-    ("--depth", whole(0, 2**12), "number of blocks"),
-    ("--heads", whole(1, 2**16), "attention heads"),
-    ("--hidden", whole(1, 2**18), "width of the MLP's hidden layer"),
+    ("--image-size", whole(1, MOST["image_size"]), "edge in pixels at which the model sees pictures"),
+    ("--patch-size", whole(1, MOST["patch_size"]), "side of a patch in pixels"),
+    ("--width", whole(1, MOST["width"]), "token width"),
+    ("--depth", whole(0, MOST["depth"]), "number of blocks"),
+    ("--heads", whole(1, MOST["heads"]), "attention heads"),
+    ("--hidden", whole(1, MOST["hidden"]), "width of the MLP's hidden layer"),
 )
 
 
@@ -119,7 +120,6 @@ def add_arguments(parser) -> None:
     group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's event files")
     group.add_argument("--no-pictures", action="store_true", help="draw no plots and no report")
     threads_option(parser)
-    parser.set_defaults(ranks=None)  # a launcher's processes take this place once they have met
 
 
 def run(args) -> int:
@@ -133,10 +133,9 @@ def run(args) -> int:
 
     import numpy as np
 
-    from ..parallel.ranks import ALONE
     from ..runs.training import opened, run_job
 
-    ranks = args.ranks or ALONE
+    ranks = args.ranks
     check(ranks.size == 1 or not args.dry_run, "--dry-run runs in one process: start it without a launcher")
     cores = ranks.share_cores()
     arguments = {name: getattr(args, name) for name in _names()}
@@ -165,8 +164,7 @@ def run(args) -> int:
             done = run_job(
                 job, folder, resume=args.resume, save_minutes=args.save_minutes, on_step=on_step,
                 on_epoch=shown.on_epoch, on_end=shown.close, say=say, pictures=not args.no_pictures,
-                tensorboard=args.tensorboard, ranks=ranks, exact_reduction=args.exact_reduction,
-                split_optimizer=args.split_optimizer,
+                tensorboard=args.tensorboard, ranks=ranks, split_optimizer=args.split_optimizer,
             )  # fmt: skip
         if ranks.first:
             _print_end(job, folder, done)
@@ -182,7 +180,7 @@ def _names() -> list[str]:
     rows = [flag_of(flag) for flag, _, _ in (*SETTINGS, *PICTURES, *SHAPE)]
     return [
         *rows, "optimizer", "freeze", "class_weight", "init", "preset", "variant", "validation", "strict", "checkpoint",
-        "precision",
+        "precision", "exact_reduction",
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The named sizes of Vision Transformers."""
+"""The named sizes of Vision Transformers, and the largest that a new model may have."""
 
 # name: (width D, depth, heads H, hidden width F)
 VARIANTS = {
@@ -13,3 +13,6 @@ VARIANTS = {
     "G": (1664, 48, 16, 8192),  # the same; timm's vit_gigantic
     "e": (1792, 56, 16, 15360),  # Chen et al. 2023 (PaLI), arXiv:2209.06794
 }
+
+# Of a model that is made anew, by `cvit train` or for a run: more is a slip, or a hostile file.
+MOST = dict(image_size=1 << 15, patch_size=1 << 16, width=1 << 16, depth=1 << 12, heads=1 << 16, hidden=1 << 18)

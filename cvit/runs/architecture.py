@@ -14,6 +14,7 @@ from ..base.numbers import shown
 from ..formats.load import load
 from ..model.config import ViTConfig
 from ..model.precision import dtype_of
+from ..model.variants import MOST
 from ..model.vit import ViT
 from ..pictures.preprocessing import Preprocessing
 
@@ -25,7 +26,6 @@ SHAPES = (
     (96, 64, 8, dict(width=192, depth=6, heads=4, hidden=384)),
     (1 << 30, 128, 16, dict(width=192, depth=12, heads=3, hidden=768)),
 )
-MOST = dict(image_size=1 << 15, patch_size=1 << 16, width=1 << 16, depth=1 << 12, heads=1 << 16, hidden=1 << 18)
 SHAPE_FIELDS = ("image_size", "patch_size", "width", "depth", "heads", "hidden", "pool")
 
 

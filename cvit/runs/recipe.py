@@ -32,6 +32,8 @@ class Recipe:
         Passes over the pictures, and pictures a step.
     accumulate : int
         Parts in which a batch goes through the model.
+    exact_reduction : int or None
+        See `cvit.train.fit`: how many parts of a batch are summed in a fixed order, None for one a rank.
     optimizer : "adamw" or "sgd"
     lr, final_lr, warmup_lr : float
         The highest learning rate, the last, and the one that the warm-up begins with.
@@ -67,6 +69,7 @@ class Recipe:
     epochs: int = 100
     batch_size: int = 64
     accumulate: int = 1
+    exact_reduction: int | None = None
     optimizer: str = "adamw"
     lr: float = 1e-3
     final_lr: float = 1e-5
@@ -96,7 +99,7 @@ class Recipe:
         fix = functools.partial(object.__setattr__, self)
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("seed", 0)):
             fix(name, as_int(name, getattr(self, name), minimum=least))
-        for name, least in (("train_blocks", 0), ("patience", 1)):
+        for name, least in (("train_blocks", 0), ("patience", 1), ("exact_reduction", 1)):
             value = getattr(self, name)
             fix(name, None if value is None else as_int(name, value, minimum=least))
         for name in ("lr", "final_lr", "warmup_lr", "weight_decay", "mixup", "cutmix"):

@@ -63,7 +63,6 @@ def train(
     pictures: bool = True,
     tensorboard: bool = False,
     comm=None,
-    exact_reduction: int | None = None,
     split_optimizer: bool = False,
     timeout: float = 600.0,
     **arguments,
@@ -92,7 +91,7 @@ def train(
         Whether curves, confusion matrix, worst errors and a report are drawn, which needs matplotlib and jinja2.
     tensorboard : bool
         Whether loss, accuracy and learning rate also go to TensorBoard's event files in the folder.
-    comm, exact_reduction, split_optimizer, timeout : see `cvit.train.fit`
+    comm, split_optimizer, timeout : see `cvit.train.fit`
         Every rank reads the data; rank 0 alone writes to the folder. All return the same but for the times.
     **arguments
         `init`, `preset`, `validation`, `epochs`, `lr`, …: those of `prepare`.
@@ -117,8 +116,7 @@ def train(
         )  # fmt: skip
         return run_job(
             job, folder, resume=resume, save_minutes=save_minutes, on_step=on_step, on_epoch=on_epoch, say=say,
-            pictures=pictures, tensorboard=tensorboard, ranks=ranks, exact_reduction=exact_reduction,
-            split_optimizer=split_optimizer,
+            pictures=pictures, tensorboard=tensorboard, ranks=ranks, split_optimizer=split_optimizer,
         )  # fmt: skip
 
 
@@ -178,13 +176,14 @@ def run_job(
     pictures: bool = True,
     tensorboard: bool = False,
     ranks: Ranks = ALONE,
-    exact_reduction: int | None = None,
     split_optimizer: bool = False,
 ) -> Run:
     """`train` with a job that is prepared and a folder that is chosen; `on_end` is called when training ends, before
     what follows it."""
     say = _said(say, ranks)
-    parts_of(exact_reduction, ranks)  # a wrong number is an error before anything is written, and so is other data
+    parts_of(
+        job.recipe.exact_reduction, ranks
+    )  # a wrong number is an error before anything is written, and so is other data
     agree(ranks, job.model.precision, flat(job.settings), {})
     with folder.held() if ranks.first else contextlib.nullcontext():
         told = [on_epoch or NOTHING]
@@ -200,7 +199,7 @@ def run_job(
             if tensorboard:
                 told.insert(0, events(folder.file("tensorboard")))
         started = time.perf_counter()
-        saver = _Saver(job, folder, save_minutes, on_step, told, ranks, exact_reduction, split_optimizer)
+        saver = _Saver(job, folder, save_minutes, on_step, told, ranks, split_optimizer)
         if resume:
             saver.restore(say)
         history = saver.run()
@@ -217,8 +216,7 @@ class _Saver:
     """The loop of a run, and what is written while it goes on."""
 
     def __init__(
-        self, job: Job, folder: Folder, save_minutes: float, on_step, told: list, ranks: Ranks, exact_reduction,
-        split_optimizer,
+        self, job: Job, folder: Folder, save_minutes: float, on_step, told: list, ranks: Ranks, split_optimizer
     ):  # fmt: skip
         recipe, model = job.recipe, job.model
         self.job, self.folder, self.told, self.ranks = job, folder, told, ranks
@@ -232,7 +230,7 @@ class _Saver:
             drop_path=recipe.drop_path, dropout=recipe.dropout, class_weight=recipe.class_weight,
             ema=None if recipe.ema is None else EMA(model, recipe.ema), patience=recipe.patience, seed=recipe.seed,
             cache_mb=job.cache_mb, on_step=on_step, on_epoch=self._after_epoch, save_due=self._due, on_save=self._save,
-            ranks=ranks, exact_reduction=exact_reduction, split_optimizer=split_optimizer,
+            ranks=ranks, exact_reduction=recipe.exact_reduction, split_optimizer=split_optimizer,
         )  # fmt: skip
 
     def restore(self, say) -> None:
@@ -318,8 +316,8 @@ def _check_same(saved: dict[str, Any], job: Job, folder: Folder) -> None:
     """Raise where the run to resume had other data, another model or another setting."""
     before = dict(saved["settings"])
     recipe = before.get("recipe")
-    if isinstance(recipe, dict) and "precision" not in recipe:  # begun before there were precisions: the weights' own
-        before["recipe"] = {**recipe, "precision": resolved(None, job.model.dtype)}
+    if isinstance(recipe, dict):  # begun, it may be, before there were precisions, the weights' own then, or ranks
+        before["recipe"] = {"precision": resolved(None, job.model.dtype), "exact_reduction": None, **recipe}
     changed = differences(before, job.settings)
     check(
         not changed,
