@@ -2,11 +2,10 @@ from .places cimport Places
 from .task cimport Linear as LinearStep, Section, Step
 
 cdef class Building(Places):
-    cdef void* _structs(self, Py_ssize_t count, Py_ssize_t size)
+    cdef void* _structs(self, Py_ssize_t size)
     cdef _set_matrix(self, LinearStep* linear, int i, matrix)
-    cdef _build_outside(self, Section* section, group, last, dict shared)
-    cdef _build_section(self, Section* section, group, Py_ssize_t layer, parts, flags, dict shared,
-                        Py_ssize_t partial)
+    cdef _build_section(self, Section* section, group, Py_ssize_t layer, int number, dict shared)
+    cdef _build_query_parts(self, Section* section, Py_ssize_t layer, heads, dict shared)
     cdef _build_sums(self, Section* section, part, Py_ssize_t partial)
     cdef _build_norm(self, Step* step, group, Py_ssize_t layer, part)
     cdef _build_head_norm(self, Step* step, group, Py_ssize_t layer, part)

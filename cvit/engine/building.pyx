@@ -3,10 +3,8 @@
 One method builds a section; what a kind of part needs beyond slots is in the method of its name.
 """
 
-import numpy as np
-
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from .kernels cimport GELU_ERF, GELU_TANH, QUICK_GELU, RELU, SILU, TANH, ceil_div, panels_bytes
+from .kernels cimport GELU_ERF, GELU_TANH, QUICK_GELU, RELU, SILU, TANH, bytes_of, ceil_div, panels_bytes
 from .places cimport Places, lines, slot_of
 from .steps.attention cimport add_query_parts
 from .steps.drop cimport drop as run_drop, drop_backward
@@ -18,9 +16,9 @@ from .task cimport (
     ACTIVATION, DROP, HEAD_NORM, HIDDEN, LINEAR, NORM, QUERY_PARTS, ROTATE, Block, Linear as LinearStep, Pass,
     Section, Step, UnitSums,
 )
-from .program import PACKED, Activation, Drop, HeadNorm, Heads, Linear, Norm, Rotate, added_by, source_of, target_of
+from .program import PACKED, Activation, Drop, HeadNorm, Linear, Norm, Rotate, source_of, target_of
 from .places import BEFORE, HIDDEN as HIDDEN_ROWS
-from .slots import accumulating, bytes_of, kept_source, linears_of, parts_of, sum_targets, sums_of
+from .slots import kept_source, sum_targets, sums_of
 
 ACTIVATIONS = {
     "gelu_tanh": GELU_TANH, "gelu_erf": GELU_ERF, "quick_gelu": QUICK_GELU, "silu": SILU, "relu": RELU, "tanh": TANH,
@@ -37,9 +35,9 @@ def _again(target, behind, kept, ends):
 cdef class Building(Places):
     """A plan's steps."""
 
-    cdef void* _structs(self, Py_ssize_t count, Py_ssize_t size):
-        """Zeroed memory for `count` structs that lives as long as the plan."""
-        memory = np.zeros(max(count, 1) * size, np.uint8)
+    cdef void* _structs(self, Py_ssize_t size):
+        """Zeroed memory for structs that lives as long as the plan."""
+        memory = bytearray(max(size, 1))
         self.memory.append(memory)
         return address(memory)
 
@@ -49,14 +47,13 @@ cdef class Building(Places):
         cdef Pass* p = &self.p
         cdef Py_ssize_t layer, size = p.K.size
         cdef Block* block
-        p.blocks = <Block*> self._structs(p.L, sizeof(Block))
+        p.blocks = <Block*> self._structs(p.L * sizeof(Block))
         shared = {}
         if p.training:
-            widest = max([one.heads.width for one in self.program.blocks], default=0)
-            room = (p.key_parts - 1) * p.R * widest * size
+            room = (p.key_parts - 1) * p.R * self.outline.heads_width * size
             shared["dq parts"] = self._place("gradient of q by part of the keys", room)
             sums = [
-                sum(sum(sums_of(part)) for part in parts_of(self._sections(group, layer)))
+                sum(sum(section) for section in self._group(group, layer).sums)
                 for group, layers in self._groups().items() for layer in layers
             ]  # fmt: skip
             p.partial_stride = max(sums, default=0) * size
@@ -64,11 +61,10 @@ cdef class Building(Places):
                                     max(p.token_rows.units, p.image_rows.units) * p.partial_stride)
         for layer in range(p.L):
             block = &p.blocks[layer]
-            before, (heads,), after = self._sections("blocks", layer)
-            flags = accumulating((before, (heads,), after), "y")
+            heads = self.program.blocks[layer].heads
+            self._build_section(&block.before, "blocks", layer, 0, shared)
             if p.training and p.key_parts > 1:
-                before, flags[0] = (*before, heads), [*flags[0], False]
-            self._build_section(&block.before, "blocks", layer, before, flags[0], shared, 0)
+                self._build_query_parts(&block.before, layer, heads, shared)
             block.heads.heads, block.heads.dh = heads.heads, heads.width // heads.heads
             block.heads.qkv = self._slot("blocks", layer, heads.source)
             block.heads.o = self._slot("blocks", layer, heads.target)
@@ -77,77 +73,71 @@ cdef class Building(Places):
             if p.training:
                 block.heads.lse = slot_of(self.kept[layer]["lse"])
                 block.heads.dq_parts = shared["dq parts"]
-            partial = sum(sum(sums_of(part)) for part in before) * size
-            self._build_section(&block.after, "blocks", layer, after, flags[2], shared, partial)
-        self._build_outside(&p.before, "before", "x", shared)
+            self._build_section(&block.after, "blocks", layer, 2, shared)
+        self._build_section(&p.before, "before", 0, 0, shared)
         if self.mode != "tokens":
-            self._build_outside(&p.after, "after", "kv", shared)
-            self._build_outside(&p.query, "query", "query", shared)
-            self._build_outside(&p.end, "end", self.program.features, shared)
+            self._build_section(&p.after, "after", 0, 0, shared)
+            self._build_section(&p.query, "query", 0, 0, shared)
+            self._build_section(&p.end, "end", 0, 0, shared)
 
-    cdef _build_outside(self, Section* section, group, last, dict shared):
-        """A section outside the blocks, which is a group by itself."""
-        (parts,) = self._sections(group)
-        self._build_section(section, group, 0, parts, accumulating((parts,), last)[0], shared, 0)
-
-    cdef _build_section(self, Section* section, group, Py_ssize_t layer, parts, flags, dict shared,
-                        Py_ssize_t partial):
-        """The steps of `parts`; `flags` say which of them add to the gradient of their source, `partial` where the
-        units' sums of the first one begin."""
+    cdef _build_section(self, Section* section, group, Py_ssize_t layer, int number, dict shared):
+        """The steps of one section of a group (of one block)."""
         cdef Pass* p = &self.p
         cdef Step* step
-        products = linears_of(parts)
+        # Where the units' sums of a step begin.
+        cdef Py_ssize_t i, partial = 0
+        steps = self._group(group, layer)
+        parts, products = steps.sections[number], steps.products[number]
+        for sums in steps.sums[:number]:
+            partial += sum(sums) * p.K.size
         kept = self.kept[layer] if group == "blocks" else self.outside_slots[group]
         # The block's output, which the next block has, also before its branch is dropped and added.
         ends = {"y"} | {part.source for part in parts if isinstance(part, Drop) and part.target == "y"}
         section.cut = &p.image_rows if group == "end" else &p.one_row if group == "query" else &p.token_rows
-        section.steps = <Step*> self._structs(len(parts), sizeof(Step))
-        section.linears = <LinearStep*> self._structs(len(products), sizeof(LinearStep))
-        section.sums = <UnitSums*> self._structs(4 * len(parts), sizeof(UnitSums))
+        # Steps, one more than parts for that of the queries' parts, then products and sums.
+        room = (len(parts) + 1) * sizeof(Step) + len(products) * sizeof(LinearStep) + 4 * len(parts) * sizeof(UnitSums)
+        section.steps = <Step*> self._structs(room)
+        section.linears = <LinearStep*> &section.steps[len(parts) + 1]
+        section.sums = <UnitSums*> &section.linears[len(products)]
         section.count, section.linear_count, section.sum_count = len(parts), 0, 0
-        for i, part in enumerate(parts):
-            step = &section.steps[i]
+        for i, (part, source, column, target, add) in enumerate(steps.reads[number]):
+            step, kind = &section.steps[i], type(part)
             step.scale = step.shift = step.k_scale = step.k_shift = -1
-            source, target = source_of(part), target_of(part)
-            if isinstance(part, Heads):  # dq's parts, in the backward alone
-                step.role, step.backward, step.width = QUERY_PARTS, add_query_parts, part.width
-                step.d_source, step.partial = self._gradient(group, source, 0, layer), shared["dq parts"]
-                continue
-            column = part.source_column if isinstance(part, Linear) else 0
             step.source = self._slot(group, layer, source, column)
             step.d_source = self._gradient(group, source, column, layer)
             step.target, step.d_target = self._slot(group, layer, target), self._gradient(group, target, 0, layer)
-            if added_by(part):
-                step.add = self._slot(group, layer, added_by(part))
+            if add:
+                step.add = self._slot(group, layer, add)
             step.packed = slot_of(self.in_scratch[group][PACKED])
-            step.source_is_packed = (target if isinstance(part, Norm) else source) == PACKED
-            step.accumulate = flags[i]
+            step.source_is_packed = (target if kind is Norm else source) == PACKED
+            step.accumulate = steps.accumulating[number][i]
             step.partial = partial
-            self._build_sums(section, part, partial)
-            partial += sum(sums_of(part)) * p.K.size
-            if isinstance(part, Norm):
+            if steps.sums[number][i]:
+                self._build_sums(section, part, partial)
+                partial += steps.sums[number][i] * p.K.size
+            if kind is Norm:
                 step.role, step.forward, step.recompute, step.backward = NORM, run_norm, run_norm, norm_backward
                 self._build_norm(step, group, layer, part)
-            elif isinstance(part, HeadNorm):
+            elif kind is HeadNorm:
                 step.role, step.forward, step.recompute = HEAD_NORM, head_norm, head_norm
                 step.backward = head_norm_backward
                 self._build_head_norm(step, group, layer, part)
-            elif isinstance(part, Rotate):
+            elif kind is Rotate:
                 step.role, step.forward, step.recompute, step.backward = ROTATE, rotate, rotate, rotate_backward
                 self._build_rotate(step, layer, part)
-            elif isinstance(part, Linear):
+            elif kind is Linear:
                 step.role, step.forward, step.backward = LINEAR, run_linear, linear_backward
                 if target not in ends:
                     step.recompute = run_linear
                 step.linear = self._build_linear(section, group, layer, parts[:i], part, shared)
-            elif isinstance(part, Activation):
+            elif kind is Activation:
                 step.role, step.forward, step.backward = ACTIVATION, activation, activation_backward
                 if _again(target, parts[i + 1 :], kept, ends):
                     step.recompute = activation
                 step.kind, step.gated, step.width = ACTIVATIONS[part.kind], part.gated, part.n
                 if i + 1 < len(parts) and isinstance(parts[i + 1], Drop) and target not in kept:
                     step.dropped = &section.steps[i + 1]
-            elif isinstance(part, Drop):
+            elif kind is Drop:
                 step.role, step.forward, step.backward = DROP, run_drop, drop_backward
                 if _again(target, parts[i + 1 :], kept, ends):
                     step.recompute = run_drop
@@ -163,6 +153,14 @@ cdef class Building(Places):
                 scratch = self.in_scratch[group]
                 step.d_hidden = slot_of(scratch[HIDDEN_ROWS])
                 step.hidden = slot_of(kept.get(part.first.target) or scratch.get(BEFORE) or scratch[HIDDEN_ROWS])
+
+    cdef _build_query_parts(self, Section* section, Py_ssize_t layer, heads, dict shared):
+        """The sum of dq's parts, which the backward of the rows before the heads begins with."""
+        cdef Step* step = &section.steps[section.count]
+        section.count += 1
+        step.scale = step.shift = step.k_scale = step.k_shift = -1
+        step.role, step.backward, step.width = QUERY_PARTS, add_query_parts, heads.width
+        step.d_source, step.partial = self._gradient("blocks", heads.source, 0, layer), shared["dq parts"]
 
     cdef _build_sums(self, Section* section, part, Py_ssize_t partial):
         """The gradients that are sums of the units' parts: they lie one after the other."""
@@ -187,8 +185,8 @@ cdef class Building(Places):
     cdef _build_head_norm(self, Step* step, group, Py_ssize_t layer, part):
         cdef Py_ssize_t size = self.p.K.size
         step.width, step.eps, step.rms, step.heads = part.width, part.eps, part.rms, part.heads
-        step.scale, step.k_scale = (bytes_of(offset, size) for offset in part.scales)
-        step.shift, step.k_shift = (bytes_of(offset, size) for offset in part.shifts)
+        step.scale, step.k_scale = bytes_of(part.scales[0], size), bytes_of(part.scales[1], size)
+        step.shift, step.k_shift = bytes_of(part.shifts[0], size), bytes_of(part.shifts[1], size)
         self._build_statistics(step, group, layer, part, 2 * part.heads)
 
     cdef _build_statistics(self, Step* step, group, Py_ssize_t layer, part, Py_ssize_t width):

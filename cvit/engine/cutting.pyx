@@ -3,10 +3,9 @@
 What depends on the number of threads, and no result does, is in plan.pyx.
 """
 
-from .kernels cimport ceil_div, round_up
+from .kernels cimport bytes_of, ceil_div, round_up
 from .task cimport Pass
-from .program import AttentionPool, Linear
-from .slots import bytes_of
+from .program import AttentionPool
 
 # Row blocks hold about so many bytes of scratch, so that it stays in a core's second-level cache beside the weights'
 # panels.
@@ -37,6 +36,7 @@ cdef class Cutting:
         cdef int i
         program, embed, pool = self.program, self.program.embed, self.program.pool
         size = p.K.size
+        self.heads = self.outline.heads
         p.N, p.T, p.D, p.L = self.batch, program.tokens, program.width, len(program.blocks)
         p.R, p.classes, p.heads = p.N * p.T, program.classes, len(program.heads)
         p.channels, (p.height, p.width) = embed.channels, embed.image_size
@@ -75,21 +75,13 @@ cdef class Cutting:
             p.pool.rms, p.pool.eps = program.norm.rms, program.norm.eps
             p.pool.scale, p.pool.shift = bytes_of(program.norm.scale, size), bytes_of(program.norm.shift, size)
         self.pool_stats = stats
-        rows = sum(
-            part.flops
-            for block in program.blocks
-            for part in (*block.before, *block.after)
-            if isinstance(part, Linear)
-        )
-        rows += sum(part.flops for part in (*program.before, *program.after) if isinstance(part, Linear))
         ends = 2.0 * p.D * (p.patch_values + p.classes)
-        self.flops = float(p.R) * (rows + ends + 4.0 * p.T * p.D * p.L)
+        self.flops = float(p.R) * (self.outline.flops + ends + 4.0 * p.T * p.D * p.L)
 
     # --------------------------------------------------------------------------------------------- how work is cut
     cdef _cut_tasks(self):
         """How the work is cut: by shapes alone, all that results depend on."""
         cdef Pass* p = &self.p
-        heads = self._heads()
         p.panel = p.K.mr
         p.depth = HALF_DEPTH if p.K.half else p.K.kc
         assert p.depth <= p.K.kc
@@ -105,16 +97,12 @@ cdef class Cutting:
         p.one_row.unit_rows = 0
         p.image_groups = min(p.N, 64)
         p.bands = max(1, min(p.height // p.patch_height, p.patches // BAND))
-        p.key_parts = max(1, min(ceil_div(ENOUGH_TASKS, p.N * heads), p.T // LEAST_KEYS, MOST_KEY_PARTS))
-        p.head_backward_tasks = min(p.N * heads * p.key_parts, MOST_HEAD_TASKS)
+        p.key_parts = max(1, min(ceil_div(ENOUGH_TASKS, p.N * self.heads), p.T // LEAST_KEYS, MOST_KEY_PARTS))
+        p.head_backward_tasks = min(p.N * self.heads * p.key_parts, MOST_HEAD_TASKS)
         # The more threads, the smaller the blocks, but for what it takes to share them out evenly.
         unit_rows = p.token_rows.unit_rows or ceil_div(panels, p.token_rows.units) * p.panel
         self.block_units = ceil_div(p.token_rows.units, self._blocks(1, 1))
         p.block_rows = min(p.R, self.block_units * unit_rows)
-
-    cdef Py_ssize_t _heads(self):
-        """The heads of a block; those of the widest where blocks differ."""
-        return max([block.heads.heads for block in self.program.blocks], default=1)
 
     cdef Py_ssize_t _blocks(self, int threads, int share):
         """How many blocks of rows: enough, a multiple of `share`, of a size that stays in the cache and is worth
@@ -132,7 +120,7 @@ cdef class Cutting:
     cdef _query_parts(self, int threads):
         """In how many parts the forward takes a head's queries: each packs all keys and values, few and large ones keep
         threads waiting."""
-        heads, tokens = self.p.N * self._heads(), self.p.T
+        heads, tokens = self.p.N * self.heads, self.p.T
 
         def time(parts):
             return ceil_div(heads * parts, threads) * (1 / parts + PACK_HEAD / tokens) + 0.5 / parts

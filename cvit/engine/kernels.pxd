@@ -390,6 +390,11 @@ cdef inline CrossEntropy crossing(Py_ssize_t n, double smoothing, double weight)
     return call
 
 
+cdef inline Py_ssize_t bytes_of(Py_ssize_t offset, Py_ssize_t size) noexcept nogil:
+    """An offset in bytes; -1 stays, a weight that the model lacks."""
+    return offset * size if offset >= 0 else -1
+
+
 # -------------------------------------------------------------------------------------------------- sizes, in elements
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b

@@ -18,8 +18,7 @@ from .steps.loss cimport head_scratch
 from .steps.pool cimport pool_scratch
 from .steps.weights cimport gradient_scratch
 from .task cimport ARENA, GRADIENT, LENT, SCRATCH, STAGE, WEIGHTS, Linear as LinearStep, Pass, Section, Slot
-from .program import PACKED, Activation, Drop, HeadNorm, Heads, Hidden, Linear, Norm, added_by, source_of, target_of
-from .slots import classes_of, first_weight, half_slots, linears_of, parts_of
+from .program import PACKED, Hidden, Linear, Norm
 
 # What the buffers that a block keeps are called in a memory report.
 TITLES = {
@@ -50,66 +49,16 @@ cdef class Places(Cutting):
     """The memory of a plan."""
 
     # ------------------------------------------------------------------------------------------------ groups and slots
-    def _sections(self, group, layer=0):
-        """The steps of a group (of one block) in order, section by section, as a pass runs them."""
-        if group == "blocks":
-            before, heads, after = self.fused[layer]
-            return before, (heads,), after
-        return (self.outside[group],)
+    def _group(self, group, layer=0):
+        """The steps of a group (of one block)."""
+        return self.outline.blocks[layer] if group == "blocks" else self.outline.outside[group]
 
     def _rows(self, group):
         return {"end": self.p.pool.rows, "query": 1}.get(group, self.p.R)
 
-    def _widths(self, sections):
-        """name -> width of every slot that these steps write."""
-        widths = {}
-
-        def wide(name, width):
-            widths[name] = max(widths.get(name, 0), width)
-
-        for part in [part for section in sections for part in section]:
-            if isinstance(part, Hidden):
-                for matrix in part.first.matrices if self.p.training else ():  # kept whole for the backward alone
-                    wide(part.first.target, matrix.column + part.first.n)
-                wide(part.second.target, part.second.n)
-            elif isinstance(part, Linear):
-                for matrix in part.matrices:
-                    wide(part.target, matrix.column + part.n)
-            elif isinstance(part, HeadNorm):
-                wide(part.target, 3 * part.heads * part.width)
-            elif isinstance(part, Activation):
-                wide(part.target, part.n)
-            elif isinstance(part, (Norm, Heads, Drop)) and part.target != PACKED:
-                wide(part.target, part.width)
-        return widths
-
-    def _buffers(self, sections, rows):
-        """What these steps keep for their backward: name -> (rows, width)."""
-        parts = [part for section in sections for part in section]
-        widths = self._widths(sections)
-        normalised = {part.source for part in parts if isinstance(part, Norm)}
-        elsewhere = {"y"} | {part.source for part in parts if isinstance(part, Drop) and part.add}
-        buffers, stats = {}, {}
-        for part in parts:
-            if isinstance(part, Hidden):
-                buffers[part.first.target] = (rows, widths[part.first.target])
-                if part.second.target not in elsewhere:
-                    buffers[part.second.target] = (rows, part.second.n)
-                continue
-            keeps = not isinstance(part, (Norm, Activation, Drop)) or added_by(part) or part.target in normalised
-            if keeps and part.target not in elsewhere:
-                buffers[part.target] = (rows, widths.get(part.target, 0))
-            if isinstance(part, Norm):
-                stats[f"stats {part.name}"] = (2 * rows, 1)
-            elif isinstance(part, HeadNorm):
-                stats[f"stats {part.name}"] = (2 * rows, 2 * part.heads)
-            elif isinstance(part, Heads):
-                buffers["lse"] = (self.p.N * part.heads * self.p.T, 1)
-        return buffers | stats
-
     cdef int _half(self, group, name) except -1:
         """The shift of a slot's elements, see half_slots. Gradients and what lies outside the blocks are reals."""
-        return self.p.K.half and group == "blocks" and name in self.half_names
+        return self.p.K.half and group == "blocks" and name in self.outline.half
 
     # -------------------------------------------------------------------------------------------------------- memory
     def _place(self, title, size):
@@ -130,22 +79,19 @@ cdef class Places(Cutting):
         cdef Pass* p = &self.p
         size, R = p.K.size, p.R
         self.placed = {"end": 0}
-        self.half_names = half_slots(
-            section for block in self.program.blocks for section in (block.before, (block.heads,), block.after)
-        )
         self.stage_slots, self.stage_bytes, self.stage_own = {}, 0, 0
         lent = 0
-        starts = [first_weight(block) * size for block in self.program.blocks] + [self.program.behind * size]
+        starts = [offset * size for offset in (*self.outline.first_weights, self.program.behind)]
         p.trained = starts[0] if p.given else 0
         self.kept = []
         for layer in range(p.L + 1):
             slots = {}
-            buffers = {"x": (R, p.D)}
+            buffers = {"x": (1, p.D)}
             if p.training and layer < p.L:
-                buffers |= self._buffers(self._sections("blocks", layer), R)
-            for name, (rows, width) in buffers.items():
+                buffers |= self.outline.blocks[layer].kept | self.outline.blocks[layer].stats
+            for name, (times, width) in buffers.items():
                 half = self._half("blocks", name)
-                count = rows * width * (size >> half)
+                count = times * R * width * (size >> half)
                 shared = layer == p.L and self._shares_last()  # with the gradient of the residual stream
                 title = TITLES.get(name, TITLES["stats"] if name.startswith("stats") else name)
                 if layer and (not p.training or p.checkpoint and name != "x"):
@@ -161,25 +107,16 @@ cdef class Places(Cutting):
         for layer in range(p.L):
             slots = self.kept[layer]
             slots["y"] = self.kept[layer + 1]["x"]
-            for part in parts_of(self._sections("blocks", layer)):
-                if isinstance(part, Drop) and part.add:  # in place
-                    slots[part.source] = slots[part.target]
-            for name, width in self._between(layer):
+            block = self.outline.blocks[layer]
+            for source, target in block.dropped:  # in place
+                slots[source] = slots[target]
+            for name, width in block.between[p.training]:
                 self._stage_slot(name, width, 0 if p.training else self._half("blocks", name))
                 if not p.training:
                     slots[name] = self.stage_slots[name]
             if not p.training:  # the residual stream has one place
-                for section in self._sections("blocks", layer):
-                    for part in section:
-                        if added_by(part):
-                            slots[target_of(part)] = slots["x"]
-
-    def _between(self, layer):
-        """(name, width) of the slots that one section of a block writes and a later one reads."""
-        before, heads, after = self.fused[layer]
-        widths = self._widths((before, (heads,)))
-        read = {source_of(part) for part in after} | {heads.source}
-        return [(name, width) for name, width in widths.items() if name in read]
+                for target in block.streams:
+                    slots[target] = slots["x"]
 
     def _stage_slot(self, name, width, half):
         """Rows between the stages: values in a forward without gradients, their gradients in a backward."""
@@ -213,25 +150,24 @@ cdef class Places(Cutting):
             slots["query"]["latent"] = (WEIGHTS, program.latent * size, 0, p.D, 0)
         if self.mode != "tokens":
             for group in ("after", "query", "end"):
-                rows = self._rows(group)
-                kept = {name: (rows, width) for name, width in self._widths(self._sections(group)).items()}
                 slots[group] |= self._stats(group)
-                for name, (count, width) in kept.items():
+                for name, width in self._group(group).widths[p.training].items():
                     if not (group == "after" and name == "z"):
                         title = {"kv": "keys and values of the pooling"}.get(name, "rows outside the blocks")
-                        slots[group][name] = (ARENA, self._place(title, count * width * size), 0, width, 0)
+                        room = self._place(title, self._rows(group) * width * size)
+                        slots[group][name] = (ARENA, room, 0, width, 0)
         self.in_scratch = {}
         self.outside_slots = slots
 
     def _stats(self, group):
         """Room for the norms' statistics of a group."""
         cdef Py_ssize_t size = self.p.K.size
-        stats = {}
-        if self.p.training:
-            for name, (rows, width) in self._buffers(self._sections(group), self._rows(group)).items():
-                if name.startswith("stats"):
-                    stats[name] = (ARENA, self._place(TITLES["stats"], rows * width * size), 0, width, 0)
-        return stats
+        if not self.p.training:
+            return {}
+        return {
+            name: (ARENA, self._place(TITLES["stats"], times * self._rows(group) * width * size), 0, width, 0)
+            for name, (times, width) in self._group(group).stats.items()
+        }
 
     # ------------------------------------------------------------------------------------------------------- scratch
     def _groups(self):
@@ -245,16 +181,16 @@ cdef class Places(Cutting):
         """A thread's scratch: packed rows, blocks of hidden rows, and the slots that no other task reads."""
         cdef Pass* p = &self.p
         size = p.K.size
-        own = max(self._scratch_of(group, layers) for group, layers in self._groups().items())
+        own = max(self._scratch_of(group) for group in self._groups())
         own = max(own, head_scratch(p) if p.heads else 0, pool_scratch(p) * size)
-        dh = max([block.heads.width // block.heads.heads for block in self.program.blocks], default=1)
+        dh = self.outline.head_width
         own = max(own, p.K.attention_scratch(p.T, dh, 0) * size)
         own = max(own, embed_scratch(p))
         if p.training:
             own = max(own, p.K.attention_scratch(p.T, dh, 1) * size, gradient_scratch(p))
         self.own = lines(own) + LINE
 
-    def _scratch_of(self, group, layers):
+    def _scratch_of(self, group):
         """Place the scratch slots of a group; returns the bytes that it takes."""
         cdef Pass* p = &self.p
         rows, size = {"end": p.panel, "query": 1}.get(group, p.block_rows), p.K.size
@@ -265,25 +201,21 @@ cdef class Places(Cutting):
             widths[name] = max(width, widths.get(name, 0))
             halves[name] = half
 
-        for layer in layers:
-            sections = self._sections(group, layer)
+        for layer in self.outline.kinds if group == "blocks" else range(1):
+            steps = self._group(group, layer)
             values = self.kept[layer] if group == "blocks" else self.outside_slots[group]
-            slots = self._widths(sections)
-            for name, width in slots.items():
+            for name, width in steps.widths[p.training].items():
                 if name not in values:
                     half = self._half(group, name)
                     need(name, rows * width * (size >> half), width, half)
             if p.training:
-                slots[PACKED] = max([part.width for part in parts_of(sections) if isinstance(part, Norm)], default=0)
-                roots = classes_of(sections)
-                inner = {part.first.target for part in parts_of(sections) if isinstance(part, Hidden)}
-                for name, width in slots.items():
-                    if name in inner:  # whose gradient has a block of columns at a time
-                        continue
-                    root = roots.get(name, name)
-                    if self._fixed_gradient(group, sections, root) is None:
+                fixed = self.gradients[group][layer]
+                for name, width in (steps.widths[True] | {PACKED: steps.widest_norm}).items():
+                    root = steps.classes.get(name, name)
+                    # The gradient of hidden rows has a block of columns at a time.
+                    if name not in steps.inside and root not in fixed:
                         need(f"d {root}", rows * width * size, width)
-            for part in parts_of(sections):
+            for part in steps.parts:
                 if isinstance(part, Hidden):
                     columns = 1 + part.activation.gated
                     need(HIDDEN, hidden_bytes(p.K, rows) * columns, p.K.lda)
@@ -304,42 +236,35 @@ cdef class Places(Cutting):
         self.in_scratch[group] = slots
         return offset
 
-    def _fixed_gradient(self, group, sections, root):
-        """Where the gradient of a class of slots lies if that is not the scratch, else None."""
-        roots = classes_of(sections)
-        fixed = self.gradients[group]
-        for name in {*roots, *fixed, root}:
-            if roots.get(name, name) == root:
-                if name in fixed:
-                    return fixed[name]
-                if group == "blocks" and name in self.stage_slots:
-                    return self.stage_slots[name]
-        return None
-
     def _place_gradients(self):
-        """The gradients of slots that more than one task reads or writes."""
+        """The gradients of slots that more than one task reads or writes: for each block the places of its classes."""
         cdef Pass* p = &self.p
         size, program = p.K.size, self.program
-        self.gradients = {group: {} for group in ("blocks", "before", "after", "query", "end")}
+        self.gradients = {}
         if not p.training:
             return
         p.dx = self._place_residual()
         residual = (ARENA, p.dx, 0, p.D, 0)
-        self.gradients["blocks"] = {"x": residual, "y": residual}
-        self.gradients["before"] = {"x": residual, "x0": residual}
         end = {"pooled": self._gradient_slot("pooled", p.pool.rows, p.pool.width)}
         p.dpooled = end["pooled"][1]
         if program.features != "pooled":
             end[program.features] = self._gradient_slot("features", p.pool.rows, program.feature_width)
-        self.gradients["end"] = end
+        after, query = {}, {}
         if p.pool.attention:
-            self.gradients["after"] = {
-                "x": residual, "kv": self._gradient_slot("keys and values of the pooling", p.R, 2 * p.D),
-            }  # fmt: skip
-            self.gradients["query"] = {"latent": (GRADIENT, program.latent * size, 0, p.D, 0)}
+            after = {"x": residual, "kv": self._gradient_slot("keys and values of the pooling", p.R, 2 * p.D)}
+            query = {"latent": (GRADIENT, program.latent * size, 0, p.D, 0)}
             if "query" in self.outside_slots["query"]:
-                self.gradients["query"]["query"] = self._gradient_slot("query", 1, p.D)
+                query["query"] = self._gradient_slot("query", 1, p.D)
             p.pool.dq_parts = self._place("gradient of the query by image", p.N * p.D * size)
+        fixed = {
+            "blocks": self.stage_slots | {"x": residual, "y": residual}, "before": {"x": residual, "x0": residual},
+            "after": after, "query": query, "end": end,
+        }  # fmt: skip
+        for group, layers in self._groups().items():
+            self.gradients[group] = [
+                {self._group(group, layer).classes.get(name, name): place for name, place in fixed[group].items()}
+                for layer in layers
+            ]
 
     def _place_residual(self):
         """The gradient of the residual stream: in the place of the last block's output, which the backward of the
@@ -368,9 +293,8 @@ cdef class Places(Cutting):
         cdef Py_ssize_t size = self.p.K.size
         if not self.p.training:
             return slot_of((SCRATCH, 0, 0, 0, 0))
-        sections = self._sections(group, layer)
-        root = classes_of(sections).get(name, name)
-        place = self._fixed_gradient(group, sections, root) or self.in_scratch[group][f"d {root}"]
+        root = self._group(group, layer).classes.get(name, name)
+        place = self.gradients[group][layer].get(root) or self.in_scratch[group][f"d {root}"]
         return slot_of(place, column * size)
 
     # ------------------------------------------------------------------------------------------------ packed weights
@@ -391,14 +315,17 @@ cdef class Places(Cutting):
         for i, head in enumerate(self.program.heads):
             p.head[i].packed[0] = room(head.k, head.n)
         for group in ("before", "query", "after", "end"):
-            for part in linears_of(self.outside[group]):
+            for part in self.outline.outside[group].products[0]:
                 self.fixed[part.name] = [room(part.k, part.n) for _ in part.matrices]
         self.pack_blocks = end
         self.pack_stride = 0
-        for before, _, after in self.fused:
+        for layer, block in enumerate(self.outline.blocks):
+            if layer not in self.outline.kinds:
+                self.relative.append(self.relative[layer - 1])
+                continue
             inside = {}
             end = 0
-            for part in linears_of(before) + linears_of(after):
+            for part in (part for products in block.products for part in products):
                 inside[part.name] = [room(part.k, part.n) for _ in part.matrices]
                 if part.layer_scale >= 0:  # and its bias, times the layer scale
                     inside[part.name].append(end)

@@ -17,8 +17,7 @@ from .task cimport Pass
 from .team cimport element_of, published, run_team, selected, team_size
 from .memory import allocate
 from .cutting import LEAST_ROWS, MOST_HEAD_TASKS
-from .program import fuse
-from .slots import linears_of
+from .slots import outline_of
 from .team import get_isa, in_own_mode
 
 # Of a pass for each of its threads: with less to do, waiting for each other takes longer than it saves.
@@ -71,12 +70,7 @@ cdef class Plan(Tables):
         self.precision = precision or ("f32" if self.dtype == np.float32 else "f64")
         p.K = <const Kernels*> kernels if kernels else selected(element_of(self.precision))
         assert p.K.size == self.dtype.itemsize
-        rewritten = fuse if fused else tuple
-        self.fused = [(rewritten(block.before), block.heads, rewritten(block.after)) for block in program.blocks]
-        self.outside = {
-            "before": rewritten(program.before), "after": rewritten(program.after),
-            "query": tuple(program.query), "end": rewritten(program.end),
-        }  # fmt: skip
+        self.outline = outline_of(program, fused)
         self.memory, self.schedules = [], {}
         p.training, p.frozen, p.checkpoint, p.hints = mode == "train", frozen, checkpoint, hints
         self.packs_all, self.staged = frozen, staged
@@ -105,7 +99,7 @@ cdef class Plan(Tables):
         if threads == self.cut_threads:
             return
         p.query_parts = self._query_parts(threads)
-        p.head_tasks = min(p.N * self._heads() * p.query_parts, MOST_HEAD_TASKS)
+        p.head_tasks = min(p.N * self.heads * p.query_parts, MOST_HEAD_TASKS)
         p.token_rows.blocks = self._blocks(threads, max(4, threads))
         # What a thread's scratch has room for:
         assert ceil_div(p.token_rows.units, p.token_rows.blocks) <= self.block_units
@@ -121,8 +115,8 @@ cdef class Plan(Tables):
         # So often a panel of dy is used while it is in the first-level cache.
         p.tile_rows = min(LEAST_ROWS, 8 * LEAST_ROWS // threads)
         areas = [
-            sum(part.k * part.n * len(part.matrices) for part in linears_of(before) + linears_of(after))
-            for before, _, after in self.fused[:1]
+            sum(part.k * part.n * len(part.matrices) for products in block.products for part in products)
+            for block in self.outline.blocks[:1]
         ]
         p.tile_area = max(areas, default=0) // max(32, 2 * threads)
         for i in range(p.L):
@@ -157,7 +151,7 @@ cdef class Plan(Tables):
         cdef Pass* p = &self.p
         cdef double flops = 3 * self.flops if p.training else self.flops
         cdef Py_ssize_t worth = 1 + int(flops / THREAD_FLOPS)
-        widest = max(p.token_rows.units, p.N * self._heads() * self._most_query_parts(), p.image_groups, 4)
+        widest = max(p.token_rows.units, p.N * self.heads * self._most_query_parts(), p.image_groups, 4)
         return team_size(min(worth, widest))
 
     cdef Schedule _schedule(self, kind):
@@ -276,7 +270,7 @@ cdef class Plan(Tables):
         """Run a plan made with `staged`; yields of each of these blocks, which increase, what its heads read: q, k and
         v (N, T, 3 · width), as reals, valid until the next one."""
         for layer in self._block_by_block(weights, images, layers):
-            _, at, _, width, half = self.stage_slots[self.fused[layer][1].source]
+            _, at, _, width, half = self.stage_slots[self.program.blocks[layer].heads.source]
             rows = self.stage_rows[at : at + self.p.R * width * (self.p.K.size >> half)]
             rows = widened(rows) if half else rows.view(self.dtype)
             yield rows.reshape(self.p.N, self.p.T, width)

@@ -221,7 +221,7 @@ class AttentionPool:
     query: str  # "query", or "latent" where no product makes it
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # so that it is the key of what is read off it without being read
 class Program:
     """A whole model: what the engine makes a plan of."""
 

@@ -1,6 +1,11 @@
-"""What a plan reads off a program's steps: products, slots that share their gradient, gradients that are sums."""
+"""What a plan reads off a program's steps: products, slots that share their gradient, gradients that are sums.
+
+All of it follows from the program alone, so `outline_of` reads it once, for plans of every batch size and mode.
+"""
 
 from __future__ import annotations
+
+import functools
 
 from .program import (
     PACKED,
@@ -11,18 +16,15 @@ from .program import (
     Hidden,
     Linear,
     Norm,
+    Program,
     Rotate,
     added_by,
+    fuse,
     source_of,
     target_of,
 )
 
 BRANCH = "branch"  # of a class of slots: residual branches before they are dropped and added, one at a time
-
-
-def bytes_of(offset, size):
-    """An offset in bytes; -1 stays, a weight that the model lacks."""
-    return offset * size if offset >= 0 else -1
 
 
 def parts_of(sections):
@@ -48,7 +50,7 @@ def first_weight(block):
     return min(offset for offset in offsets if offset >= 0)
 
 
-def classes_of(sections):
+def classes_of(parts):
     """Slots whose gradient is one: name -> the name that stands for its class."""
     roots: dict[str, str] = {}
 
@@ -57,7 +59,7 @@ def classes_of(sections):
             name = roots[name]
         return name
 
-    for part in parts_of(sections):
+    for part in parts:
         if isinstance(part, Heads):
             roots[root(part.source)], roots[root(part.target)] = root(part.source), root(part.target)
             continue
@@ -112,21 +114,74 @@ def sum_targets(part):
     return (part.frequencies,) if isinstance(part, Rotate) else ()
 
 
-def accumulating(sections, last):
+def accumulating(sections, classes, last):
     """For each section a list: whether the backward of each step adds to its source's gradient, which another step
     behind it has begun. `last` is the slot whose gradient the group is given."""
-    roots = classes_of(sections)
-    begun = {(roots.get(last, last), 0)}
+    begun = {(classes.get(last, last), 0)}
     flags = [[False] * len(section) for section in sections]
     for section, its_flags in zip(reversed(sections), reversed(flags)):
         for i in range(len(section) - 1, -1, -1):
             part = section[i]
-            source = (roots.get(source_of(part), source_of(part)), getattr(part, "source_column", 0))
+            source = (classes.get(source_of(part), source_of(part)), getattr(part, "source_column", 0))
             if isinstance(part, Norm) and part.target == PACKED:  # the slot of several norms, each with its readers
                 begun.discard((PACKED, 0))
             its_flags[i] = source in begun
             begun.add(source)
     return flags
+
+
+def widths_of(parts, training):
+    """name -> width of every slot that these steps write."""
+    widths: dict[str, int] = {}
+
+    def wide(name, width):
+        widths[name] = max(widths.get(name, 0), width)
+
+    for part in parts:
+        if isinstance(part, Hidden):
+            for matrix in part.first.matrices if training else ():  # kept whole for the backward alone
+                wide(part.first.target, matrix.column + part.first.n)
+            wide(part.second.target, part.second.n)
+        elif isinstance(part, Linear):
+            for matrix in part.matrices:
+                wide(part.target, matrix.column + part.n)
+        elif isinstance(part, HeadNorm):
+            wide(part.target, 3 * part.heads * part.width)
+        elif isinstance(part, Activation):
+            wide(part.target, part.n)
+        elif isinstance(part, (Norm, Heads, Drop)) and part.target != PACKED:
+            wide(part.target, part.width)
+    return widths
+
+
+def between(sections, training):
+    """(name, width) of the slots that one section writes and a later one reads."""
+    read = {source_of(part) for part in parts_of(sections[1:])}
+    return [(name, width) for name, width in widths_of(parts_of(sections[:-1]), training).items() if name in read]
+
+
+def kept_of(parts, widths):
+    """What these steps keep for their backward: name -> (how often the group's rows, width), and the same of the norms'
+    statistics."""
+    normalised = {part.source for part in parts if isinstance(part, Norm)}
+    elsewhere = {"y"} | {part.source for part in parts if isinstance(part, Drop) and part.add}
+    kept, stats = {}, {}
+    for part in parts:
+        if isinstance(part, Hidden):
+            kept[part.first.target] = (1, widths[part.first.target])
+            if part.second.target not in elsewhere:
+                kept[part.second.target] = (1, part.second.n)
+            continue
+        keeps = not isinstance(part, (Norm, Activation, Drop)) or added_by(part) or part.target in normalised
+        if keeps and part.target not in elsewhere:
+            kept[part.target] = (1, widths.get(part.target, 0))
+        if isinstance(part, Norm):
+            stats[f"stats {part.name}"] = (2, 1)
+        elif isinstance(part, HeadNorm):
+            stats[f"stats {part.name}"] = (2, 2 * part.heads)
+        elif isinstance(part, Heads):
+            kept["lse"] = (part.heads, 1)
+    return kept, stats
 
 
 def kept_source(before, name, values):
@@ -142,3 +197,67 @@ def kept_source(before, name, values):
         if isinstance(part, Activation):
             return part.source, None  # whose backward leaves the activated rows in their place, dropped where they were
     return name, None
+
+
+def reads_of(part):
+    column = getattr(part, "source_column", 0)
+    return source_of(part), column, target_of(part), added_by(part)
+
+
+class Group:
+    """Steps that run one after the other on the same rows, section by section. The gradient of the slot `last` is given
+    to them, or they begin it."""
+
+    def __init__(self, sections, last):
+        self.sections, self.parts = sections, parts_of(sections)
+        self.products = [linears_of(section) for section in sections]
+        # Of each step what it reads, from which column on, what it writes and what it adds.
+        self.reads = [[(part, *reads_of(part)) for part in section] for section in sections]
+        self.classes = classes_of(self.parts)
+        self.accumulating = accumulating(sections, self.classes, last)
+        self.widths = {training: widths_of(self.parts, training) for training in (False, True)}
+        self.between = {training: between(sections, training) for training in (False, True)}
+        self.kept, self.stats = kept_of(self.parts, self.widths[True])
+        self.sums = [[sum(sums_of(part)) for part in section] for section in sections]
+        # Slots that others share their place with: branches that are dropped where they are added, residual streams.
+        self.dropped = [(part.source, part.target) for part in self.parts if isinstance(part, Drop) and part.add]
+        self.streams = [target_of(part) for part in self.parts if added_by(part)]
+        self.inside = {part.first.target for part in self.parts if isinstance(part, Hidden)}
+        self.widest_norm = max((part.width for part in self.parts if isinstance(part, Norm)), default=0)
+        sizes = [
+            [(part.name, part.k, part.n, len(part.matrices), part.layer_scale >= 0) for part in products]
+            for products in self.products
+        ]
+        names = [[(type(part), *slots) for part, *slots in section] for section in self.reads]
+        # What their memory follows from, but for its place: that of groups with the same is the same.
+        self.shape = (names, sizes, self.widths, self.kept, self.stats, self.widest_norm)
+
+
+class Outline:
+    """A program's groups, with or without its rewritings, and what a plan needs to know of all blocks."""
+
+    def __init__(self, program, fused):
+        rewritten = fuse if fused else tuple
+        blocks = [(block.before, (block.heads,), block.after) for block in program.blocks]
+        self.blocks = [Group((rewritten(before), heads, rewritten(after)), "y") for before, heads, after in blocks]
+        # The blocks that are not like the one before them, and the first.
+        self.kinds = [i for i, block in enumerate(self.blocks) if i == 0 or block.shape != self.blocks[i - 1].shape]
+        self.outside = {
+            "before": Group((rewritten(program.before),), "x"),
+            "after": Group((rewritten(program.after),), "kv"),
+            "query": Group((tuple(program.query),), "query"),
+            "end": Group((rewritten(program.end),), program.features),
+        }
+        sections = [section for block in blocks for section in block]
+        self.half = half_slots(sections)
+        self.first_weights = [first_weight(block) for block in program.blocks]
+        self.heads = max((block.heads.heads for block in program.blocks), default=1)
+        self.head_width = max((block.heads.width // block.heads.heads for block in program.blocks), default=1)
+        self.heads_width = max((block.heads.width for block in program.blocks), default=0)
+        rows = (*parts_of(sections), *program.before, *program.after)
+        self.flops = sum(part.flops for part in rows if isinstance(part, Linear))  # of a row
+
+
+@functools.lru_cache(maxsize=128)
+def outline_of(program: Program, fused: bool) -> Outline:
+    return Outline(program, fused)

@@ -12,7 +12,7 @@ ABOUT = ("precision", "checkpoint", "preprocessing", "class_names", "origin")  #
 # What a model holds beside attributes that a caller adds.
 ATTRIBUTES = frozenset([
     *(f"_{name}" for name in ABOUT), "_config", "_layout", "_size", "_token_rows", "_dtype", "_state", "_gradients",
-    "_most_in_piece", "_own", "_lock",
+    "_most", "_most_in_piece", "_own", "_lock",
 ])  # fmt: skip
 
 

@@ -32,10 +32,14 @@ from .rope import angles, coordinates
 First = int | Literal["head"]  # where training starts: a block, the depth, or the head; what lies before is frozen
 
 
-@functools.lru_cache(maxsize=64)
 def program_of(config: ViTConfig, path: bool = False, rate: bool = False) -> Program:
     """The program of `config`, with the offsets of its layout; made once. With `path` it has steps for stochastic
     depth, with `rate` for dropout."""
+    return _program_of(config, path, rate)
+
+
+@functools.lru_cache(maxsize=64)
+def _program_of(config: ViTConfig, path: bool, rate: bool) -> Program:
     if path or rate:
         return with_drops(program_of(config), path, rate, one_draw=config.block == "parallel")
     make = _Steps(config, Layout.of(config))

@@ -173,6 +173,7 @@ class ViT:
         self._state = _State(flat, None, None, {})
         self._gradients = Vectors(self._size, self._dtype)
         self._most_in_piece = 0  # images of an inference, 0 before it is known
+        self._most: dict[Mode, int] = {}  # images of a call
         self._own = threading.local()
         self._lock = threading.Lock()
         _models[id(self)] = self
@@ -580,7 +581,7 @@ class ViT:
         self, batch: int, mode: Mode, first: First | None = None, drops=NOTHING.steps, dry: bool = False
     ) -> Engine:
         if batch > 1:
-            most = MOST_BYTES // self._bytes(1, mode)
+            most = self._most.get(mode) or self._most.setdefault(mode, MOST_BYTES // self._bytes(1, mode))
             check(batch <= most, f"batch must be at most {most} for this model, got {batch}: more than 2^47 bytes")
         packed = self._state.packed
         program = program_of(self._config, *drops) if first is None else tail_of(self._config, first, *drops)
