@@ -3,6 +3,7 @@
 Environment:
     CVIT_OPENMP=0     build without OpenMP: one thread
     CVIT_SYMBOLS=1    keep symbols, for perf and gdb
+    CVIT_STABLE_ABI=1 build extensions, and a wheel of them, for every Python from 3.11 on, where that is possible
     CVIT_SANITIZE=…   build with -fsanitize=… (address,undefined or thread), see the Makefile
 
 A new kernel table is one file, csrc/**/<isa>_<element>.c; a new instruction set is also a row of ISA_FLAGS and one of
@@ -87,6 +88,12 @@ CYTHON_DIRECTIVES = {
     "initializedcheck": False,
     "freethreading_compatible": False,
 }
+
+# Free-threaded Python has no stable ABI yet, and on Windows setuptools links what clang compiles to one Python's DLL.
+STABLE_ABI = os.environ.get("CVIT_STABLE_ABI", "0") != "0"
+STABLE_ABI &= sys.platform != "win32" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+MACROS = [("Py_LIMITED_API", "0x030b0000")] * STABLE_ABI
+WHEEL = {"py_limited_api": "cp311"} if STABLE_ABI else {}
 
 sanitize = os.environ.get("CVIT_SANITIZE")
 symbols = bool(sanitize or "CVIT_SYMBOLS" in os.environ or sys.platform != "linux")
@@ -229,7 +236,8 @@ def extensions():
                 depends=sorted({*shared, *linked}),
                 extra_compile_args=["-Os" if name in COLD else "-O2", *SANITIZE, *DEBUG],
                 extra_link_args=STRIP + SANITIZE,
-                define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+                define_macros=MACROS,
+                py_limited_api=STABLE_ABI,
             )
         )
     return made
@@ -249,7 +257,9 @@ def translate(modules):
 def settings_file(folder):
     """A file of what is chosen outside the sources, written when that changes: all that is compiled depends on it."""
     chosen = {name: os.environ.get(name, "") for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "CVIT_OPENMP")}
-    text = repr([sys.version, platform.machine(), isas(), has_bf16_fast(), CFLAGS, DEBUG, STRIP, SANITIZE, chosen])
+    text = repr(
+        [sys.version, platform.machine(), isas(), has_bf16_fast(), CFLAGS, DEBUG, STRIP, SANITIZE, MACROS, chosen]
+    )
     path = pathlib.Path(folder, "settings.txt")
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -310,4 +320,5 @@ if __name__ == "__main__":
         libraries=kernel_libraries(),
         ext_modules=extensions(),
         cmdclass={"build": Build, "build_clib": BuildLibraries, "build_ext": BuildExtensions},
+        options={"bdist_wheel": WHEEL},
     )

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import os
 import shutil
 import subprocess
@@ -147,7 +148,8 @@ def test_a_build_with_other_settings_is_a_new_build(sources, tmp_path):
     """Objects of another compiler or without OpenMP are not what was asked for; of the same settings they are kept."""
     (tmp_path / "build").mkdir()
     told = []
-    for variables in ({}, {}, {"CVIT_OPENMP": "0"}, {"CC": "clang"}, {"CVIT_SYMBOLS": "1"}):
+    changes = {"CVIT_OPENMP": "0"}, {"CC": "clang"}, {"CVIT_SYMBOLS": "1"}, {"CVIT_STABLE_ABI": "1"}
+    for variables in ({}, {}, *changes):
         environment = {name: value for name, value in os.environ.items() if name != "CC" and name[:5] != "CVIT_"}
         program = f"import setup; print(setup.settings_file({str(tmp_path / 'build')!r}))"
         run = subprocess.run(
@@ -155,10 +157,50 @@ def test_a_build_with_other_settings_is_a_new_build(sources, tmp_path):
         )
         assert run.returncode == 0, run.stderr
         told.append(Path(run.stdout.strip()).stat().st_mtime_ns)
-    assert told[0] == told[1] < told[2] < told[3] < told[4]
+    assert told[0] == told[1] < told[2] < told[3] < told[4] < told[5]
 
 
 # ------------------------------------------------------------------------------------------------ what a user is told
+@pytest.mark.parametrize(
+    "system, without_lock, wanted, given",
+    [
+        ("linux", 0, "1", True),
+        ("darwin", None, "1", True),
+        ("linux", 1, "1", False),
+        ("win32", 0, "1", False),
+        ("linux", 0, "0", False),
+    ],
+)
+def test_the_stable_abi_is_used_where_it_is_wanted_and_there_is_one(sources, system, without_lock, wanted, given):
+    """Of the oldest Python that cvit runs on; free-threaded Python has none, and on Windows modules are one Python's."""
+    program = f"""
+import json, sys, sysconfig
+import setuptools.command.build_clib, setuptools.command.build_ext, setuptools._distutils.ccompiler
+asked = sysconfig.get_config_var
+sysconfig.get_config_var = lambda name: {without_lock} if name == "Py_GIL_DISABLED" else asked(name)
+sys.platform, first = {system!r}, sys.platform
+import setup
+sys.platform = first
+print(json.dumps([[module.define_macros, module.py_limited_api] for module in setup.extensions()]))
+print(json.dumps(setup.WHEEL))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=sources,
+        env=os.environ | {"CVIT_STABLE_ABI": wanted},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    modules, wheel = map(json.loads, run.stdout.splitlines())
+    assert len(modules) == len(COMPILED)
+    for macros, limited in modules:
+        assert limited is given and macros == [["Py_LIMITED_API", "0x030b0000"]] * given
+    assert wheel == ({"py_limited_api": "cp311"} if given else {})
+    with open(sources / "pyproject.toml", "rb") as file:
+        assert tomllib.load(file)["project"]["requires-python"] == ">=3.11"
+
+
 def test_a_build_without_a_compiler_says_what_to_install_in_one_line(sources):
     run = packaging("-q", "build", cwd=sources, CC="no-such-compiler")
     assert run.returncode == 1

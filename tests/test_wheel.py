@@ -223,6 +223,8 @@ def test_wheels_are_built_and_tested_for_the_pythons_that_are_named():
     named = re.findall(r"Python :: (3\.\d+)$", "\n".join(project["project"]["classifiers"]), re.MULTILINE)
     wheels = project["tool"]["cibuildwheel"]
     assert [tag for tag in wheels["build"] if "t-" not in tag] == [f"cp{n.replace('.', '')}-*" for n in named]
+    for system in (wheels, wheels["macos"]):  # a system's own environment takes the place of the general one
+        assert system["environment"]["CVIT_STABLE_ABI"] == "1"
     assert project["project"]["requires-python"] == f">={named[0]}"
     for name in re.findall(r"tests/\w+\.py", wheels["test-command"]):
         assert (ROOT / name).exists(), name
