@@ -172,7 +172,7 @@ def test_a_build_with_other_settings_is_a_new_build(sources, tmp_path):
     ],
 )
 def test_the_stable_abi_is_used_where_it_is_wanted_and_there_is_one(sources, system, without_lock, wanted, given):
-    """Of the oldest Python that cvit runs on; free-threaded Python has none, and on Windows modules are one Python's."""
+    """Of the oldest Python that cvit runs on; free-threaded Python has none, and Windows' are for one."""
     program = f"""
 import json, sys, sysconfig
 import setuptools.command.build_clib, setuptools.command.build_ext, setuptools._distutils.ccompiler
