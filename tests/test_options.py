@@ -11,6 +11,7 @@ from checks import assert_close, on_all_threads, same_bits
 from option_cases import OPTIONS, TRAINED, difference, problem
 
 from cvit import Layout, ViT
+from cvit.engine import slots
 from cvit.engine.plan import Plan
 from cvit.model.program import program_of
 
@@ -125,3 +126,18 @@ def test_tokens_and_layers_are_the_references_frozen_or_not(name):
         assert same_bits(model.tokens(x, norm=False), layers[-1])
     model.freeze()
     assert same_bits([model.tokens(x), *model.tokens(x, layers=numbers)], [tokens, *layers])
+
+
+@pytest.mark.parametrize("name", ["layer scale", "SigLIP with a head", "RoPE-ViT"])
+def test_a_program_is_read_once_for_all_batch_sizes(monkeypatch, name):
+    """A new batch size makes one plan, and reads nothing off the program again."""
+    config, weights, x, y = problem(OPTIONS[name])
+    model = ViT(config, weights)
+    expected = model.forward(x[:2])
+    model.loss_and_grad(x[:2], y[:2])
+    made, make = [], ViT._make_engine
+    monkeypatch.setattr(slots, "Outline", None)
+    monkeypatch.setattr(ViT, "_make_engine", lambda *args, **kwargs: made.append(args) or make(*args, **kwargs))
+    assert same_bits(model.forward(x)[:2], expected)
+    model.loss_and_grad(x, y)
+    assert len(made) == 2
