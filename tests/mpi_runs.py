@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+import cvit
+
 TESTS = Path(__file__).parent
 PROGRAMS = TESTS / "mpi"
 ENVIRONMENT = {
@@ -70,7 +72,8 @@ def run(ranks: int, program: str, *arguments, timeout: float = 60, environment=N
 
 def command(ranks: int, line: list, timeout: float = 60, environment=None, cwd=None) -> Finished:
     """Run any command in that many processes. One that has not ended after `timeout` seconds fails the test."""
-    path = [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    tested = Path(cvit.__file__).parents[1]
+    path = [*map(str, (tested, TESTS, PROGRAMS)), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path), **(environment or {})}
     with tempfile.TemporaryDirectory() as folder:
         full = [launcher(), "-n", str(ranks), "sh", "-c", REDIRECTED, folder, *map(str, line)]
