@@ -11,7 +11,9 @@ COMPILED = [
 ] if SANITIZE else []  # fmt: skip
 
 LEFT_OUT = {
-    "test_build.py::*": "builds: no kernel is called",
+    "test_build.py::*": "builds, and calls no kernel",
+    "test_bench.py::*": "times processes of its own, which run what other tests run",
+    "test_busy.py::*": "keeps the threads of passes that other tests run off their cores for seconds",
     "*finite_differences*": "thousands of passes of a kernel that other tests call, for its numbers",
 }
 
