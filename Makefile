@@ -52,7 +52,7 @@ format:
 
 # PYTHONSAFEPATH and PYTHONPATH: import the sanitized build and not the one in place, in processes that tests start as well.
 # A report ends its process, and is seen although a test may want that one to fail: AddressSanitizer's are files that are
-# looked at in the end; UndefinedBehaviorSanitizer, which writes to standard error alone beside it, ends by SIGABRT.
+# looked at in the end (they hold warnings, too); UndefinedBehaviorSanitizer, which writes to standard error alone beside it, ends by SIGABRT.
 # Leaks: Python's own at exit would be reported. More memory than there is shall be a MemoryError, as it is elsewhere.
 asan:
 	CVIT_SANITIZE=$(SANITIZERS) $(call build_into,build/asan)
@@ -60,7 +60,8 @@ asan:
 	LD_PRELOAD="$(call library,asan) $(call library,ubsan)" PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/build/asan/lib:$(CURDIR)" \
 	CVIT_SANITIZE=$(SANITIZERS) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(reports)/address \
 	UBSAN_OPTIONS=halt_on_error=1:abort_on_error=1:print_stacktrace=1 \
-	$(PYTHON) -m pytest -p no:cacheprovider --capture=sys $(TESTS); status=$$?; ! grep -r . $(reports) && exit $$status
+	$(PYTHON) -m pytest -p no:cacheprovider --capture=sys $(TESTS); \
+	status=$$?; if grep -rq ERROR: $(reports); then cat $(reports)/*; exit 1; fi; exit $$status
 
 # setarch -R: without it the loader may put things where ThreadSanitizer keeps its shadow memory.
 tsan:

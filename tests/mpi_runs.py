@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import watched
 
 import cvit
 
@@ -55,7 +56,9 @@ class Finished:
 
 def launcher() -> str:
     """The path of mpiexec, that of this environment first; skips the test where there is none, or no mpi4py, or fails
-    it with CVIT_PEERS=1."""
+    it with CVIT_PEERS=1. `make asan` watches ranks that are threads (tests/reductions.py)."""
+    if watched.SANITIZE:
+        pytest.skip("so many slower processes miss the time limits of ranks")
     absent = pytest.fail if os.environ.get("CVIT_PEERS", "0") != "0" else pytest.skip
     if importlib.util.find_spec("mpi4py") is None:
         absent('needs mpi4py: pip install "cvit-cpu[mpi]"')
