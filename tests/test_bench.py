@@ -103,7 +103,7 @@ def test_workers_agree_with_the_reference_and_time_steps(name, case, file, expec
 def test_workers_start_where_python_is_told_not_to_look_beside_a_script(monkeypatch):
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     with peers.Peer("numpy", threads=1) as peer, BusyLoops(threads=1):
-        assert peer.tasks == ("train", "forward")
+        assert peer.tasks == ["train", "forward"]
 
 
 @pytest.mark.parametrize("name", ["cvit", "torch", "jax"])
