@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import watched
 
 import cvit
 
@@ -105,12 +106,13 @@ def wide(*arrays):
 
 
 def compiled(folder, source, *flags):
-    """A C file of this repository as a library in `folder`; without a C compiler the test is skipped."""
+    """A C file of this repository as a library in `folder`, which `make asan` watches; without a C compiler the test is
+    skipped."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not shutil.which(compiler[0]):
         pytest.skip("no C compiler")
     library = Path(folder, f"{Path(source).stem}.so")
-    command = [*compiler, *C_FLAGS, "-shared", "-fPIC", *flags, source, "-o", str(library)]
+    command = [*compiler, *C_FLAGS, *watched.COMPILED, "-shared", "-fPIC", *flags, source, "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
     return ctypes.CDLL(str(library))
@@ -120,8 +122,10 @@ def peer(name):
     """A module of another library, or one that needs another, imported beside a CPU build of torch.
 
     Where it is missing the test is skipped, or all of the module that asks; with CVIT_PEERS=1, as in continuous
-    integration, that is a failure.
+    integration, that is a failure. `make asan` watches cvit alone.
     """
+    if watched.SANITIZE:
+        pytest.skip("other libraries come without checks; cvit's code runs in other tests", allow_module_level=True)
     try:
         importlib.import_module("cvit.families.census.peers")  # declares what torchvision needs
         return importlib.import_module(name)

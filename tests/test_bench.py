@@ -16,6 +16,7 @@ import reference
 
 from cvit import cli
 from cvit.bench import cases, kernels, lineup, machine, peers, report
+from cvit.bench.sections import BusyLoops
 from cvit.model.layout import Layout
 
 BENCH = Path(__file__).parent.parent / "bench"
@@ -97,6 +98,12 @@ def test_workers_agree_with_the_reference_and_time_steps(name, case, file, expec
             assert len(times) == 3 and min(times) > 0
         memory = peer.ask("memory")
         assert 0 < memory["imported"] <= memory["peak"]
+
+
+def test_workers_start_where_python_is_told_not_to_look_beside_a_script(monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    with peers.Peer("numpy", threads=1) as peer, BusyLoops(threads=1):
+        assert peer.tasks == ["train", "forward"]
 
 
 @pytest.mark.parametrize("name", ["cvit", "torch", "jax"])

@@ -14,6 +14,7 @@ import pytest
 from hub_server import Hub, serving
 from safetensors import numpy as safetensors_numpy
 
+import cvit
 from cvit.formats import hub as hub_module
 from cvit.formats.safetensors_file import INDEX
 
@@ -56,7 +57,7 @@ def ask(hub, tmp_path):
         def ask(*places, revision=None, **environment):
             clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
             settings = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_HUB_DISABLE_TELEMETRY="1")
-            settings |= dict(HF_HUB_DISABLE_PROGRESS_BARS="1", PYTHONPATH=str(Path(__file__).parent.parent))
+            settings |= dict(HF_HUB_DISABLE_PROGRESS_BARS="1", PYTHONPATH=str(Path(cvit.__file__).parents[1]))
             proxies = dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1")
             done = subprocess.run(
                 [sys.executable, "-c", PROGRAM, json.dumps([(where, revision) for where in places])],

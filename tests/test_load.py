@@ -268,7 +268,7 @@ def test_the_hub(folder, tmp_path):
     with serving(hub) as address:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         settings = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_HUB_DISABLE_PROGRESS_BARS="1")
-        settings |= dict(no_proxy="127.0.0.1", NO_PROXY="127.0.0.1", PYTHONPATH=str(Path(__file__).parent.parent))
+        settings |= dict(no_proxy="127.0.0.1", NO_PROXY="127.0.0.1", PYTHONPATH=str(Path(cvit.__file__).parents[1]))
         done = subprocess.run(
             [sys.executable, "-c", program], env={**clean, **settings}, cwd=tmp_path, capture_output=True, text=True
         )

@@ -16,7 +16,7 @@ from ..model.layout import Layout
 from .cases import Case
 from .lineup import Disagreement, Lineup, Settings, Timing, load, start, steps_for, take_turn
 from .machine import pick_cpus
-from .peers import HERE, OWN, NotInstalled, Peer, WorkerError
+from .peers import HERE, OWN, NotInstalled, Peer, WorkerError, environment
 from .report import Report, megabytes, milliseconds, percent, times
 
 LONG_SIZES = (224, 384, 512, 768, 1024)  # pixels
@@ -249,7 +249,8 @@ class BusyLoops:
     def __init__(self, threads: int):
         cpus = ",".join(map(str, pick_cpus(threads)))
         command = [sys.executable, str(HERE / "busy_worker.py"), f"--cpus={cpus}"]
-        self._processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(threads)]
+        begin = lambda: subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
+        self._processes = [begin() for _ in range(threads)]
         for process in self._processes:
             assert process.stdout is not None
             process.stdout.readline()  # it says when it is ready

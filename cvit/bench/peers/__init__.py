@@ -46,6 +46,11 @@ def with_bfloat16(names) -> tuple[str, ...]:
     return tuple(dict.fromkeys(both))
 
 
+def environment() -> dict[str, str]:
+    """Of a worker: this process's, but that a script finds `serve.py` beside it whatever Python is told here."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+
+
 class NotInstalled(Exception):
     """The interpreter lacks a package that the peer needs."""
 
@@ -82,15 +87,14 @@ class Peer:
         command = [python or sys.executable, str(HERE / script), f"--threads={threads}", f"--variant={variant}"]
         # With fewer threads than CPUs, no runtime gets at the other CPUs, whatever it makes of its settings.
         command.append("--cpus=" + ",".join(map(str, pick_cpus(threads))))
-        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+        variables = environment() | dict.fromkeys(THREAD_VARIABLES, str(threads))
         if name in OWN:
-            paths = [str(package), environment.get("PYTHONPATH")]
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+            variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package), variables.get("PYTHONPATH")]))
         self.name, self.threads = name, threads
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (close() closes it)
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=variables,
                 encoding="utf-8",
             )  # fmt: skip
         except OSError as error:
