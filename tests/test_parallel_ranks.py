@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -326,6 +327,18 @@ def test_a_rank_that_leaves_ends_the_others(ended):
 def test_a_rank_that_is_killed_ends_the_run(ended):
     status, _, last, run = ended["kill"]
     assert status != 0 and last == [], run
+
+
+def test_where_mpi_outlives_a_rank_the_others_end_with_its_error():
+    """Open MPI without its default, which ends all processes: its calls fail, those that tell of a failure too."""
+    about = subprocess.run([mpi_runs.launcher(), "--version"], capture_output=True, text=True, check=True).stdout
+    if not re.search(r"Open MPI\) ([5-9]|\d\d)\.", about):
+        pytest.skip("needs Open MPI 5 or later")
+    run = mpi_runs.run(3, "fail.py", "kill", "60", timeout=30, how=["--with-ft", "ulfm"])
+    for rank in (0, 1):
+        said = run.outputs[rank].splitlines()
+        assert said and said[0].startswith("RankError: MPI failed") and "MPI_ERR_PROC_FAILED" in said[0], run
+        assert "Traceback" not in run.errors[rank], run
 
 
 def test_a_rank_that_stands_still_is_named(ended):

@@ -12,7 +12,7 @@ is left, a folder without half a file, and `--resume` must go on to the bits of 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import re
 import signal
@@ -29,11 +29,16 @@ from mpi_runs import ENVIRONMENT, launcher
 from network import DEVICE, Hosts
 from test_runs import archive
 
+import cvit
+
 CVIT = [sys.executable, "-m", "cvit"]
-TRAIN = f"{SHAPE} --batch-size 16 --ema 0.9 --mixup 0.2 --seed 1 --threads 1 --no-pictures".split()
+TRAIN = f"{SHAPE} --batch-size 16 --ema 0.9 --mixup 0.2 --seed 0 --threads 1 --no-pictures".split()
 EXACT = ["--exact-reduction"]
 WIDER = "--image-size 16 --patch-size 4 --width 128 --depth 6 --heads 4 --batch-size 16 --threads 1 --no-pictures".split()
 LONGEST = 120.0  # seconds of anything that is to end by itself
+MANY, FIRST_STEPS = 60, 20  # epochs of a run that is long enough to be broken in the middle
+OFTEN = ["--save-minutes", "0.0002"]
+AWAY = 2.0  # seconds
 TIMEOUT = 4.0  # `--timeout` of runs that are broken
 ENDING = 12.0  # seconds that processes and launcher have beyond it
 # Each rank's output is its own; before, what is different about its host.
@@ -48,7 +53,9 @@ SETTINGS = {name: value for name, value in ENVIRONMENT.items() if "btl" not in n
 class Run:
     """A command that mpiexec, on the first host, runs as `per_host` ranks on each host."""
 
-    def __init__(self, hosts: Hosts, line: list, folder: Path, per_host: int = 1, count: int | None = None):
+    def __init__(
+        self, hosts: Hosts, line: list, folder: Path, per_host: int = 1, count: int | None = None, mpi: tuple = ()
+    ):
         self.hosts, self._folder = hosts, folder
         names = hosts.names[:count]
         self.size = per_host * len(names)
@@ -56,7 +63,7 @@ class Run:
             path.unlink()
         slots = ",".join(f"{name}:{per_host}" for name in names)
         command = [
-            launcher(), "--prtemca", "plm_ssh_agent", hosts.agent, "--mca", "btl", "tcp,sm,self",
+            launcher(), "--prtemca", "plm_ssh_agent", hosts.agent, *mpi, "--mca", "btl", "tcp,sm,self",
             "--mca", "btl_tcp_if_include", DEVICE, "--host", slots, "--map-by", f"ppr:{per_host}:node", "-n", self.size, "-x", "PYTHONPATH",
             "sh", "-c", RANK, folder, *line,
         ]  # fmt: skip
@@ -91,6 +98,15 @@ class Run:
             "".join(line for line in self.output(rank, "err").splitlines(True) if line.startswith("cvit"))
             for rank in range(self.size)
         ]
+
+    def ranks_on(self, name: str) -> list[int]:
+        """The processes on a host that are ranks."""
+        found = []
+        for pid in self.hosts.processes(name):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(os.fsencode(sys.executable) + b"\0-m\0cvit"):
+                    found.append(pid)
+        return found
 
     def told(self) -> str:
         ranks = [f"rank {r}:\n{self.output(r)}{self.output(r, 'err')}" for r in range(self.size)]
@@ -186,7 +202,162 @@ def lines(trial: Trial) -> None:
             assert result(out) == expected, f"{name}: other bits"
             print(f"3 hosts, {name}: the bits of one process; {moved(hosts)}", flush=True)
 
+# --------------------------------------------------------------------------------------------------------- broken lines
+def pulled(hosts: Hosts, name: str) -> None:
+    hosts.switch.connected[hosts.names.index(name)] = False
 
+
+def plugged_in(hosts: Hosts, name: str) -> None:
+    hosts.switch.connected[hosts.names.index(name)] = True
+
+
+def shut(hosts: Hosts, name: str) -> None:
+    hosts.run(name, ["ip", "link", "set", DEVICE, "down"])
+
+
+def opened(hosts: Hosts, name: str) -> None:
+    hosts.run(name, ["ip", "link", "set", DEVICE, "up"])
+
+
+def stopped(hosts: Hosts, name: str) -> None:
+    hosts.kill(name, signal.SIGSTOP, all_of_it=False)
+
+
+def killed(hosts: Hosts, name: str) -> None:
+    hosts.kill(name, all_of_it=False)
+
+
+# What happens to a host, and whether nothing is heard of it, nor it of others, or it is at an end.
+BROKEN: dict[str, tuple[Callable[[Hosts, str], None], str]] = {
+    "its cable is pulled": (pulled, "cut off"),
+    "its network device is shut down": (shut, "cut off"),
+    "its power goes": (Hosts.power_off, "silent"),
+    "all its processes are stopped": (stopped, "silent"),
+    "all its processes are killed": (killed, "at an end"),
+}
+
+
+def broken(trial: Trial) -> None:
+    """Every rank that is left ends in time, those that hear each other with one line; `--resume` goes on elsewhere."""
+    expected = trial.alone(*EXACT, *OFTEN, epochs=MANY)
+    for what, (how, kind) in BROKEN.items():
+        for number, name in ((2, "h3"), (0, "h1")):  # the last host, and that of rank 0 and the launcher
+            out = trial.out()
+            line = trial.train(out, *EXACT, *OFTEN, epochs=MANY)
+            with hosts_of(trial, 3) as hosts:
+                run = Run(hosts, [*line, "--timeout", TIMEOUT], trial.folder)
+                steps = begun(run, out)
+                how(hosts, name)
+                seconds = left(run, [] if kind == "cut off" else [name])
+                errors = run.errors()
+                speakers = {"cut off": [number and 0, number or 1], "silent": [0 if number else 1]}.get(kind, [])
+                for rank, text in enumerate(errors):
+                    assert text.count("\n") == (rank in speakers), f"{what}: {name}\n{run.told()}"
+                    assert not text or "no word from rank" in text, run.told()
+                if how is killed and number:  # Open MPI ends all before cvit can: it must have said whose end it was
+                    run.ended(ENDING)
+                    assert name in run.told(), run.told()
+                if how is stopped:  # and now they go on
+                    hosts.kill(name, signal.SIGCONT, all_of_it=False)
+                    left(run, [])
+            done = check_stopped(out, steps, killed=True)
+            with hosts_of(trial, 2) as hosts:
+                Run(hosts, [*line, "--resume"], trial.folder).succeeded()
+            assert result(out) == expected, f"{what}, {name}: other bits after --resume"
+            told = [f"{text.strip()}" for text in errors if text] or ["(nothing of cvit's)"]
+            print(f"{name}: {what} after {steps} steps: the others ended in {seconds:.1f} s; resumed from {done}")
+            print(*(f"    {text}" for text in told), sep="\n", flush=True)
+
+
+def begun(run: Run, out: Path) -> int:
+    """The steps of the checkpoint of a run that is well on its way."""
+    until = time.monotonic() + LONGEST
+    while (steps := steps_done(out)) < FIRST_STEPS:
+        time.sleep(0.02)
+        assert run.process.poll() is None and time.monotonic() < until, run.told()
+    return steps
+
+
+def left(run: Run, dead: list[str]) -> float:
+    """Wait until no rank runs on any other host: after how many seconds. (The launcher may wait for longer.)"""
+    hosts, start = run.hosts, time.monotonic()
+    while any(run.ranks_on(name) for name in hosts.names if name not in dead):
+        time.sleep(0.05)
+        assert time.monotonic() < start + TIMEOUT + ENDING, f"ranks have not ended\n{run.told()}"
+    return time.monotonic() - start
+
+
+def outage(trial: Trial) -> None:
+    """A network that is away for a while, shorter than `--timeout`: the run goes on, to the same bits."""
+    expected = trial.alone(*EXACT, *OFTEN, epochs=MANY)
+    for away, back, what in ((pulled, plugged_in, "a cable is pulled"), (shut, opened, "a device is shut down")):
+        for name in ("h3", "h1"):
+            out = trial.out()
+            with hosts_of(trial, 3) as hosts:
+                run = Run(hosts, trial.train(out, *EXACT, *OFTEN, "--timeout", 60, epochs=MANY), trial.folder)
+                begun(run, out)
+                away(hosts, name)
+                time.sleep(AWAY)
+                before = steps_done(out)
+                time.sleep(0.5)
+                assert steps_done(out) == before, "the line was not away"
+                back(hosts, name)
+                run.succeeded()
+                assert result(out) == expected, f"{what}: other bits"
+            print(f"{name}: {what} for {AWAY:g} s: the bits of a run left alone", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------ differing hosts
+def differing(trial: Trial) -> None:
+    """What is another on one of the hosts is told before the first step, by one line that names both."""
+    import cvit.base.version as version
+
+    other = archive(trial.folder / "other.npz", seed=1, count=60)
+    changed = trial.folder / "version.py"
+    changed.write_text(Path(version.__file__).read_text().replace(version.VERSION, "0.0.1"))
+    isas = [isa for isa in cvit.available_isas() if isa != cvit.get_isa()]
+    cases: dict[str, tuple[str, str]] = {
+        "another version": (f"mount --bind {changed} {version.__file__}", "ranks differ in cvit: rank 0 (host h1)"),
+        "other data": (f"mount --bind {other} {trial.data}", "ranks differ in data.digest: rank 0 (host h1)"),
+        "no data": (f"mount --bind /dev/null {trial.data}", "cvit: error: rank 1 (host h2): "),
+        "another instruction set": (f"export CVIT_ISA={isas[0]}", "ranks differ in isa: rank 0 (host h1)"),
+    }
+    special = trial.folder / "h2.sh"
+    for what, (command, told) in cases.items():
+        special.write_text(command + "\n")
+        out = trial.out()
+        with hosts_of(trial, 3) as hosts:
+            run = Run(hosts, trial.train(out), trial.folder)
+            status = run.ended()
+        text = "".join(run.errors())
+        assert status and text.count("\n") == 1 and told in text and "host h2" in text, f"{what}\n{run.told()}"
+        assert not (out / "checkpoint").exists(), f"{what}: a run has begun"
+        print(f"{what} on h2: {text.strip()}", flush=True)
+    special.write_text(f"export CVIT_ISA={isas[0]}\n")
+    with hosts_of(trial, 2) as hosts:
+        out = trial.out()
+        Run(hosts, trial.train(out, *EXACT, "--precision", "bf16"), trial.folder).succeeded()
+    assert result(out) == trial.alone(*EXACT, "--precision", "bf16")
+    special.unlink()
+    print("bf16 on hosts of two instruction sets: the bits of one process", flush=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- cores
+def sharing(trial: Trial) -> None:
+    """Machines are told apart by their boot ids: hosts that are one machine in truth divide its CPUs."""
+    cpus = len(os.sched_getaffinity(0))
+    for different in (True, False):
+        machines, each = (2, cpus) if different else (1, cpus // 2)
+        with hosts_of(trial, 2, different_machines=different) as hosts:
+            line = [word for word in trial.train(trial.out()) if word not in ("--threads", "1")]
+            said = Run(hosts, line, trial.folder).succeeded()
+        [told] = re.findall(r"^2 ranks of .*", said, re.M)
+        where = f"{machines} machines" if different else "one machine"
+        assert told.startswith(f"2 ranks of {each} thread") and told.endswith(where), told
+        print(f"{'different' if different else 'the same'} boot ids: {told}", flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- the whole
 def hosts_of(trial: Trial, count: int, **options) -> Hosts:
     return Hosts(count, trial.folder, **options)
 
@@ -199,7 +370,8 @@ def moved(hosts: Hosts) -> str:
     return text
 
 
-PARTS: dict[str, Callable[[Trial], None]] = {"bits": bits, "embedding": embedding, "lines": lines}
+PARTS: dict[str, Callable[[Trial], None]] = {"bits": bits, "embedding": embedding, "lines": lines, "broken": broken, "outage": outage,
+    "differing": differing, "sharing": sharing}
 
 
 def main() -> None:

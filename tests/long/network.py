@@ -130,6 +130,7 @@ class Hosts:
     def __exit__(self, *_) -> None:
         for name in self.names[: len(self._inits)]:
             self.kill(name)
+            (self._folder / f"{name}.off").unlink(missing_ok=True)
         for init in self._inits:
             init.wait()
         if hasattr(self, "switch"):
@@ -165,8 +166,10 @@ class Hosts:
         cases = "\n".join(f"{name}) pid={init.pid};;" for name, init in zip(self.names, self._inits))
         lines = [
             "#!/bin/sh", "host=$1; shift", f"case $host in\n{cases}\nesac",
-            "exec env -i HOME=$HOME PATH=/usr/bin:/bin:/usr/sbin:/sbin "
-            'nsenter -t $pid --net --uts --mount --ipc --wdns="$PWD" -- sh -c "$*"',
+            "env -i HOME=$HOME PATH=/usr/bin:/bin:/usr/sbin:/sbin "
+            'nsenter -t $pid --net --uts --mount --ipc --wdns="$PWD" -- sh -c "$*" || status=255',
+            f"while [ -e {self._folder}/$host.off ]; do sleep 0.1; done",  # no word comes from there, not even an end
+            "exit $status",
         ]  # fmt: skip
         self.agent = self._folder / "agent"
         self.agent.write_text("\n".join(lines) + "\n")
@@ -184,13 +187,22 @@ class Hosts:
 
     def processes(self, name: str) -> list[int]:
         """Of a host, all, the first one last."""
-        init = self._inits[self.names.index(name)].pid
-        here, found = os.stat(f"/proc/{init}/ns/net").st_ino, []
+        init, found = self._inits[self.names.index(name)].pid, []
+        try:
+            here = os.stat(f"/proc/{init}/ns/net").st_ino
+        except FileNotFoundError:  # it is gone
+            return []
         for pid in filter(str.isdecimal, os.listdir("/proc")):
             with contextlib.suppress(OSError):
                 if os.stat(f"/proc/{pid}/ns/net").st_ino == here and int(pid) != init:
                     found.append(int(pid))
         return [*found, init]
+
+    def power_off(self, name: str) -> None:
+        """Nothing says good-bye."""
+        self.switch.connected[self.names.index(name)] = False
+        (self._folder / f"{name}.off").touch()
+        self.kill(name)
 
     def kill(self, name: str, how: int = signal.SIGKILL, all_of_it: bool = True) -> None:
         """All processes of a host at once; `all_of_it`: the first one too, with which its network goes."""
