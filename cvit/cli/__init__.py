@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from .options import Parser, timeout_option
 from .output import Output, one_line, open_standard_streams, silence
-from .ranks import first, refuse_several, silent_unless_first, told_by_first
+from .ranks import first, of_strangers, refuse_several, silent_unless_first, told_by_first
 from .signals import raised
 
 if TYPE_CHECKING:
@@ -88,7 +88,11 @@ def _joined(command: str, args: argparse.Namespace) -> Ranks:
     """The processes that a launcher has started, all of which come here, or this one alone."""
     from ..parallel.ranks import ALONE, world
 
-    return world(args.timeout) if command in SEVERAL else ALONE
+    if command not in SEVERAL:
+        return ALONE
+    if told := of_strangers():
+        _say(f"cvit: {told}")
+    return world(args.timeout)
 
 
 def parser_for(argv: list[str]) -> argparse.ArgumentParser:

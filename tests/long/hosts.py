@@ -34,7 +34,9 @@ import cvit
 CVIT = [sys.executable, "-m", "cvit"]
 TRAIN = f"{SHAPE} --batch-size 16 --ema 0.9 --mixup 0.2 --seed 0 --threads 1 --no-pictures".split()
 EXACT = ["--exact-reduction"]
-WIDER = "--image-size 16 --patch-size 4 --width 128 --depth 6 --heads 4 --batch-size 16 --threads 1 --no-pictures".split()
+WIDER = (
+    ["--image-size", "16", "--patch-size", "4", "--width", "128", "--depth", "6", "--heads", "4"]
+)  # after TRAIN, whose words they replace
 LONGEST = 120.0  # seconds of anything that is to end by itself
 MANY, FIRST_STEPS = 60, 20  # epochs of a run that is long enough to be broken in the middle
 OFTEN = ["--save-minutes", "0.0002"]
@@ -53,9 +55,7 @@ SETTINGS = {name: value for name, value in ENVIRONMENT.items() if "btl" not in n
 class Run:
     """A command that mpiexec, on the first host, runs as `per_host` ranks on each host."""
 
-    def __init__(
-        self, hosts: Hosts, line: list, folder: Path, per_host: int = 1, count: int | None = None, mpi: tuple = ()
-    ):
+    def __init__(self, hosts: Hosts, line: list, folder: Path, per_host: int = 1, count: int | None = None):
         self.hosts, self._folder = hosts, folder
         names = hosts.names[:count]
         self.size = per_host * len(names)
@@ -63,8 +63,9 @@ class Run:
             path.unlink()
         slots = ",".join(f"{name}:{per_host}" for name in names)
         command = [
-            launcher(), "--prtemca", "plm_ssh_agent", hosts.agent, *mpi, "--mca", "btl", "tcp,sm,self",
-            "--mca", "btl_tcp_if_include", DEVICE, "--host", slots, "--map-by", f"ppr:{per_host}:node", "-n", self.size, "-x", "PYTHONPATH",
+            launcher(), "--prtemca", "plm_ssh_agent", hosts.agent, "--mca", "btl", "tcp,sm,self",
+            "--mca", "btl_tcp_if_include", DEVICE, "--host", slots,
+            "--map-by", f"ppr:{per_host}:node", "-n", self.size, "-x", "PYTHONPATH",
             "sh", "-c", RANK, folder, *line,
         ]  # fmt: skip
         self.process = subprocess.Popen(
@@ -181,7 +182,7 @@ def embedding(trial: Trial) -> None:
         print(f"embed on 3 hosts: the file of one process; {moved(hosts)}", flush=True)
 
 
-# -------------------------------------------------------------------------------------------------- slow and lossy lines
+# ----------------------------------------------------------------------------------------------- slow and lossy lines
 LINES = {
     "delay 0.1 ms": dict(delay=1e-4), "delay 1 ms": dict(delay=1e-3), "delay 20 ms": dict(delay=20e-3),
     "loss 1 %": dict(loss=0.01), "delay 1 ms, loss 1 %": dict(delay=1e-3, loss=0.01),
@@ -196,11 +197,13 @@ def lines(trial: Trial) -> None:
     expected = trial.alone(*options, epochs=1)
     with hosts_of(trial, 3, mtu=1500) as hosts:
         for name, how in LINES.items():
-            out, before = trial.out(), moved(hosts)
+            out = trial.out()
+            moved(hosts)
             hosts.switch.lines(**how)
             Run(hosts, trial.train(out, *options, epochs=1), trial.folder).succeeded()
             assert result(out) == expected, f"{name}: other bits"
             print(f"3 hosts, {name}: the bits of one process; {moved(hosts)}", flush=True)
+
 
 # --------------------------------------------------------------------------------------------------------- broken lines
 def pulled(hosts: Hosts, name: str) -> None:
@@ -370,8 +373,15 @@ def moved(hosts: Hosts) -> str:
     return text
 
 
-PARTS: dict[str, Callable[[Trial], None]] = {"bits": bits, "embedding": embedding, "lines": lines, "broken": broken, "outage": outage,
-    "differing": differing, "sharing": sharing}
+PARTS: dict[str, Callable[[Trial], None]] = {
+    "bits": bits,
+    "embedding": embedding,
+    "lines": lines,
+    "broken": broken,
+    "outage": outage,
+    "differing": differing,
+    "sharing": sharing,
+}
 
 
 def main() -> None:

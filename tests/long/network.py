@@ -1,4 +1,5 @@
-"""Several hosts on one machine, for runs over a network: network namespaces, and a switch between them that is a thread.
+"""Several hosts on one machine, for runs over a network: network namespaces, and a switch between them that is a
+thread.
 
 Each host has a network, a name, mounts and shared memory of its own, so that MPI takes it for a machine; the CPUs and
 the processes are this machine's. What a host sends comes out of a TUN device, where the switch reads whole IP packets,
@@ -14,11 +15,9 @@ import heapq
 import os
 import random
 import select
-import shlex
 import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -154,9 +153,7 @@ class Hosts:
         """The descriptor at the other end of a host's network device."""
         fd, device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK), f"cvit-{os.getpid()}-{i}"[-15:]
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TUN | IFF_NO_PI))
-        subprocess.run(
-            ["ip", "link", "set", device, "netns", str(self._inits[i].pid), "name", DEVICE], check=True
-        )
+        subprocess.run(["ip", "link", "set", device, "netns", str(self._inits[i].pid), "name", DEVICE], check=True)
         for line in (f"addr add 10.77.0.{i + 1}/24 dev {DEVICE}", f"link set {DEVICE} mtu {self._mtu} up"):
             self.run(self.names[i], ["ip", *line.split()])
         return fd
