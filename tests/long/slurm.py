@@ -89,12 +89,19 @@ class Cluster:
         line = self._hosts.inside(self._hosts.names[0], ["sh", "-c", command])
         return subprocess.run(line, env=self._environment, capture_output=True, text=True, timeout=300)
 
-    def job(self, script: str) -> str:
-        """What a job has printed, once it has ended."""
+    def job(self, script: str, until: str | None = None) -> str:
+        """What a job has printed, once it has ended; or once it has printed `until`, which then ends it."""
         self._count += 1
         path, out = self._folder / f"job-{self._count}.sh", self._folder / f"job-{self._count}.out"
         path.write_text(script)
-        self.run(f"sbatch --wait --output={out} {path}")
+        wait = "--wait" if until is None else "--parsable"
+        number = self.run(f"sbatch {wait} --output={out} {path}").stdout.strip()
+        if until is not None:
+            end = time.monotonic() + 60
+            while not out.exists() or until not in out.read_text():
+                assert time.monotonic() < end, f"{until} was not printed\n{out.read_text()}"
+                time.sleep(0.2)
+            self.run(f"scancel {number}")
         return out.read_text()
 
 
@@ -135,9 +142,8 @@ def main() -> None:
                 long = folder / f"{kind}-long"
                 said = cluster.job(script.format(out=long, epochs=100_000, more=""))
                 assert (long / "last.safetensors").exists(), said  # which is written at the end of a run alone
-                goes_on = script.replace("--time=00:02:00", "--time=00:03:00").replace("TERM@90", "TERM@150")
-                said = cluster.job(goes_on.format(out=long, epochs=100_000, more="--resume"))
-                assert "resumed in epoch" in said, said
+                goes_on = re.sub("#SBATCH --signal=.*", "", script)
+                cluster.job(goes_on.format(out=long, epochs=100_000, more="--resume"), until="resumed in epoch")
                 print(
                     f"{kind}: the bits of one process; its time over, what was learnt was there, and went on",
                     flush=True,
