@@ -12,7 +12,6 @@ is left, a folder without half a file, and `--resume` must go on to the bits of 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import signal
@@ -26,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from kills import SHAPE, check_stopped, result, steps_done
 from mpi_runs import ENVIRONMENT, launcher
-from network import DEVICE, Hosts
+from network import DEVICE, LONGEST, Hosts, Run
 from test_runs import archive
 
 import cvit
@@ -46,81 +45,11 @@ WIDER = [
     "--heads",
     "4",
 ]  # after TRAIN, whose words they replace
-LONGEST = 120.0  # seconds of anything that is to end by itself
 MANY, FIRST_STEPS = 60, 20  # epochs of a run that is long enough to be broken in the middle
 OFTEN = ["--save-minutes", "0.0002"]
 AWAY = 2.0  # seconds
 TIMEOUT = 4.0  # `--timeout` of runs that are broken
 ENDING = 12.0  # seconds that processes and launcher have beyond it
-# Each rank's output is its own; before, what is different about its host.
-RANK = """
-folder=$0; rank=$OMPI_COMM_WORLD_RANK
-if [ -e $folder/$(hostname).sh ]; then . $folder/$(hostname).sh; fi
-exec "$@" >$folder/$rank.out 2>$folder/$rank.err
-"""
-SETTINGS = {name: value for name, value in ENVIRONMENT.items() if "btl" not in name and "mapping" not in name}
-
-
-class Run:
-    """A command that mpiexec, on the first host, runs as `per_host` ranks on each host."""
-
-    def __init__(self, hosts: Hosts, line: list, folder: Path, per_host: int = 1, count: int | None = None):
-        self.hosts, self._folder = hosts, folder
-        names = hosts.names[:count]
-        self.size = per_host * len(names)
-        for path in folder.glob("[0-9]*.*"):
-            path.unlink()
-        slots = ",".join(f"{name}:{per_host}" for name in names)
-        command = [
-            launcher(), "--prtemca", "plm_ssh_agent", hosts.agent, "--mca", "btl", "tcp,sm,self",
-            "--mca", "btl_tcp_if_include", DEVICE, "--host", slots,
-            "--map-by", f"ppr:{per_host}:node", "-n", self.size, "-x", "PYTHONPATH",
-            "sh", "-c", RANK, folder, *line,
-        ]  # fmt: skip
-        self.process = subprocess.Popen(
-            hosts.inside(names[0], command), env={**os.environ, **SETTINGS}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-    def ended(self, timeout: float = LONGEST) -> int:
-        """Its exit status, once it has ended by itself."""
-        try:
-            self.launcher_said, _ = self.process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            print(self.told(), file=sys.stderr)
-            raise AssertionError(f"the launcher had not ended after {timeout:g} s") from None
-        return self.process.returncode
-
-    def succeeded(self, timeout: float = LONGEST) -> str:
-        """What rank 0 has printed, of a run that ended well, the others printing nothing."""
-        status = self.ended(timeout)
-        assert status == 0, f"status {status}\n{self.told()}"
-        assert not any(self.output(rank) for rank in range(1, self.size)), self.told()
-        return self.output(0)
-
-    def output(self, rank: int, kind: str = "out") -> str:
-        path = self._folder / f"{rank}.{kind}"
-        return path.read_text() if path.exists() else ""
-
-    def errors(self) -> list[str]:
-        """What each rank has said of an error, but for MPI's own words on it."""
-        return [
-            "".join(line for line in self.output(rank, "err").splitlines(True) if line.startswith("cvit"))
-            for rank in range(self.size)
-        ]
-
-    def ranks_on(self, name: str) -> list[int]:
-        """The processes on a host that are ranks."""
-        found = []
-        for pid in self.hosts.processes(name):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(os.fsencode(sys.executable) + b"\0-m\0cvit"):
-                    found.append(pid)
-        return found
-
-    def told(self) -> str:
-        ranks = [f"rank {r}:\n{self.output(r)}{self.output(r, 'err')}" for r in range(self.size)]
-        return "\n".join([*ranks, f"mpiexec:\n{getattr(self, 'launcher_said', '')}"])
 
 
 class Trial:

@@ -18,15 +18,26 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+
+from mpi_runs import ENVIRONMENT, launcher
 
 DEVICE = "net0"  # of every host
 MTU = 65000  # bytes of a packet: few packets are little work for the switch
 MOST_QUEUED = 0.25  # seconds that a packet may wait for its turn on a line, then it is dropped
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000  # linux/if_tun.h
 AT_ONCE = 64  # packets that are read before others are written
+LONGEST = 120.0  # seconds of anything that is to end by itself
+# Each rank's output is its own; before, what is different about its host.
+RANK = """
+folder=$0; rank=$OMPI_COMM_WORLD_RANK
+if [ -e $folder/$(hostname).sh ]; then . $folder/$(hostname).sh; fi
+exec "$@" >$folder/$rank.out 2>$folder/$rank.err
+"""
+SETTINGS = {name: value for name, value in ENVIRONMENT.items() if "btl" not in name and "mapping" not in name}
 
 
 class Switch(threading.Thread):
@@ -206,3 +217,65 @@ class Hosts:
         for pid in self.processes(name)[: None if all_of_it else -1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, how)
+
+
+class Run:
+    """A command that mpiexec, on the first host, runs as `per_host` ranks on each host."""
+
+    def __init__(self, hosts: Hosts, line: list, folder: Path, per_host: int = 1, count: int | None = None):
+        self.hosts, self._folder = hosts, folder
+        names = hosts.names[:count]
+        self.size = per_host * len(names)
+        for path in folder.glob("[0-9]*.*"):
+            path.unlink()
+        slots = ",".join(f"{name}:{per_host}" for name in names)
+        command = [
+            launcher(), "--prtemca", "plm_ssh_agent", hosts.agent, "--mca", "btl", "tcp,sm,self",
+            "--mca", "btl_tcp_if_include", DEVICE, "--host", slots,
+            "--map-by", f"ppr:{per_host}:node", "-n", self.size, "-x", "PYTHONPATH",
+            "sh", "-c", RANK, folder, *line,
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            hosts.inside(names[0], command), env={**os.environ, **SETTINGS}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def ended(self, timeout: float = LONGEST) -> int:
+        """Its exit status, once it has ended by itself."""
+        try:
+            self.launcher_said, _ = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            print(self.told(), file=sys.stderr)
+            raise AssertionError(f"the launcher had not ended after {timeout:g} s") from None
+        return self.process.returncode
+
+    def succeeded(self, timeout: float = LONGEST) -> str:
+        """What rank 0 has printed, of a run that ended well, the others printing nothing."""
+        status = self.ended(timeout)
+        assert status == 0, f"status {status}\n{self.told()}"
+        assert not any(self.output(rank) for rank in range(1, self.size)), self.told()
+        return self.output(0)
+
+    def output(self, rank: int, kind: str = "out") -> str:
+        path = self._folder / f"{rank}.{kind}"
+        return path.read_text() if path.exists() else ""
+
+    def errors(self) -> list[str]:
+        """What each rank has said of an error, but for MPI's own words on it."""
+        return [
+            "".join(line for line in self.output(rank, "err").splitlines(True) if line.startswith("cvit"))
+            for rank in range(self.size)
+        ]
+
+    def ranks_on(self, name: str) -> list[int]:
+        """The processes on a host that are ranks."""
+        found = []
+        for pid in self.hosts.processes(name):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(os.fsencode(sys.executable) + b"\0-m\0cvit"):
+                    found.append(pid)
+        return found
+
+    def told(self) -> str:
+        ranks = [f"rank {r}:\n{self.output(r)}{self.output(r, 'err')}" for r in range(self.size)]
+        return "\n".join([*ranks, f"mpiexec:\n{getattr(self, 'launcher_said', '')}"])
