@@ -8,6 +8,7 @@
 # fuzz-native  the kernels on inputs of libFuzzer, under both of asan's sanitizers, SECONDS of each target
 # aarch64  kernels and whole models of AArch64, compiled across and emulated
 # long    long runs: many steps, many kills, a busy machine (STEPS, STOPS, KILLS, MINUTES: how many)
+# hosts   training on several hosts that are namespaces of this machine, over slow and broken networks (root)
 # bench   what `cvit bench` measures here
 # clean   remove everything that is built
 #
@@ -29,7 +30,7 @@ MINUTES = 5
 
 C_FILES = $(shell find csrc cvit tests fuzz -name '*.c' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: build test check format asan tsan fuzz fuzz-native aarch64 long bench clean
+.PHONY: build test check format asan tsan fuzz fuzz-native aarch64 long hosts bench clean
 
 build:
 	$(PYTHON) setup.py -q build_clib build_ext --inplace
@@ -81,11 +82,15 @@ aarch64:
 	$(PYTHON) tests/aarch64/run.py
 
 # Some forty minutes on two busy cores. See docs/testing.md.
-long: export PYTHONPATH = $(CURDIR):$(CURDIR)/tests
+long hosts: export PYTHONPATH = $(CURDIR):$(CURDIR)/tests
 long: build
 	$(PYTHON) tests/long/steps.py --steps $(STEPS) --stops $(STOPS)
 	$(PYTHON) tests/long/kills.py --kills $(KILLS)
 	$(PYTHON) tests/long/disturbed.py --minutes $(MINUTES)
+
+# Needs root and iproute2.
+hosts: build
+	$(PYTHON) tests/long/hosts.py
 
 bench:
 	$(PYTHON) -m cvit.cli bench

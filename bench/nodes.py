@@ -46,7 +46,7 @@ class Network:
 
 
 NETWORKS = (
-    Network("10 GbE, TCP", 25e-6, 1.1e9, 12e-6),
+    Network("10 GbE, TCP", 25e-6, 0.875e9, 12e-6),  # 70 % of the line, see docs/performance.md
     Network("100 GbE, RoCE", 4e-6, 11e9, 5e-6),
     Network("InfiniBand HDR", 1.5e-6, 24e9, 5e-6),
     Network("InfiniBand NDR", 1.5e-6, 48e9, 5e-6),

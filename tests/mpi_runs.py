@@ -68,18 +68,19 @@ def launcher() -> str:
     return path
 
 
-def run(ranks: int, program: str, *arguments, timeout: float = 60, environment=None, cwd=None) -> Finished:
+def run(ranks: int, program: str, *arguments, timeout: float = 60, environment=None, cwd=None, how=()) -> Finished:
     """Run a program of tests/mpi, by its name, in that many processes."""
-    return command(ranks, [sys.executable, PROGRAMS / program, *arguments], timeout, environment, cwd)
+    return command(ranks, [sys.executable, PROGRAMS / program, *arguments], timeout, environment, cwd, how)
 
 
-def command(ranks: int, line: list, timeout: float = 60, environment=None, cwd=None) -> Finished:
-    """Run any command in that many processes. One that has not ended after `timeout` seconds fails the test."""
+def command(ranks: int, line: list, timeout: float = 60, environment=None, cwd=None, how=()) -> Finished:
+    """Run any command in that many processes, `how` being options of mpiexec's. One that has not ended after `timeout`
+    seconds fails the test."""
     tested = Path(cvit.__file__).parents[1]
     path = [*map(str, (tested, TESTS, PROGRAMS)), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path), **(environment or {})}
     with tempfile.TemporaryDirectory() as folder:
-        full = [launcher(), "-n", str(ranks), "sh", "-c", REDIRECTED, folder, *map(str, line)]
+        full = [launcher(), *how, "-n", str(ranks), "sh", "-c", REDIRECTED, folder, *map(str, line)]
         process = subprocess.Popen(
             full, env=settings, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True,

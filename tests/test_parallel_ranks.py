@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from test_isa import python
 
-import cvit
+import cvit.cli
 from cvit.engine import runtime, team
 from cvit.parallel import cores, messages, ranks
 from cvit.parallel.ranks import ALONE
@@ -27,7 +28,7 @@ LAUNCHERS = {
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch):
     """The tests themselves may run as a task of Slurm."""
-    for name in (*ranks.SIZES, "PMIX_RANK", "SLURM_NTASKS"):
+    for name in (*ranks.SIZES, "PMIX_RANK", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -48,13 +49,33 @@ def test_a_launcher_of_several_processes_is_seen(monkeypatch, environment):
 
 @pytest.mark.parametrize(
     "environment",
-    [{}, {"SLURM_NTASKS": "4"}, {"PMIX_RANK": "0"}, {"PMI_SIZE": ""}, {"PMI_SIZE": "two"}, {"PMI_SIZE": "-3"}],
-)
+    [
+        {}, {"SLURM_NTASKS": "4"}, {"PMIX_RANK": "0"}, {"PMI_SIZE": ""}, {"PMI_SIZE": "two"}, {"PMI_SIZE": "-3"},
+        {"SLURM_NTASKS": "4", "OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"},
+    ],
+)  # fmt: skip
 def test_what_is_no_launcher_of_several(monkeypatch, environment):
-    """Slurm's number of tasks also stands in the environment of a job's script, which is one process."""
+    """Slurm's number of tasks also stands in the environment of a job's script, which is one process, and of what
+    mpiexec starts there."""
     for name, text in environment.items():
         monkeypatch.setenv(name, text)
     assert not ranks.launched() and ranks.world() is ALONE
+
+
+@pytest.mark.parametrize("joined", [{}, {"PMIX_RANK": "0"}, {"OMPI_COMM_WORLD_SIZE": "1"}])
+def test_processes_of_srun_without_mpi_are_strangers(monkeypatch, capsys, joined):
+    """Of which the first says so: the runs may be meant to be apart."""
+    for name, text in {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "0", **joined}.items():
+        monkeypatch.setenv(name, text)
+    if "PMIX_RANK" not in joined:
+        assert ranks.world() is ALONE
+    assert ranks.strangers() == (1 if joined else 3)
+    for place in ("0", "1"):
+        monkeypatch.setenv("SLURM_PROCID", place)
+        assert cvit.cli.main(["embed", "absent.safetensors", "absent", "--out", "f.npy"]) == 2
+        said = capsys.readouterr().err
+        assert ("srun --mpi=pmix" in said) == (not joined and place == "0")
+        assert said.splitlines()[-1].startswith("cvit: error: ")
 
 
 def test_a_process_alone_does_without_mpi4py():
@@ -326,6 +347,18 @@ def test_a_rank_that_leaves_ends_the_others(ended):
 def test_a_rank_that_is_killed_ends_the_run(ended):
     status, _, last, run = ended["kill"]
     assert status != 0 and last == [], run
+
+
+def test_where_mpi_outlives_a_rank_the_others_end_with_its_error():
+    """Open MPI without its default, which ends all processes: its calls fail, those that tell of a failure too."""
+    about = subprocess.run([mpi_runs.launcher(), "--version"], capture_output=True, text=True, check=True).stdout
+    if not re.search(r"Open MPI\) ([5-9]|\d\d)\.", about):
+        pytest.skip("needs Open MPI 5 or later")
+    run = mpi_runs.run(3, "fail.py", "kill", "60", timeout=30, how=["--with-ft", "ulfm"])
+    for rank in (0, 1):
+        said = run.outputs[rank].splitlines()
+        assert said and said[0].startswith("RankError: MPI failed") and "MPI_ERR_PROC_FAILED" in said[0], run
+        assert "Traceback" not in run.errors[rank], run
 
 
 def test_a_rank_that_stands_still_is_named(ended):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from .options import Parser, timeout_option
 from .output import Output, one_line, open_standard_streams, silence
-from .ranks import first, refuse_several, silent_unless_first, told_by_first
+from .ranks import first, of_strangers, refuse_several, silent_unless_first, told_by_first
 from .signals import raised
 
 if TYPE_CHECKING:
@@ -88,7 +88,11 @@ def _joined(command: str, args: argparse.Namespace) -> Ranks:
     """The processes that a launcher has started, all of which come here, or this one alone."""
     from ..parallel.ranks import ALONE, world
 
-    return world(args.timeout) if command in SEVERAL else ALONE
+    if command not in SEVERAL:
+        return ALONE
+    if told := of_strangers():
+        _say(f"cvit: {told}")
+    return world(args.timeout)
 
 
 def parser_for(argv: list[str]) -> argparse.ArgumentParser:
@@ -119,7 +123,7 @@ def parser_for(argv: list[str]) -> argparse.ArgumentParser:
 
 def _ended(ranks: Ranks | None, error: BaseException) -> int:
     """The exit status after an error, of which one process prints a line; a fault of cvit itself is raised again."""
-    status, line = _failure(error)
+    status, line = _failure(error, ranks)
     if line and (first() if ranks is None else ranks.speaks()):
         _say(line)
     if ranks is not None:
@@ -128,22 +132,25 @@ def _ended(ranks: Ranks | None, error: BaseException) -> int:
     return status
 
 
-def _failure(error: BaseException) -> tuple[int, str]:
-    """Exit status and line of an error."""
+def _failure(error: BaseException, ranks: Ranks | None) -> tuple[int, str]:
+    """Exit status and line of an error. What only a later rank has met, as files that its machine lacks, is told with
+    its place: on rank 0's machine all may be well."""
     if isinstance(error, KeyboardInterrupt):
         number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
         stopped = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
         return 128 + number, f"cvit: {stopped}"
     if isinstance(error, BrokenPipeError):  # whoever reads has enough, as `| head` does
         return NOT_READ, ""
+    where = "" if ranks is None or ranks.first else f"rank {ranks.rank} (host {ranks.host}): "
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return FAILED, f"cvit: error: {one_line(f'{error.filename}: {error.strerror}')}"
+        return FAILED, f"cvit: error: {where}{one_line(f'{error.filename}: {error.strerror}')}"
     if not isinstance(error, (OSError, *ERRORS)):
         from ..parallel.ranks import RankError
 
         if not isinstance(error, RankError):
             raise error
-    return FAILED, f"cvit: error: {one_line(str(error) or type(error).__name__)}"
+        where = ""  # the error tells it
+    return FAILED, f"cvit: error: {where}{one_line(str(error) or type(error).__name__)}"
 
 
 def _say(line: str) -> None:

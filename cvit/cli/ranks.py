@@ -48,3 +48,13 @@ def refuse_several(command: str) -> None:
 
     if launched():
         raise ValueError(f"cvit {command} runs in one process: start it without mpiexec or srun")
+
+
+def of_strangers() -> str:
+    """What the first of the processes says that srun has started without MPI. It may be what is wanted, so no error."""
+    from ..parallel.ranks import strangers
+
+    count = strangers()
+    if count == 1 or os.environ.get("SLURM_PROCID") != "0":
+        return ""
+    return f"srun has started {count} processes, each a run of its own: with srun --mpi=pmix they are one"

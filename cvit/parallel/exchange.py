@@ -18,7 +18,9 @@ from .shares import part_slices
 from .transfers import Then, Transfers
 from .tree import Node, Tree
 
-IN_FLIGHT = 4  # pieces at a time
+# Pieces at a time. What announces a piece waits behind the bytes of those before it: with 4 a TCP line of 50 or 100
+# Mbit/s between two hosts was busy for 60 % of the time, with 8 for 68 to 70 %, with 16 no longer.
+IN_FLIGHT = 8
 PIECE_TAGS = 512  # two ranks are never so many pieces apart
 KINDS = 29  # of messages of a piece: the sum, and the nodes of a rank, at most two for each level of the tree
 MOST_PARTS = 1 << (KINDS - 1) // 2

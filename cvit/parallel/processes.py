@@ -252,13 +252,16 @@ class Processes(Ranks):
         if self._notices is None:  # ranks have not met yet
             return
         MPI = self._MPI
-        with self._lock:
-            status = MPI.Status()
-            while self._notices.Iprobe(status=status):
-                text, rank = bytearray(status.Get_count(MPI.BYTE)), status.Get_source()
-                self._notices.Recv([text, MPI.BYTE], rank)
-                self._failed[rank] = text.decode(errors="replace")
-                self._told_at = min(self._told_at, time.monotonic())
+        try:
+            with self._lock:
+                status = MPI.Status()
+                while self._notices.Iprobe(status=status):
+                    text, rank = bytearray(status.Get_count(MPI.BYTE)), status.Get_source()
+                    self._notices.Recv([text, MPI.BYTE], rank)
+                    self._failed[rank] = text.decode(errors="replace")
+                    self._told_at = min(self._told_at, time.monotonic())
+        except MPI.Exception as error:
+            raise RankError(f"MPI failed on {self._named(self.rank)}, which looked for failures: {error}") from None
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -281,12 +284,18 @@ class Processes(Ranks):
             text = f"{self._named(self.rank)} failed: {type(error).__name__}{text and f': {text}'}"
         text = short(text, NOTICE)
         data = np.frombuffer(text.encode(errors="replace"), np.uint8)
+        requests = []
         with self._lock:
             self._failed[self.rank], self._told_at = text, -math.inf
-            requests = [self._notices.Isend(data, rank) for rank in self._others]
+            for rank in self._others:
+                with contextlib.suppress(self._MPI.Exception):  # an MPI that outlives a rank does not send to it
+                    requests.append(self._notices.Isend(data, rank))
             self._open += requests
         until = time.monotonic() + HEARING
-        while self._tested(requests, "notices to be sent") is not None and time.monotonic() < until:
+        while time.monotonic() < until:
+            with contextlib.suppress(RankError):  # the same: the others are still to be told
+                if self._tested(requests, "notices to be sent") is None:
+                    break
             time.sleep(SHORTEST)
 
     def speaks(self) -> bool:
@@ -295,7 +304,8 @@ class Processes(Ranks):
         until = time.monotonic() + HEARING
         while min(self._failed) == self.rank > 0 and time.monotonic() < until:
             time.sleep(LONGEST)
-            self._read_notices()
+            with contextlib.suppress(RankError):
+                self._read_notices()
         return min(self._failed) == self.rank
 
     def end(self, status: int) -> None:

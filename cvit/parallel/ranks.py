@@ -19,7 +19,7 @@ from ..base.numbers import finite, shown
 from .alone import ALONE, RankError, Ranks
 from .processes import Processes
 
-__all__ = ["ALONE", "RankError", "Ranks", "launched", "of", "world"]
+__all__ = ["ALONE", "RankError", "Ranks", "launched", "of", "strangers", "world"]
 
 # Where launchers write how many processes they have started: Open MPI; MPICH, Intel MPI and Slurm's pmi2; MVAPICH.
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -31,11 +31,22 @@ def launched() -> bool:
 
 
 def _launched_size() -> int:
-    sizes: tuple[str, ...] = SIZES
-    if "PMIX_RANK" in os.environ:  # Slurm's pmix: the number of tasks alone would also be in the job's own script
-        sizes = (*SIZES, "SLURM_NTASKS")
-    found = [os.environ.get(name, "").strip() for name in sizes]
-    return max(int(text) if text.isdecimal() and len(text) < 10 else 1 for text in found)
+    found = [_number(name) for name in SIZES if os.environ.get(name, "").strip()]
+    if not found and "PMIX_RANK" in os.environ:  # Slurm's pmix: the number of tasks is in the job's own script as well
+        found = [_number("SLURM_NTASKS")]
+    return max(found, default=1)
+
+
+def strangers() -> int:
+    """How many processes srun has started without MPI, so that none knows of the others: 1 where it is otherwise."""
+    joined = "PMIX_RANK" in os.environ or any(os.environ.get(name, "").strip() for name in SIZES)
+    return 1 if joined else _number("SLURM_STEP_NUM_TASKS")
+
+
+def _number(name: str) -> int:
+    """A variable of the environment, 1 where it is absent or no number."""
+    text = os.environ.get(name, "").strip()
+    return int(text) if text.isdecimal() and len(text) < 10 else 1
 
 
 def world(timeout: float = 600.0) -> Ranks:
