@@ -85,7 +85,7 @@ CYTHON_DIRECTIVES = {
     "wraparound": False,
     "cdivision": True,
     "initializedcheck": False,
-    "freethreading_compatible": False,
+    "freethreading_compatible": True,  # what is kept for the process: cvit/engine/team.pyx
 }
 
 sanitize = os.environ.get("CVIT_SANITIZE")
