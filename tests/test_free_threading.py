@@ -24,7 +24,7 @@ from cvit.model.rope import Rope
 from cvit.pictures.preprocessing import Preprocessing
 
 FREE = hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled()
-ROUNDS = 30 if FREE else 3
+ROUNDS = 30 if FREE else 10
 
 CONFIGS = (
     ViTConfig(image_size=8, patch_size=2, channels=1, width=48, depth=2, heads=4, hidden=96, classes=10),
