@@ -172,9 +172,9 @@ def test_gradients_that_other_threads_still_hold():
 def test_ops_beside_changes(rng, dtype):
     x, w = rng.standard_normal((70, 60)).astype(dtype), rng.standard_normal((60, 90)).astype(dtype)
     q, k, v = rng.standard_normal((3, 2, 3, 17, 8)).astype(dtype)
-    one, labels = np.ones(60, dtype), np.arange(70) % 60
+    dy, one, labels = x @ w, np.ones(60, dtype), np.arange(70) % 60
     check_beside_changes([
-        lambda: ops.linear(x, w), lambda: ops.linear_backward(x @ w, x, w), lambda: ops.layernorm(x, one, one),
+        lambda: ops.linear(x, w), lambda: ops.linear_backward(dy, x, w), lambda: ops.layernorm(x, one, one),
         lambda: ops.gelu(x), lambda: ops.attention(q, k, v), lambda: ops.cross_entropy(x, labels),
         lambda: ops.drop(x[None], 3, rate=0.3),
     ])  # fmt: skip
