@@ -258,6 +258,7 @@ def test_feeds_side_by_side(tmp_path):
 
 
 def test_feeds_of_arrays_side_by_side(rng):
+    pytest.importorskip("PIL")
     images, labels = rng.integers(0, 256, (40, 9, 9, 3), np.uint8), np.arange(40) % 4
     how = Preprocessing(size=9, resize=None)
     few = Augmentation(crop_scale=None, color_jitter=0.0, pad_crop=2, erasing=0.5)

@@ -12,7 +12,7 @@ sys.path.append(str(ROOT))  # behind whatever cvit is tested: fuzz is not instal
 from fuzz import running
 from fuzz.running import Hang, Target, choices, failure
 
-# An array and not `bytes`: a Python without its lock has a gigabyte of addresses for its own objects from the beginning.
+# An array and not `bytes`: a Python without its lock has a gigabyte of addresses for its own objects from the start.
 LIMITED = """
 from pathlib import Path
 import sys
