@@ -86,7 +86,7 @@ CYTHON_DIRECTIVES = {
     "wraparound": False,
     "cdivision": True,
     "initializedcheck": False,
-    "freethreading_compatible": False,
+    "freethreading_compatible": True,  # what is kept for the process: cvit/engine/team.pyx
 }
 
 # Free-threaded Python has no stable ABI yet, and on Windows setuptools links what clang compiles to one Python's DLL.

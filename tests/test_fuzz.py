@@ -12,13 +12,15 @@ sys.path.append(str(ROOT))  # behind whatever cvit is tested: fuzz is not instal
 from fuzz import running
 from fuzz.running import Hang, Target, choices, failure
 
+# An array and not `bytes`: a Python without its lock has a gigabyte of addresses for its own objects from the start.
 LIMITED = """
 from pathlib import Path
 import sys
+import numpy as np
 from fuzz.running import Hang, Target, choices, failure, limit_memory, prepare_process
 prepare_process()
 limit_memory()
-target = Target(lambda rng, folder: None, lambda rng, folder: bytes(int(sys.argv[1])), ())
+target = Target(lambda rng, folder: None, lambda rng, folder: np.zeros(int(sys.argv[1]), np.uint8), ())
 print(failure(target, choices("x", 0), Path(sys.argv[2])))
 """
 

@@ -1,5 +1,6 @@
 """Ctrl-C at any line of a training: what is saved then goes on to the bits of a run that was left alone."""
 
+import contextlib
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ from test_runs import TINY, archive, weights_in
 
 import cvit
 from cvit.runs.training import train
-from cvit.train import EMA, AdamW
+from cvit.train import EMA, AdamW, loop
 from cvit.train.interrupts import held_back
 from cvit.train.loop import Loop
 
@@ -77,6 +78,33 @@ def test_a_loop_interrupted_at_any_line():
         np.testing.assert_array_equal(resumed.model.weights, whole.model.weights, err_msg=f"line {at}")
         np.testing.assert_array_equal(resumed.evaluated.weights, whole.evaluated.weights, err_msg=f"line {at}")
         assert [epoch[:6] for epoch in resumed.history.epochs] == [epoch[:6] for epoch in whole.history.epochs]
+
+
+@pytest.mark.parametrize("before", range(6))
+def test_an_interrupt_just_before_it_is_held_back(monkeypatch, before):
+    """Nobody is told of a step that was not taken, the first one or another."""
+    whole, stopped, told, entered = loop_of(), loop_of(), [], 0
+    whole.run()
+
+    @contextlib.contextmanager
+    def late():
+        nonlocal entered
+        entered += 1
+        if entered > before:
+            raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "held_back", late)
+        stopped.on_step = told.append
+        assert stopped.run().interrupted
+    assert (
+        len(told) == stopped.position.total == before - before // 3
+    )  # an epoch has two steps, and is held back itself
+    resumed = loop_of()
+    resumed.restore(*stopped.state())
+    resumed.run()
+    np.testing.assert_array_equal(resumed.model.weights, whole.model.weights)
 
 
 def test_a_run_interrupted_at_any_line(tmp_path):

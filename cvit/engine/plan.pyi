@@ -29,6 +29,7 @@ class Plan(Tables):
         kernels: int = 0,
         staged: bool = False,
         precision: str | None = None,
+        isa: str | None = None,
     ) -> None: ...
     @property
     def precision(self) -> str: ...

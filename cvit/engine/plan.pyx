@@ -14,7 +14,7 @@ from .kernels cimport Kernels, ceil_div
 from .stages cimport Job, Schedule, work
 from .tables cimport Tables
 from .task cimport Pass
-from .team cimport element_of, published, run_team, selected, team_size
+from .team cimport kernels_of, published, run_team, team_size
 from .memory import allocate
 from .cutting import LEAST_ROWS, MOST_HEAD_TASKS
 from .slots import outline_of
@@ -54,7 +54,7 @@ cdef class Plan(Tables):
     With `staged` no task takes whole blocks, so that what lies between their stages can be looked at.
     `fused=False` runs the steps as the program has them, `hints=False` without prefetching: to the same bits, both.
     `precision` is "f32", "f64" or "bf16", None the dtype's own. `kernels` is the address of a cvit_kernels to use in
-    place of the selected table.
+    place of the table of `isa`, the instruction set's name, None: the one in use.
     """
 
     cdef bint staged
@@ -62,13 +62,14 @@ cdef class Plan(Tables):
     cdef public object most_stages  # that a pass runs: tests look at what is there behind each; None: all
 
     def __init__(self, program, Py_ssize_t batch, dtype, mode, bint frozen=False, owner=None, bint checkpoint=False,
-                 bint dry=False, bint fused=True, bint hints=True, size_t kernels=0, bint staged=False, precision=None):
+                 bint dry=False, bint fused=True, bint hints=True, size_t kernels=0, bint staged=False, precision=None,
+                 isa=None):
         cdef Pass* p = &self.p
         self.program, self.batch, self.mode, self.owner = program, batch, mode, owner
         self.dtype = np.dtype(dtype)
-        self.isa = get_isa()
+        self.isa = isa or get_isa()
         self.precision = precision or ("f32" if self.dtype == np.float32 else "f64")
-        p.K = <const Kernels*> kernels if kernels else selected(element_of(self.precision))
+        p.K = <const Kernels*> kernels if kernels else kernels_of(self.precision, self.isa)
         assert p.K.size == self.dtype.itemsize
         self.outline = outline_of(program, fused)
         self.memory, self.schedules = [], {}

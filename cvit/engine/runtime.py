@@ -132,7 +132,8 @@ def get_isa() -> str:
 
 
 def set_isa(name: str) -> None:
-    """Use the kernels of one of `available_isas()`. Not while another thread is inside cvit.
+    """Use the kernels of one of `available_isas()` from the next call on; what another thread is calling of a model or
+    an op goes on with those that it began with.
 
     A frozen model keeps weights packed for one instruction set and packs them anew after a change.
     """

@@ -214,8 +214,9 @@ static inline void cvit_team_sync(cvit_team *team)
     atomic_fetch_sub(&team->sleepers, 1);
 }
 
-/* A number of a pass for threads that are not of the team. Who reads it sees all that the team did before it was set:
- * the barrier before orders the others' writes ahead of this thread's release. */
+/* A number that other threads read without a lock: how far a pass is, for those that are not of its team, and what was
+ * chosen for the process. Who reads it sees all that was done before it was set: of a pass the barrier before orders
+ * the others' writes ahead of this thread's release. */
 static inline void cvit_publish(int *number, int value) { __atomic_store_n(number, value, __ATOMIC_RELEASE); }
 static inline int cvit_published(const int *number) { return __atomic_load_n(number, __ATOMIC_ACQUIRE); }
 

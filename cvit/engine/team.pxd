@@ -27,6 +27,6 @@ cdef enum Element:
 ctypedef void (*Work)(void* job, Team* team, int thread) noexcept nogil
 
 cdef const Kernels* selected(int element) noexcept nogil
-cdef int element_of(precision) except -1
+cdef const Kernels* kernels_of(precision, isa=*) except NULL
 cdef int team_size(Py_ssize_t tasks) noexcept nogil
 cdef void run_team(int size, Work work, void* job) noexcept nogil

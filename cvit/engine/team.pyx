@@ -4,6 +4,10 @@ A pass over the model is one parallel region. Inside it each thread runs the sam
 the current stage with `take`, and meets the others with `sync` between stages. A thread has a run of the tasks of its
 own and then helps the others, so that one kept off its core costs little; what a task computes, and in which order it
 sums, never depends on it.
+
+What is chosen for the process, the instruction set and the number of threads, may be changed while other threads call
+cvit, also by a Python without the GIL: each is one number that is read and written as a whole, and all else is filled
+when this module is imported. A call reads each of them once and goes on with what it has read.
 """
 
 import os
@@ -27,14 +31,15 @@ cdef enum:
 
 cdef const Kernels* tables[MOST_ISAS][ELEMENTS]
 cdef bint runs[MOST_ISAS][ELEMENTS]  # whether this machine runs a table: AVX-512 may lack the bfloat16 of "bf16-fast"
-cdef const Kernels* current[ELEMENTS]  # the selected table of each element type
-cdef int chosen = 0
+cdef const Kernels* best[MOST_ISAS][ELEMENTS]  # the table in use under an instruction set: its own, or a plainer one's
+cdef int chosen = 0  # the instruction set in use
 _names, _supported = [], []  # of the instruction sets, from the plainest to the best
 
 
 cdef _find_tables():
     cdef int count, i, isa, element
     cdef const Table* found = cvit_tables(&count)
+    cdef const Kernels* plainer
     for i in range(count):
         name = found[i].kernels.isa.decode()
         if name not in _names:
@@ -42,6 +47,12 @@ cdef _find_tables():
             _supported.append(bool(found[i].supported))
         isa, element = _names.index(name), ELEMENT_NAMES.index(found[i].kernels.element.decode())
         tables[isa][element], runs[isa][element] = found[i].kernels, found[i].supported
+    for element in range(<int> ELEMENTS):
+        plainer = NULL
+        for isa in range(<int> len(_names)):
+            if runs[isa][element]:
+                plainer = tables[isa][element]
+            best[isa][element] = plainer
 
 
 _find_tables()
@@ -58,61 +69,48 @@ def isa_names(bint supported_only=True):
 
 
 def get_isa():
-    return _names[chosen]
+    return _names[published(&chosen)]
 
 
 def set_isa(name):
     if name not in isa_names():
         raise ValueError(f"isa must be one of {isa_names()} on this machine, got {name!r}")
-    _select(_names.index(name))
-
-
-cdef _select(int isa):
-    """Each element type's table: of the instruction set, or of the best plainer one that has it."""
-    global chosen
-    cdef int element, i
-    chosen = isa
-    for element in range(<int> ELEMENTS):
-        current[element] = NULL
-        for i in range(isa + 1):
-            if runs[i][element]:
-                current[element] = tables[i][element]
-
-
-_select(0)
+    publish(&chosen, _names.index(name))
 
 
 cdef const Kernels* selected(int element) noexcept nogil:
-    """The table in use for an element type that `element_of` has allowed."""
-    return current[element]
+    """The table in use for an element type; NULL for BF16_FAST where the instruction set has none."""
+    return best[published(&chosen)][element]
 
 
-cdef int element_of(precision) except -1:
-    """The element type of a precision's name."""
-    cdef int element
+cdef const Kernels* kernels_of(precision, isa=None) except NULL:
+    """The table of a precision's name under an instruction set of this machine, None: the one in use."""
+    cdef const Kernels* K
     if precision not in ELEMENT_NAMES:
         raise ValueError(f"precision must be one of {', '.join(map(repr, ELEMENT_NAMES))}, got {precision!r}")
-    element = ELEMENT_NAMES.index(precision)
-    if current[element] == NULL:
+    if isa is None:
+        isa = get_isa()
+    K = best[<int> _names.index(isa)][<int> ELEMENT_NAMES.index(precision)]
+    if K == NULL:
         raise ValueError(f"precision {precision!r} needs a CPU with AVX512-BF16, and an instruction set that uses it: "
-                         f"isa is {get_isa()!r}, of {isa_names()} on this machine")
-    return element
+                         f"isa is {isa!r}, of {isa_names()} on this machine")
+    return K
 
 
 def has_precision(precision):
     """Whether the selected instruction set has kernels of this precision."""
-    return precision in ELEMENT_NAMES and current[<int> ELEMENT_NAMES.index(precision)] != NULL
+    return precision in ELEMENT_NAMES and selected(ELEMENT_NAMES.index(precision)) != NULL
 
 
 def isa_of(precision):
     """The instruction set whose table computes in a precision: a plainer one where the selected has none."""
-    return selected(element_of(precision)).isa.decode()
+    return kernels_of(precision).isa.decode()
 
 
 def bf16_is_faster():
     """Whether bfloat16's kernels are faster than float32's: where they use a matrix unit. Everywhere else both run on
     float32's multiply-adds, and bfloat16 rounds besides."""
-    return current[<int> BF16].isa == b"amx"
+    return selected(BF16).isa == b"amx"
 
 
 def table_address(dtype=np.float32, precision=None, isa=None):
@@ -122,12 +120,12 @@ def table_address(dtype=np.float32, precision=None, isa=None):
         precision = "f64" if np.dtype(dtype) == np.float64 else "f32"
     if isa is not None:
         return <size_t> tables[<int> _names.index(isa)][<int> ELEMENT_NAMES.index(precision)]
-    return <size_t> selected(element_of(precision))
+    return <size_t> kernels_of(precision)
 
 
 def tile_sizes(dtype=np.float32, precision=None):
     """(MR, NR, KC) of the selected table, see csrc/kernels/gemm.inc."""
-    cdef const Kernels* K = selected(element_of(precision or ("f64" if np.dtype(dtype) == np.float64 else "f32")))
+    cdef const Kernels* K = kernels_of(precision or ("f64" if np.dtype(dtype) == np.float64 else "f32"))
     return K.mr, K.nr, K.kc
 
 
@@ -136,25 +134,23 @@ def has_openmp():
 
 
 def set_cpu_limit(int limit):
-    global cpu_limit
-    cpu_limit = limit
+    publish(&cpu_limit, limit)
 
 
 def set_num_threads(int count):
-    global requested
-    requested = count
+    publish(&requested, count)
 
 
 cpdef int num_threads() noexcept nogil:
     """Threads the next call will use; the rules stand in engine/runtime.py."""
-    cdef int openmp_now = cvit_omp_max_threads()
+    cdef int openmp_now = cvit_omp_max_threads(), asked = published(&requested)
     if after_fork or not cvit_has_openmp():
         return 1
-    if requested == 0:
-        return min(openmp_now, cpu_limit)
+    if asked == 0:
+        return min(openmp_now, published(&cpu_limit))
     if openmp_now < openmp_default:  # somebody lowered it since, as threadpoolctl does: a limit for everyone
-        return min(openmp_now, requested)
-    return requested
+        return min(openmp_now, asked)
+    return asked
 
 
 def _in_forked_child():
@@ -216,7 +212,7 @@ cdef void stream_work(void* job, Team* team, int thread) noexcept nogil:
 
 def peak_of(precision):
     """What a precision's products are made of, and `measure_peak` counts: "float32 FMA", "tdpbf16ps", …"""
-    return selected(element_of(precision)).peak.decode()
+    return kernels_of(precision).peak.decode()
 
 
 def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2, precision=None):
@@ -229,7 +225,7 @@ def measure_peak(dtype=np.float32, int threads=0, double seconds=0.2, precision=
     cdef int size = threads or num_threads()
     if precision is None:
         precision = "f64" if np.dtype(dtype) == np.float64 else "f32"
-    probe.K = selected(element_of(precision))
+    probe.K = kernels_of(precision)
     probe.x = probe.y = NULL
     probe.n = 0
     probe.rounds = 200_000

@@ -18,7 +18,7 @@ from cpython.buffer cimport (
 )
 from .kernels cimport Kernels, Update
 from .team cimport (
-    F32, F64, FloatMode, Team, Turn, element_of, float_enter, float_fence, float_leave, run_team, selected, take,
+    F32, F64, FloatMode, Team, Turn, float_enter, float_fence, float_leave, kernels_of, run_team, selected, take,
     team_size, turn_of,
 )
 
@@ -139,8 +139,7 @@ cdef void work(void* argument, Team* team, int thread) noexcept nogil:
 
 cdef pass_over(Job* job, _Buffers vectors, const Run[::1] runs, precision):
     cdef int size = team_size(chunks(vectors.n))
-    cdef int element = vectors.element if precision is None else element_of(precision)
-    job.K = selected(element)
+    job.K = selected(vectors.element) if precision is None else kernels_of(precision)
     if job.K.size != (4 if vectors.element == F32 else 8):
         raise TypeError(f"vectors of precision {precision!r} must be float{8 * job.K.size}, got "
                         f"float{32 if vectors.element == F32 else 64}")

@@ -38,11 +38,11 @@ def as_first(first, depth: int) -> First:
     return as_int("first", first, minimum=0, maximum=depth)
 
 
-def pieces(model: ViT, x: np.ndarray, mode: Mode) -> Iterator[tuple[slice, Engine, np.ndarray]]:
+def pieces(model: ViT, x: np.ndarray, mode: Mode, isa: str | None = None) -> Iterator[tuple[slice, Engine, np.ndarray]]:
     """Rows of the batch, the engine for them, and their images. The caller holds the model's lock."""
     N = len(x)
     piece = model._piece(N)
-    engine = model._engine(piece, mode)
+    engine = model._engine(piece, mode, isa=isa)
     for start in range(0, N, piece):
         start = min(start, N - piece)  # the last piece is as large as the others and begins within the one before
         yield slice(start, start + piece), engine, laid_out(x[start : start + piece], model.dtype)
@@ -107,14 +107,16 @@ def images_or_rows(model: ViT, x, first: First) -> np.ndarray:
     return array
 
 
-def fill_front(model: ViT, weights: np.ndarray, x: np.ndarray, first: First, to: np.ndarray) -> None:
-    """Write the rows that training from `first` on begins with: x as it is, or what the front makes of images. The
-    caller holds the model's lock."""
+def fill_front(
+    model: ViT, weights: np.ndarray, x: np.ndarray, first: First, to: np.ndarray, isa: str | None = None
+) -> None:
+    """Write the rows that training from `first` on begins with: x as it is, or what the front makes of images, on the
+    instruction set of the engine behind it. The caller holds the model's lock."""
     if x.shape[1:] == front_shape(model, first):
         to.reshape(x.shape)[...] = x
         return
     to = to.reshape(len(x), *front_shape(model, first))
-    for rows, engine, images in pieces(model, x, front_mode(first)):
+    for rows, engine, images in pieces(model, x, front_mode(first), isa):
         if first == "head":
             to[rows] = engine.forward(weights, images)[FEATURES]
         elif first == 0:

@@ -436,7 +436,7 @@ class ViT:
                 grad = self._gradients.take() if target is None or accumulate else target
             engine = self._engine(len(x), "train", first, drop.steps)
             if first is not None:
-                inference.fill_front(self, state.weights, x, first, engine.given)
+                inference.fill_front(self, state.weights, x, first, engine.given, engine.isa)
             followed = None if accumulate else progress
             loss = engine.run_training(state.weights, x, targets, smoothing, grad, sample_weight, drop, followed)
             self._own.logits = engine.logits().copy()
@@ -571,15 +571,16 @@ class ViT:
     def _bytes(self, batch: int, mode: Mode) -> int:
         return sum(buffers_of(self._make_engine(batch, mode, dry=True)).values())
 
-    def _pack_all(self, weights: np.ndarray) -> Engine:
+    def _pack_all(self, weights: np.ndarray, isa: str | None = None) -> Engine:
         program, precision = program_of(self._config), self._precision
-        engine = Engine(program, 1, self._dtype, "infer", frozen=True, precision=precision)
+        engine = Engine(program, 1, self._dtype, "infer", frozen=True, precision=precision, isa=isa)
         engine.freeze(weights)
         return engine
 
     def _make_engine(
-        self, batch: int, mode: Mode, first: First | None = None, drops=NOTHING.steps, dry: bool = False
-    ) -> Engine:
+        self, batch: int, mode: Mode, first: First | None = None, drops=NOTHING.steps, dry: bool = False,
+        isa: str | None = None,
+    ) -> Engine:  # fmt: skip
         if batch > 1:
             most = self._most.get(mode) or self._most.setdefault(mode, MOST_BYTES // self._bytes(1, mode))
             check(batch <= most, f"batch must be at most {most} for this model, got {batch}: more than 2^47 bytes")
@@ -588,18 +589,21 @@ class ViT:
         return Engine(
             program, batch, self._dtype, "tokens" if mode == "maps" else mode, frozen=packed is not None, owner=packed,
             checkpoint=mode == "train" and self._checkpoint == "block", dry=dry, staged=mode == "maps",
-            precision=self._precision,
+            precision=self._precision, isa=isa,
         )  # fmt: skip
 
-    def _engine(self, batch: int, mode: Mode, first: First | None = None, drops=NOTHING.steps) -> Engine:
-        """The engine for a batch size and mode, kept from earlier or made; the least recently used one goes."""
-        isa, state = runtime.get_isa(), self._state
+    def _engine(
+        self, batch: int, mode: Mode, first: First | None = None, drops=NOTHING.steps, isa: str | None = None
+    ) -> Engine:
+        """The engine for a batch size and mode, kept from earlier or made; the least recently used one goes. Of the
+        instruction set in use, unless a call that has begun with another one asks."""
+        isa, state = isa or runtime.get_isa(), self._state
         if state.packed is not None and state.packed.isa != isa:
-            self._state = state = state._replace(packed=self._pack_all(state.weights), engines={})
+            self._state = state = state._replace(packed=self._pack_all(state.weights, isa), engines={})
         engines, key = state.engines, (batch, mode, first, drops, isa)
         engine = engines.pop(key, None)
         if engine is None:
-            engine = self._make_engine(batch, mode, first, drops)
+            engine = self._make_engine(batch, mode, first, drops, isa=isa)
             if len(engines) >= ENGINES_KEPT:
                 engines.pop(next(iter(engines)))
         engines[key] = engine

@@ -58,12 +58,12 @@ def patches_backward(const real[:, :, ::1] dout, Py_ssize_t patch, real[:, :, :,
 # linear
 def linear(const real[:, ::1] x, const real[:, ::1] w, const real[::1] bias, real[:, ::1] y):
     """y = x @ w + bias; bias may be None."""
-    multiply(x, w, False, bias, y)
+    multiply(table_of(&y[0, 0]), x, w, False, bias, y)
 
 
-cdef multiply(const real[:, ::1] x, const real[:, ::1] w, bint transposed, const real[::1] bias, real[:, ::1] y):
-    """y (M, N) = x (M, K) @ w + bias, with w (K, N), or (N, K) if transposed."""
-    cdef const Kernels* K = table_of(&y[0, 0])
+cdef multiply(const Kernels* K, const real[:, ::1] x, const real[:, ::1] w, bint transposed, const real[::1] bias,
+              real[:, ::1] y):
+    """y (M, N) = x (M, depth) @ w + bias, with w (depth, N), or (N, depth) if transposed."""
     cdef Py_ssize_t M = x.shape[0], N = y.shape[1], depth = x.shape[1], i, j
     cdef Py_ssize_t strips = ceil_div(N, STRIP), tasks = ceil_div(M, ROWS)
     cdef Py_ssize_t stride = rows_bytes(K, ROWS, depth) // K.size
@@ -114,7 +114,7 @@ def linear_backward(const real[:, ::1] dy, const real[:, ::1] x, const real[:, :
     cdef int size = team_size(high * wide)
     cdef real[::1] scratch = room(&dw[0, 0], size * stride)
     cdef const real[::1] none = None
-    multiply(dy, w, True, none, dx)
+    multiply(K, dy, w, True, none, dx)
     db[:] = 0
     for t in prange(high * wide, nogil=True, num_threads=size, schedule="dynamic"):
         gradient_tile(K, M, m, n, <real*> &x[0, 0], <real*> &dy[0, 0], part_start(m, high, t // wide),

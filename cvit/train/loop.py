@@ -264,11 +264,13 @@ class Loop:
     def _step(self, batch) -> None:
         position = self.position
         lr = self.optimizer.lr if self.schedule is None else _scheduled(self.schedule, position.total)
-        stop = False
+        stop, taken = False, position.total
         try:
             with held_back():
                 self._take(batch, lr)
-        except KeyboardInterrupt:  # which has come during the step, that is done
+        except KeyboardInterrupt:
+            if position.total == taken:  # it has come before it was held back: there was no step
+                raise
             stop = True
         mean = position.loss / position.images, position.right / position.images
         self._tell(Step(position.epoch + 1, position.step, position.images, *mean, lr), stop)
