@@ -33,18 +33,8 @@ import cvit
 CVIT = [sys.executable, "-m", "cvit"]
 TRAIN = f"{SHAPE} --batch-size 16 --ema 0.9 --mixup 0.2 --seed 0 --threads 1 --no-pictures".split()
 EXACT = ["--exact-reduction"]
-WIDER = [
-    "--image-size",
-    "16",
-    "--patch-size",
-    "4",
-    "--width",
-    "128",
-    "--depth",
-    "6",
-    "--heads",
-    "4",
-]  # after TRAIN, whose words they replace
+# After TRAIN, and instead of its own.
+WIDER = ["--image-size=16", "--patch-size=4", "--width=128", "--depth=6", "--heads=4"]
 MANY, FIRST_STEPS = 60, 20  # epochs of a run that is long enough to be broken in the middle
 OFTEN = ["--save-minutes", "0.0002"]
 AWAY = 2.0  # seconds
