@@ -154,7 +154,7 @@ def test_free_threaded_python_stays_without_its_lock():
 # --------------------------------------------------------------------------------------------------- without Unix
 # Hides what Windows lacks, with a lock of Windows' kind in place of flock, then imports every module and writes files.
 WITHOUT_UNIX = """
-import fcntl, importlib, mmap, os, pkgutil, signal, subprocess, sys, tempfile, types
+import asyncio, fcntl, importlib, mmap, os, pkgutil, signal, subprocess, sys, tempfile, types  # asyncio: scikit-learn's
 import numpy, safetensors.numpy, threadpoolctl
 
 def locking(file, mode, size):
