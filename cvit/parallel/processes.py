@@ -38,10 +38,10 @@ from .messages import (
     taken_apart,
     unframed,
 )
+from .patience import Patience
 
 TESTS_AT_ONCE = 20  # of requests, before a wait sleeps
 SHORTEST, LONGEST = 1e-4, 2e-3  # seconds that it sleeps
-LONGEST_TURN = 1.0  # seconds: a test and its sleep that took longer, this process itself was stopped (Ctrl-Z)
 NOTICE = 400  # characters of a notice at most
 GRACE = 1.0  # seconds in which the other ranks may leave by themselves before all processes are ended
 HEARING = 0.3  # seconds in which ranks that fail together hear of each other, and finish what they had begun together
@@ -198,15 +198,13 @@ class Processes(Ranks):
 
     def wait(self, requests: Iterable[Any], what: str, whose: Sequence[int] | None = None) -> None:
         requests = list(requests)
-        last, waited, tests, pause = time.monotonic(), 0.0, 0, SHORTEST
+        patience, tests, pause = Patience(self), 0, SHORTEST
         while (done := self._tested(requests, what)) is not None:
             self.look()
-            now = time.monotonic()
-            waited += min(now - last, LONGEST_TURN)
-            last = now
             if done:
-                waited, tests, pause = 0.0, 0, SHORTEST
-            elif waited > self.timeout + self.rank / self.size:  # the lowest first: it tells the others
+                patience.anew()
+                tests, pause = 0, SHORTEST
+            elif patience.over():
                 raise self.late(requests, what, whose)
             tests += 1
             if tests > TESTS_AT_ONCE:

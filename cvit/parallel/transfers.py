@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .alone import RankError, Ranks
-from .processes import LONGEST_TURN
+from .patience import Patience
 
 # While nothing moves: look without a pause for so long, since a large message moves in many small steps, each when
 # somebody looks; then sleep, at first briefly.
@@ -78,22 +78,20 @@ class Transfers:
             Another rank has failed, or nothing has come for `ranks.timeout` seconds.
         """
         ranks, advance = self._ranks, advance or self.advance
-        last = looked = time.monotonic()
-        waited, pause = 0.0, SHORTEST_SLEEP
+        patience, pause, looked = Patience(ranks), SHORTEST_SLEEP, time.monotonic()
         while True:
             if advance():
-                waited, pause = 0.0, SHORTEST_SLEEP
+                patience.anew()
+                pause = SHORTEST_SLEEP
             if not self._requests:
                 return
-            now = time.monotonic()
-            waited += min(now - last, LONGEST_TURN)
-            last = now
+            over, now = patience.over(), time.monotonic()
             if now - looked > LOOK_SECONDS:
                 ranks.look()
                 looked = now
-            if waited > ranks.timeout + ranks.rank / ranks.size:  # the lowest first: it tells the others
+            if over:
                 raise self._late()
-            if waited > EAGER_SECONDS:
+            if patience.waited > EAGER_SECONDS:
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_SLEEP)
             else:
