@@ -100,28 +100,36 @@ def bf16_table(around=contextlib.nullcontext):
 
 def call(name, **members):
     """The struct that a kernel takes, whose name may be another's: pack_both takes "pack_rows"."""
-    return STRUCTS[f"cvit_{name}"](**members)
+    made = STRUCTS[f"cvit_{name}"](**members)
+    made.members = members  # and with them their arrays: what the struct itself has are copies of them
+    return made
 
 
 def at(array):
-    """The address of an array's first element; None stays NULL."""
+    """The address of an array's first element, which does not keep it alive; None stays NULL."""
     return None if array is None else array.ctypes.data
 
 
 def matrix(array):
-    """cvit_matrix of a two-dimensional array whose rows are contiguous; uint16 is bfloat16. It does not keep the array
-    alive."""
+    """cvit_matrix of a two-dimensional array whose rows are contiguous; uint16 is bfloat16."""
     if array is None:
         return STRUCTS["cvit_matrix"]()
-    return STRUCTS["cvit_matrix"](at(array), array.strides[0] // array.itemsize, array.dtype == np.uint16)
+    return _operand("cvit_matrix", array, array.strides[0] // array.itemsize, array.dtype == np.uint16)
 
 
 def rows(array, count):
-    return STRUCTS["cvit_rows"](at(array), count)
+    return _operand("cvit_rows", array, count)
 
 
 def panels(array, depth, row=0):
-    return STRUCTS["cvit_panels"](at(array), depth, row)
+    return _operand("cvit_panels", array, depth, row)
+
+
+def _operand(name, array, *rest):
+    """The struct of an array, which it keeps alive."""
+    made = STRUCTS[name](at(array), *rest)
+    made.array = array
+    return made
 
 
 def aligned(count, dtype, fill=np.nan):
