@@ -462,15 +462,14 @@ def test_plots_are_drawn(results, tmp_path):
 @pytest.mark.skipif(not (shutil.which("cc") or "CC" in os.environ), reason="no C compiler")
 def test_sweep_of_tiles(tmp_path):
     file = tmp_path / "sweep.json"
-    short = ("--rounds", 2, "--seconds", 1e-4, "--json", file)
+    short = ("--rounds", 3, "--seconds", 0.005, "--json", file)  # less would be a question of what else runs
     done = script("sweep.py", "--isa", "portable", "--tiles", "4x128x1", *short)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
     assert found["tiles"] == [[6, 256, 2], [4, 128, 1]]
     for product, entry in found["products"].items():
-        # Of which size these are depends on what else the machine does in a tenth of a millisecond.
-        assert entry["ratio"][0] == 1 and entry["ratio"][1] > 0, product
-        assert all(0 < share <= best for share, best in zip(entry["share"], entry["best"])), product
+        assert entry["ratio"][0] == 1 and 0.1 < entry["ratio"][1] < 10, product
+        assert all(0 < share <= best < 1.5 for share, best in zip(entry["share"], entry["best"])), product
     failed = script("sweep.py", "--isa", "portable", "--tiles", "17x128x1")
     assert failed.returncode == 2 and "MR at most 16" in failed.stderr
     for wrong in (("--rounds", 0), ("--json", tmp_path / "none" / "x.json")):

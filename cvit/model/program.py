@@ -35,7 +35,7 @@ First = int | Literal["head"]  # where training starts: a block, the depth, or t
 def program_of(config: ViTConfig, path: bool = False, rate: bool = False) -> Program:
     """The program of `config`, with the offsets of its layout; made once. With `path` it has steps for stochastic
     depth, with `rate` for dropout."""
-    return _program_of(config, path, rate)
+    return _program_of(config, path, rate)  # a cache takes arguments that are given for others than their defaults
 
 
 @functools.lru_cache(maxsize=64)
