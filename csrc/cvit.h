@@ -156,6 +156,21 @@ typedef struct {
     cvit_panels b_value; /* and also this, at NULL: none */
 } cvit_activation_backward;
 
+/* Hidden rows of an MLP: a product without addend, c = u, and at once their activation, to packed rows. c is the
+ * activation's x; of a gated MLP, whose second product this is, its value, and then x has been made before. */
+typedef struct {
+    cvit_gemm product;
+    cvit_activation activation;
+    int keep; /* whether c is read afterwards; else it may be left as it is, or used for something else */
+} cvit_hidden;
+
+/* Their gradient: a product without addend, c = dy, and at once the activation's backward from it, whose dy is c; c is
+ * lost */
+typedef struct {
+    cvit_gemm product;
+    cvit_activation_backward activation;
+} cvit_hidden_backward;
+
 /* y (rows, n) = factor * x + add; x may have ld 0: one row for all */
 typedef struct {
     ptrdiff_t rows, n;
@@ -290,6 +305,8 @@ typedef struct {
     K(void, norm_backward, (const cvit_norm_backward *))                            \
     K(void, activation, (const cvit_activation *))                                  \
     K(void, activation_backward, (const cvit_activation_backward *))                \
+    K(void, hidden, (const cvit_hidden *))                                          \
+    K(void, hidden_backward, (const cvit_hidden_backward *))                        \
     K(void, add_rows, (const cvit_add_rows *))                                      \
     K(void, column_sums, (const cvit_column_sums *))                                \
     K(void, unscale, (const cvit_unscale *))                                        \

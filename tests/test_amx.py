@@ -8,6 +8,7 @@ operands are packed is each table's own affair (tests/packed.py).
 import ctypes
 import platform
 
+import hidden
 import numpy as np
 import pytest
 from checks import AVX512, compiled, normal, same_bits
@@ -226,6 +227,14 @@ def test_an_activation_and_its_backward(tables, rng, m, n, gated, half):
         return results
 
     both(tables, run)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("size", hidden.SIZES)
+def test_hidden_rows(tables, rng, size, gated, half):
+    for kind in range(6):
+        hidden.check(tables[1], rng, size, kind, gated, half)
 
 
 # ----------------------------------------------------------------------------------------------------------- attention

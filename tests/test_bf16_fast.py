@@ -8,6 +8,7 @@ passes are close to bf16's.
 import ctypes
 import platform
 
+import hidden
 import numpy as np
 import pytest
 import reference_bf16 as reference
@@ -140,6 +141,14 @@ def test_whole_passes(address, rng, options):
     assert same_bits(fast, threaded) and not same_bits(fast[1], plain[1])
     for a, b in zip(plain, fast, strict=True):
         assert np.linalg.norm(b - a) <= 1e-2 * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("size", hidden.SIZES)
+def test_hidden_rows(address, rng, size, gated, half):
+    for kind in range(6):
+        hidden.check(Table(address=address), rng, size, kind, gated, half)
 
 
 def test_its_peak_is_the_instructions(address):

@@ -106,6 +106,13 @@ cdef extern from "cvit.h" nogil:
         Matrix dvalue
         PackedRows a_value
         Panels b_value
+    ctypedef struct Hidden "cvit_hidden":
+        Gemm product
+        Activation activation
+        int keep
+    ctypedef struct HiddenBackward "cvit_hidden_backward":
+        Gemm product
+        ActivationBackward activation
     ctypedef struct AddRows "cvit_add_rows":
         Py_ssize_t rows, n
         Matrix x
@@ -220,6 +227,8 @@ cdef extern from "cvit.h" nogil:
         void (*norm_backward)(const NormBackward*) noexcept nogil
         void (*activation)(const Activation*) noexcept nogil
         void (*activation_backward)(const ActivationBackward*) noexcept nogil
+        void (*hidden)(const Hidden*) noexcept nogil
+        void (*hidden_backward)(const HiddenBackward*) noexcept nogil
         void (*add_rows)(const AddRows*) noexcept nogil
         void (*column_sums)(const ColumnSums*) noexcept nogil
         void (*unscale)(const Unscale*) noexcept nogil

@@ -1,4 +1,4 @@
-/* Activations, alone and gated, and their backward. */
+/* Activations, alone and gated, and their backward; and with the product before them, as hidden rows. */
 #include "fuzz.h"
 
 /* f(x) and f'(x). */
@@ -136,15 +136,100 @@ static void backward(int kind, ptrdiff_t rows, ptrdiff_t n)
         }
 }
 
+/* Two matrices, packed rows or panels of one table: the same numbers. */
+typedef double reader(const void *x, ptrdiff_t i, ptrdiff_t j, ptrdiff_t n);
+PLAIN double of_matrix(const void *x, ptrdiff_t i, ptrdiff_t j, ptrdiff_t n)
+{
+    (void)n;
+    return in_matrix(*(const cvit_matrix *)x, i, j);
+}
+PLAIN double of_rows(const void *x, ptrdiff_t i, ptrdiff_t j, ptrdiff_t n)
+{
+    (void)n;
+    return in_rows(*(const cvit_rows *)x, i, j);
+}
+PLAIN double of_panels(const void *x, ptrdiff_t i, ptrdiff_t j, ptrdiff_t n)
+{
+    return in_panels(*(const cvit_panels *)x, i, j, n);
+}
+PLAIN void must_equal(const char *what, reader *read, const void *found, const void *wanted, ptrdiff_t rows, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t j = 0; j < n; j++) {
+            const double there = read(found, i, j, n), right = read(wanted, i, j, n);
+            if (there != right && (there == there || right == right))
+                fail("%s (%td, %td) is %g and in two calls %g", what, i, j, there, right);
+        }
+}
+
+/* A product and an activation in one call and in two. */
+static cvit_gemm some_product(ptrdiff_t m, ptrdiff_t n, int half, kind_of_numbers numbers)
+{
+    const ptrdiff_t k = size_upto(m * n > 4000 ? 20 : 120);
+    const cvit_rows a = packed_rows(m, k);
+    const cvit_panels b = panels(k, n);
+    K->pack_rows(&(cvit_pack_rows){.rows = m, .k = k, .x = filled(m, k, 0, numbers), .scale = 1, .a = a});
+    K->pack_panels(&(cvit_pack_panels){.k = k, .n = n, .x = filled(k, n, 0, numbers), .b = b});
+    return (cvit_gemm){.m = m, .n = n, .k = k, .a = a, .b = b, .c = matrix(m, n, half)};
+}
+static void hidden(int kind, ptrdiff_t m, ptrdiff_t n)
+{
+    const int half = choose(2) && K->half, gated = (int)choose(2);
+    const kind_of_numbers numbers = any(choose(2) ? 2 : 20);
+    cvit_gemm product = some_product(m, n, half, numbers);
+    product.bias = choose(2) ? filled_vector(n, numbers) : NULL;
+    const cvit_matrix u = filled(m, n, half, numbers);
+    cvit_activation f = {.kind = kind, .rows = m, .n = n, .a = packed_rows(m, n)};
+    f.x = gated ? u : product.c, f.value = gated ? product.c : none();
+    K->gemm(&product);
+    K->activation(&f);
+    const cvit_rows wanted = f.a;
+    const cvit_matrix c = copied(product.c, m, n);
+    product.c = matrix(m, n, half);
+    *(gated ? &f.value : &f.x) = product.c, f.a = packed_rows(m, n);
+    const cvit_hidden call = {.product = product, .activation = f, .keep = (int)choose(2)};
+    K->hidden(&call);
+    if (call.keep)
+        must_equal("c", of_matrix, &product.c, &c, m, n);
+    must_equal("f(c)", of_rows, &f.a, &wanted, m, n);
+}
+static void hidden_backward(int kind, ptrdiff_t m, ptrdiff_t n)
+{
+    const int half = choose(2) && K->half, gated = (int)choose(2);
+    const kind_of_numbers numbers = any(choose(2) ? 2 : 20);
+    const ptrdiff_t before = choose(3) * 2;
+    const cvit_matrix u = filled(m, n, half, numbers), value = filled(m, n, half, numbers);
+    const cvit_gemm product = some_product(m, n, 0, numbers);
+    cvit_activation_backward f[2];
+    for (int one = 0; one < 2; one++) {
+        f[one] = (cvit_activation_backward){
+            .kind = kind, .rows = m, .n = n, .x = copied(u, m, n), .dy = product.c, .a = packed_rows(m, n)};
+        f[one].b = panels(before + m, n), f[one].b.row = before;
+        if (gated) {
+            f[one].value = value, f[one].a_value = packed_rows(m, n);
+            f[one].b_value = panels(before + m, n), f[one].b_value.row = before;
+        }
+    }
+    K->gemm(&product);
+    K->activation_backward(&f[0]);
+    K->hidden_backward(&(cvit_hidden_backward){.product = product, .activation = f[1]});
+    must_equal("f(x)", of_matrix, &f[1].x, &f[0].x, m, n);
+    must_equal("dx", of_rows, &f[1].a, &f[0].a, m, n);
+    must_equal("dx", of_panels, &f[1].b, &f[0].b, m, n);
+    if (gated) {
+        must_equal("dvalue", of_rows, &f[1].a_value, &f[0].a_value, m, n);
+        must_equal("dvalue", of_panels, &f[1].b_value, &f[0].b_value, m, n);
+    }
+}
+
 static void once(void)
 {
     const int kind = (int)choose(CVIT_ACTIVATION_COUNT);
     const ptrdiff_t rows = size_upto(70), n = size_upto(rows > 16 ? 150 : 500);
-    if (choose(2)) {
-        target = "activation_backward";
-        backward(kind, rows, n);
-    } else {
-        target = "activation";
-        forward(kind, rows, n);
+    switch (choose(n <= K->kc ? 4 : 2)) {
+    case 0: target = "activation_backward", backward(kind, rows, n); break;
+    case 1: target = "activation", forward(kind, rows, n); break;
+    case 2: target = "hidden", hidden(kind, rows, n); break;
+    case 3: target = "hidden_backward", hidden_backward(kind, rows, n); break;
     }
 }

@@ -122,6 +122,55 @@ static void activations(ptrdiff_t rows, ptrdiff_t n)
         }
 }
 
+static void hidden_rows(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
+{
+    for (int kind = 0; kind < CVIT_ACTIVATION_COUNT; kind++)
+        for (int variant = 0; variant < 4; variant++) { /* half, gated */
+            const int half = variant & 1, gated = variant >> 1;
+            if (half > halves)
+                continue;
+            const cvit_matrix none = {0}, u = as_rows(numbers(m * n, 4), m * n, n, half);
+            const cvit_rows a = new_rows(m, k), to = new_rows(m, n);
+            const cvit_panels b = new_panels(k, n);
+            K->pack_rows(&(cvit_pack_rows){
+                .rows = m, .k = k, .x = matrix(numbers(m * k, 2), k), .scale = 1, .a = a});
+            K->pack_panels(&(cvit_pack_panels){.k = k, .n = n, .x = matrix(numbers(k * n, 1), n), .b = b});
+            cvit_gemm g = {.m = m, .n = n, .k = k, .a = a, .b = b, .c = room(m * n, n, half), .bias = numbers(n, 1)};
+            cvit_activation f = {
+                .kind = kind, .rows = m, .n = n, .x = gated ? u : g.c, .value = gated ? g.c : none, .a = to};
+            K->hidden(&(cvit_hidden){.product = g, .activation = f, .keep = 1});
+            count_matrix(g.c, m, n);
+            count_rows(to, m, n);
+            say("hidden", half ? ", half" : "", kind * 2 + gated, m, n);
+        }
+    for (int kind = 0; kind < CVIT_ACTIVATION_COUNT; kind++)
+        for (int variant = 0; variant < 4; variant++) {
+            const int half = variant & 1, gated = variant >> 1;
+            if (half > halves)
+                continue;
+            const cvit_matrix u = as_rows(numbers(m * n, 4), m * n, n, half),
+                              value = as_rows(numbers(m * n, 2), m * n, n, half);
+            const cvit_rows a = new_rows(m, k), to = new_rows(m, n), to_value = new_rows(m, n);
+            const cvit_panels b = new_panels(k, n), panel = new_panels(m, n), panel_value = new_panels(m, n);
+            K->pack_rows(&(cvit_pack_rows){
+                .rows = m, .k = k, .x = matrix(numbers(m * k, 2), k), .scale = 1, .a = a});
+            K->pack_panels(&(cvit_pack_panels){.k = k, .n = n, .x = matrix(numbers(k * n, 1), n), .b = b});
+            cvit_gemm g = {.m = m, .n = n, .k = k, .a = a, .b = b, .c = room(m * n, n, 0)};
+            cvit_activation_backward f = {.kind = kind, .rows = m, .n = n, .x = u, .dy = g.c, .a = to, .b = panel};
+            if (gated)
+                f.value = value, f.a_value = to_value, f.b_value = panel_value;
+            K->hidden_backward(&(cvit_hidden_backward){.product = g, .activation = f});
+            count_matrix(u, m, n);
+            count_rows(to, m, n);
+            count_panels(panel, m, n);
+            if (gated) {
+                count_rows(to_value, m, n);
+                count_panels(panel_value, m, n);
+            }
+            say("hidden_backward", half ? ", half" : "", kind * 2 + gated, m, n);
+        }
+}
+
 static void sums(ptrdiff_t rows, ptrdiff_t n)
 {
     cvit_matrix x = matrix(numbers(rows * (n + 1), 2), n + 1), add = matrix(numbers(rows * n, 1), n);
@@ -297,6 +346,8 @@ void checksums(const cvit_kernels *table, const char *path)
     }
     norms(37, 16);
     attentions(33, 72, 2);
+    for (int i = 0; i < (int)(sizeof sizes / sizeof *sizes); i++) /* last: the numbers of all others stay as they were */
+        hidden_rows(sizes[(i * 5 + 2) % 9], sizes[i] < 400 ? sizes[i] : 130, sizes[(i + 4) % 11]);
     K->leave();
     cvit_float_leave(before);
     free(arena);

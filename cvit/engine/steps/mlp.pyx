@@ -11,8 +11,8 @@ they are in the cache.
 """
 
 from ..kernels cimport (
-    Activation, ActivationBackward, Gemm, Matrix, PackedRows, activating, activating_backward, hidden_bytes, matrix,
-    packed_rows, panels, panels_bytes, product,
+    Activation, ActivationBackward, Gemm, Hidden, HiddenBackward, Matrix, PackedRows, activating, activating_backward,
+    hidden_bytes, matrix, packed_rows, panels, panels_bytes, product,
 )
 from ..task cimport Linear, SCRATCH, Step, Task, columns, hinted, row_of, rows_of
 from .drop cimport drop_again
@@ -40,17 +40,14 @@ cdef void activation_backward(const Task* t, const Step* step) noexcept nogil:
         drop_again(t, step.dropped, &step.source)
 
 
-cdef void up(const Task* t, const Step* step, PackedRows a, Py_ssize_t f, Py_ssize_t width, Matrix u,
-             Matrix v) noexcept nogil:
-    """Hidden columns [f, f + width) before the activation: u, and v of a gated MLP."""
+cdef inline Gemm up(const Task* t, const Step* step, int matrix, PackedRows a, Py_ssize_t f, Py_ssize_t width,
+                    Matrix c) noexcept nogil:
+    """Hidden columns [f, f + width) before the activation: u or, of a gated MLP's second matrix, v."""
     cdef const Linear* w = step.linear
-    cdef Gemm g
-    cdef int i
-    for i in range(w.count):
-        g = product(t.rows, width, w.k, a, panels_of(t.p, w, i, f, 0, w.k), v if i else u)
-        g.bias = bias_of(t.p, w, i, f)
-        g.hint.c_is_cached = step.hidden.place == SCRATCH or not t.p.hints
-        t.K.gemm(&g)
+    cdef Gemm g = product(t.rows, width, w.k, a, panels_of(t.p, w, matrix, f, 0, w.k), c)
+    g.bias = bias_of(t.p, w, matrix, f)
+    g.hint.c_is_cached = step.hidden.place == SCRATCH or not t.p.hints
+    return g
 
 
 cdef inline PackedRows hidden_input(const Task* t, const Step* step) noexcept nogil:
@@ -65,19 +62,22 @@ cdef void hidden(const Task* t, const Step* step) noexcept nogil:
     cdef Matrix u = rows_of(t, &step.hidden), v, y = rows_of(t, &step.target)
     cdef PackedRows a = hidden_input(t, step), packed = packed_rows(row_of(t, &step.d_hidden, t.first), t.rows)
     cdef int kept = step.hidden.place != SCRATCH
-    cdef Activation call
+    cdef Hidden made
     cdef Gemm g
+    made.keep = kept
     v = columns(t.K, u, F if kept else t.rows * u.ld)  # in the scratch behind u, whose rows hold one block
     for f from 0 <= f < F by depth:
         width = min(depth, F - f)
         if kept and f:
             u, v = columns(t.K, u, depth), columns(t.K, v, depth)
-        up(t, step, a, f, width, u, v)
-        call = activating(step.kind, t.rows, width, u)
+        g = up(t, step, 0, a, f, width, u)
+        made.activation = activating(step.kind, t.rows, width, u)
         if step.gated:
-            call.value = v
-        call.a = packed
-        t.K.activation(&call)
+            t.K.gemm(&g)
+            g = up(t, step, 1, a, f, width, v)
+            made.activation.value = v
+        made.product, made.activation.a = g, packed
+        t.K.hidden(&made)
         g = product(t.rows, w.n, width, packed, panels_of(t.p, w, 0, 0, f, F), y)
         if f:
             g.add = y
@@ -96,8 +96,12 @@ cdef void hidden_again(const Task* t, const Step* step) noexcept nogil:
     cdef Py_ssize_t F = step.second.k, depth = t.p.depth, f
     cdef Matrix u = rows_of(t, &step.hidden)
     cdef PackedRows a = hidden_input(t, step)
+    cdef Gemm g
+    cdef int i
     for f from 0 <= f < F by depth:
-        up(t, step, a, f, min(depth, F - f), columns(t.K, u, f), columns(t.K, u, F + f))
+        for i in range(step.linear.count):
+            g = up(t, step, i, a, f, min(depth, F - f), columns(t.K, u, i * F + f))
+            t.K.gemm(&g)
 
 
 cdef void hidden_backward(const Task* t, const Step* step) noexcept nogil:
@@ -107,7 +111,8 @@ cdef void hidden_backward(const Task* t, const Step* step) noexcept nogil:
     cdef Matrix u = rows_of(t, &step.hidden), dg = rows_of(t, &step.d_hidden), dx = rows_of(t, &step.d_source)
     cdef Matrix dv = matrix(<char*> dg.at + hidden_bytes(t.K, t.rows), dg.ld)
     cdef PackedRows dy = pack(t, step, rows_of(t, &step.d_target), second.n, second, 0)
-    cdef ActivationBackward call
+    cdef HiddenBackward made
+    cdef ActivationBackward* call = &made.activation
     cdef Gemm g
     cdef int i
     for f from 0 <= f < F by depth:
@@ -116,15 +121,15 @@ cdef void hidden_backward(const Task* t, const Step* step) noexcept nogil:
         g.hint.c_is_cached = 1
         if t.p.hints:
             g.hint.next = columns(t.K, u, f)
-        t.K.gemm(&g)
-        call = activating_backward(step.kind, t.rows, width, columns(t.K, u, f), dg)
+        made.product = g
+        call[0] = activating_backward(step.kind, t.rows, width, columns(t.K, u, f), dg)
         call.a = packed_rows(dg.at, t.rows)
         call.b = panels(t.p.arena + first.panels[0] + panels_bytes(t.K, first.rows, f), first.rows, t.first)
         if step.gated:
             call.value = columns(t.K, u, F + f)
             call.a_value = packed_rows(dv.at, t.rows)
             call.b_value = panels(t.p.arena + first.panels[1] + panels_bytes(t.K, first.rows, f), first.rows, t.first)
-        t.K.activation_backward(&call)
+        t.K.hidden_backward(&made)
         for i in range(first.count):
             g = product(t.rows, first.k, width, packed_rows(dv.at if i else dg.at, t.rows),
                         panels_of(t.p, first, i, 0, f, F), dx)
