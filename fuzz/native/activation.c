@@ -152,7 +152,8 @@ PLAIN double of_panels(const void *x, ptrdiff_t i, ptrdiff_t j, ptrdiff_t n)
 {
     return in_panels(*(const cvit_panels *)x, i, j, n);
 }
-PLAIN void must_equal(const char *what, reader *read, const void *found, const void *wanted, ptrdiff_t rows, ptrdiff_t n)
+PLAIN void must_equal(const char *what, reader *read, const void *found, const void *wanted, ptrdiff_t rows,
+                      ptrdiff_t n)
 {
     for (ptrdiff_t i = 0; i < rows; i++)
         for (ptrdiff_t j = 0; j < n; j++) {

@@ -1,6 +1,6 @@
 """What small models compute, on this machine: run by run.py on AArch64, emulated, and on the machine at hand.
 
-    python tests/aarch64/models.py results.npz
+    python tests/aarch64/models.py results.npz [bf16 f32 f64]
 
 For every option of tests/option_cases.py and a few longer inputs, on every table, in bf16, float32 and float64: logits,
 a loss with its gradient, and the weights after two steps with dropout and stochastic depth: of AdamW in bf16, of SGD in
@@ -41,13 +41,13 @@ def results(options, chosen):
     return found | {"weights": model.weights}
 
 
-def main(path):
+def main(path, *precisions):
     found = {}
     for isa in cvit.available_isas():
         cvit.set_isa(isa)
         for case, options in CASES.items():
-            for precision, chosen in PRECISIONS.items():
-                for name, array in results(options, chosen).items():
+            for precision in precisions or PRECISIONS:
+                for name, array in results(options, PRECISIONS[precision]).items():
                     found[f"{case} | {precision} | {name} | {isa}"] = array
     np.savez(path, **found)
 

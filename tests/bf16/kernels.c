@@ -132,8 +132,7 @@ static void hidden_rows(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
             const cvit_matrix none = {0}, u = as_rows(numbers(m * n, 4), m * n, n, half);
             const cvit_rows a = new_rows(m, k), to = new_rows(m, n);
             const cvit_panels b = new_panels(k, n);
-            K->pack_rows(&(cvit_pack_rows){
-                .rows = m, .k = k, .x = matrix(numbers(m * k, 2), k), .scale = 1, .a = a});
+            K->pack_rows(&(cvit_pack_rows){.rows = m, .k = k, .x = matrix(numbers(m * k, 2), k), .scale = 1, .a = a});
             K->pack_panels(&(cvit_pack_panels){.k = k, .n = n, .x = matrix(numbers(k * n, 1), n), .b = b});
             cvit_gemm g = {.m = m, .n = n, .k = k, .a = a, .b = b, .c = room(m * n, n, half), .bias = numbers(n, 1)};
             cvit_activation f = {
@@ -152,8 +151,7 @@ static void hidden_rows(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k)
                               value = as_rows(numbers(m * n, 2), m * n, n, half);
             const cvit_rows a = new_rows(m, k), to = new_rows(m, n), to_value = new_rows(m, n);
             const cvit_panels b = new_panels(k, n), panel = new_panels(m, n), panel_value = new_panels(m, n);
-            K->pack_rows(&(cvit_pack_rows){
-                .rows = m, .k = k, .x = matrix(numbers(m * k, 2), k), .scale = 1, .a = a});
+            K->pack_rows(&(cvit_pack_rows){.rows = m, .k = k, .x = matrix(numbers(m * k, 2), k), .scale = 1, .a = a});
             K->pack_panels(&(cvit_pack_panels){.k = k, .n = n, .x = matrix(numbers(k * n, 1), n), .b = b});
             cvit_gemm g = {.m = m, .n = n, .k = k, .a = a, .b = b, .c = room(m * n, n, 0)};
             cvit_activation_backward f = {.kind = kind, .rows = m, .n = n, .x = u, .dy = g.c, .a = to, .b = panel};
@@ -346,7 +344,8 @@ void checksums(const cvit_kernels *table, const char *path)
     }
     norms(37, 16);
     attentions(33, 72, 2);
-    for (int i = 0; i < (int)(sizeof sizes / sizeof *sizes); i++) /* last: the numbers of all others stay as they were */
+    for (int i = 0; i < (int)(sizeof sizes / sizeof *sizes);
+         i++) /* last: the numbers of all others stay as they were */
         hidden_rows(sizes[(i * 5 + 2) % 9], sizes[i] < 400 ? sizes[i] : 130, sizes[(i + 4) % 11]);
     K->leave();
     cvit_float_leave(before);
