@@ -7,6 +7,7 @@
 # fuzz    a minute of attacks on everything that is read (fuzz/README.md)
 # fuzz-native  the kernels on inputs of libFuzzer, under both of asan's sanitizers, SECONDS of each target
 # aarch64  kernels and whole models of AArch64, compiled across and emulated
+# amx     AMX's table under Linux on a machine that Bochs emulates, from the source in BOCHS (root)
 # long    long runs: many steps, many kills, a busy machine (STEPS, STOPS, KILLS, MINUTES: how many)
 # hosts   training on several hosts that are namespaces of this machine, over slow and broken networks (root)
 # bench   what `cvit bench` measures here
@@ -30,7 +31,7 @@ MINUTES = 5
 
 C_FILES = $(shell find csrc cvit tests fuzz -name '*.c' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: build test check format asan tsan fuzz fuzz-native aarch64 long hosts bench clean
+.PHONY: build test check format asan tsan fuzz fuzz-native aarch64 amx long hosts bench clean
 
 build:
 	$(PYTHON) setup.py -q build_clib build_ext --inplace
@@ -80,6 +81,9 @@ fuzz-native:
 
 aarch64:
 	$(PYTHON) tests/aarch64/run.py
+
+amx: build
+	PYTHONPATH="$(CURDIR)" $(PYTHON) tests/amx/run.py --bochs "$(BOCHS)"
 
 # Some forty minutes on two busy cores. See docs/testing.md.
 long hosts: export PYTHONPATH = $(CURDIR):$(CURDIR)/tests
