@@ -8,9 +8,9 @@ operands are packed is each table's own affair (tests/packed.py).
 import ctypes
 import platform
 
-import hidden
 import numpy as np
 import pytest
+import test_hidden
 from checks import AVX512, compiled, normal, same_bits
 from kernel_calls import Table, aligned, at, bf16_table, call, matrix, panels, rows
 from packed import (
@@ -231,10 +231,9 @@ def test_an_activation_and_its_backward(tables, rng, m, n, gated, half):
 
 @pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("size", hidden.SIZES)
+@pytest.mark.parametrize("size", test_hidden.SIZES)
 def test_hidden_rows(tables, rng, size, gated, half):
-    for kind in range(6):
-        hidden.check(tables[1], rng, size, kind, gated, half)
+    test_hidden.check(tables[1], rng, size, gated, half)
 
 
 # ----------------------------------------------------------------------------------------------------------- attention

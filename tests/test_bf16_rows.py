@@ -3,7 +3,6 @@ float64 gives but for float32's rounding. Rows that are kept in bfloat16 give wh
 rounded. tests/test_bf16_machines.py compares the bits at more sizes, and of other machines.
 """
 
-import hidden
 import numpy as np
 import pytest
 import reference as ref
@@ -393,14 +392,3 @@ def test_functions(rng, index, function, low, high, bound):
     exact = function(x[:-1].astype(np.float64))
     assert_near(y[:-1], exact, bound, size=np.abs(exact) + 1e-30)
     assert np.isnan(y[-1])
-
-
-@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("size", hidden.SIZES)
-def test_hidden_rows(bf16_isa, rng, size, gated, half):
-    K = bf16_table()
-    K.enter()
-    for kind in range(len(KINDS)):
-        hidden.check(K, rng, size, kind, gated, half)
-    K.leave()

@@ -1,6 +1,5 @@
 """Kernels called by themselves, for what cvit.ops does not show: packed results, factors, strides of their own."""
 
-import hidden
 import numpy as np
 import pytest
 from checks import assert_close, assert_rounded, normal, same_bits, wide
@@ -144,13 +143,6 @@ def test_an_activation_backward_to_packed_rows_and_panels(isa, dtype, rng, kind,
         unpacked = K.unpacked(found_b, depth, n)
         assert same_bits(unpacked[row : row + m].copy(), plain[name]), name
         assert np.isnan(unpacked[:row]).all() and np.isnan(unpacked[row + m :]).all(), name
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("size", hidden.SIZES)
-def test_hidden_rows(isa, dtype, rng, size, gated, kind):
-    hidden.check(Table(dtype), rng, size, kind, gated, half=False)
 
 
 # --------------------------------------------------------------------------------------------------------------- others

@@ -2,19 +2,23 @@
 same table: the same bits, in rows, packed rows and panels."""
 
 import numpy as np
+import pytest
 from checks import normal, same_bits
-from kernel_calls import aligned, at, call, matrix, panels, rows
+from kernel_calls import Table, aligned, at, bf16_table, call, matrix, panels, rows
 from packed import packed_panels, packed_rows, panel_room, row_room
 from reference_bf16 import half_of
+
+from cvit import ops
 
 # (rows, hidden columns, depth): edges of pieces and tiles, and a product that tables cut in depth.
 SIZES = [(1, 1, 1), (7, 17, 33), (16, 32, 64), (33, 70, 400), (35, 130, 1100)]
 
 
-def check(K, rng, size, kind, gated, half):
-    """Of a table of float32 or, if K.half, of bfloat16, or of float64: forward, kept or not, and backward."""
-    _check_forward(K, rng, size, kind, gated, half)
-    _check_backward(K, rng, size, kind, gated, half)
+def check(K, rng, size, gated, half):
+    """Every activation, forward, kept or not, and backward; rows before it in half the size, with a table of bf16."""
+    for kind in range(len(ops.ACTIVATIONS)):
+        _check_forward(K, rng, size, kind, gated, half)
+        _check_backward(K, rng, size, kind, gated, half)
 
 
 def _operands(K, rng, size):
@@ -73,3 +77,19 @@ def _check_backward(K, rng, size, kind, gated, half):
     for way in ("one", "one in place"):
         assert same_bits(found[way][:4], found["two calls"][:4])
     assert same_bits(found["one"][4], found["two calls"][4])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_of_floats(isa, dtype, rng, size, gated):
+    check(Table(dtype), rng, size, gated, half=False)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float", "half"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_of_bfloat16(bf16_isa, rng, size, gated, half):
+    K = bf16_table()
+    K.enter()
+    check(K, rng, size, gated, half)
+    K.leave()
