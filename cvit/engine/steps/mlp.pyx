@@ -40,12 +40,12 @@ cdef void activation_backward(const Task* t, const Step* step) noexcept nogil:
         drop_again(t, step.dropped, &step.source)
 
 
-cdef inline Gemm up(const Task* t, const Step* step, int matrix, PackedRows a, Py_ssize_t f, Py_ssize_t width,
+cdef inline Gemm up(const Task* t, const Step* step, int part, PackedRows a, Py_ssize_t f, Py_ssize_t width,
                     Matrix c) noexcept nogil:
     """Hidden columns [f, f + width) before the activation: u or, of a gated MLP's second matrix, v."""
     cdef const Linear* w = step.linear
-    cdef Gemm g = product(t.rows, width, w.k, a, panels_of(t.p, w, matrix, f, 0, w.k), c)
-    g.bias = bias_of(t.p, w, matrix, f)
+    cdef Gemm g = product(t.rows, width, w.k, a, panels_of(t.p, w, part, f, 0, w.k), c)
+    g.bias = bias_of(t.p, w, part, f)
     g.hint.c_is_cached = step.hidden.place == SCRATCH or not t.p.hints
     return g
 
