@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from checks import normal, same_bits
 from kernel_calls import Table, aligned, at, bf16_table, call, matrix, panels, rows
-from packed import packed_panels, packed_rows, panel_room, row_room
+from packed import packed_panels, packed_rows, panel_room, row_room, unpacked_rows
 from reference_bf16 import half_of
 
 from cvit import ops
@@ -49,6 +49,11 @@ def _check_forward(K, rng, size, kind, gated, half):
     assert same_bits(found["passing"][0], found["two calls"][0])
 
 
+def _numbers(K, a, m, n):
+    """What packed rows hold: in place, what was there before is still seen between them."""
+    return unpacked_rows(K, a, m, n) if K.half else a.view(K.dtype)[: m * K.lda].reshape(m, K.lda)[:, :n].copy()
+
+
 def _check_backward(K, rng, size, kind, gated, half):
     (m, n, k), (x, w, _) = size, _operands(K, rng, size)
     u, value = (normal(rng, m, n + 5, dtype=K.dtype) for _ in range(2))
@@ -76,6 +81,7 @@ def _check_backward(K, rng, size, kind, gated, half):
         found[way] = here, b, a_value, b_value, a
     for way in ("one", "one in place"):
         assert same_bits(found[way][:4], found["two calls"][:4])
+        assert same_bits(_numbers(K, found[way][4], m, n), _numbers(K, found["two calls"][4], m, n))
     assert same_bits(found["one"][4], found["two calls"][4])
 
 

@@ -97,7 +97,8 @@ def build_bochs(source):
     """Bochs with the patch, once."""
     if (BOCHS / "bochs").exists():
         return
-    shutil.copytree(source, BOCHS, dirs_exist_ok=True)
+    shutil.rmtree(BOCHS, ignore_errors=True)
+    shutil.copytree(source, BOCHS)
     run("patch", "-s", "-p1", "-i", HERE / "bochs.patch", cwd=BOCHS)
     flags = "-O2 -fno-strict-aliasing -fwrapv"
     quiet = dict(cwd=BOCHS, capture_output=True)
@@ -107,7 +108,8 @@ def build_bochs(source):
 
 def build_guest():
     """Debian, once, and cvit's sources of now, compiled in it."""
-    if not (SYSTEM / "usr/bin/python3").exists():
+    if not (SYSTEM / "usr/bin/python3").exists() or (SYSTEM / "debootstrap").exists():  # not begun, or not ended
+        shutil.rmtree(SYSTEM, ignore_errors=True)
         run(
             "debootstrap",
             "--variant=minbase",
@@ -131,7 +133,7 @@ def build_guest():
 
 def make_disc(tests):
     """A disc with the kernel and all of the guest's files, which become its memory's."""
-    calls = "\n".join(f"python3 -m pytest -q -p no:cacheprovider {test}" for test in tests)
+    calls = "\n".join(f"python3 -m pytest -q -p no:cacheprovider {test} || echo {test} has failed" for test in tests)
     (SYSTEM / "init").write_text(INIT.replace("TESTS", calls))
     (SYSTEM / "init").chmod(0o755)
     boot = DISC / "boot"
@@ -184,6 +186,8 @@ def main():
     given = parser.parse_args()
     if os.geteuid():
         sys.exit("debootstrap and chroot want root")
+    if not given.bochs or not Path(given.bochs, "cpu", "avx", "amx.cc").exists():
+        sys.exit(f"--bochs must be the folder of Bochs 3.0's source, got {given.bochs!r}")
     for tool in ("debootstrap", "grub-mkrescue", "cpio", "patch"):
         if not shutil.which(tool):
             sys.exit(f"there is no {tool} here")

@@ -344,8 +344,8 @@ void checksums(const cvit_kernels *table, const char *path)
     }
     norms(37, 16);
     attentions(33, 72, 2);
-    for (int i = 0; i < (int)(sizeof sizes / sizeof *sizes);
-         i++) /* last: the numbers of all others stay as they were */
+    /* Last: the numbers of all others stay as they were. */
+    for (int i = 0; i < (int)(sizeof sizes / sizeof *sizes); i++)
         hidden_rows(sizes[(i * 5 + 2) % 9], sizes[i] < 400 ? sizes[i] : 130, sizes[(i + 4) % 11]);
     K->leave();
     cvit_float_leave(before);
