@@ -1,14 +1,15 @@
-"""Which tile is best: products with other tile sizes than csrc/isa/ has, in turns with those.
+"""Which tile is best: products of kernels that were compiled with other numbers than csrc has, in turns with those.
 
     python bench/sweep.py --isa avx512 --json bench/results/sweep-avx512.json
+    python bench/sweep.py --isa amx --precision bf16
 
-A tile is MR rows of sums, a block KC steps deep, and a turn of the tile's loop UNROLL steps (csrc/kernels/gemm.inc);
-csrc/isa/ says which. Each variant is that file with other numbers, compiled with setup.py's flags and a C compiler
-(`CC`, or cc). By default one number at a time is changed; `--grid` takes every combination, `--tiles` those that are
-named. Products are those of the benchmark's cases on one thread, with operands and results where a pass finds them: a
-block of token rows in cache; weights, dy and results beyond the second-level cache. In each round every variant takes
-a short turn at a product, and the probe of the peak another; what counts is the median of the rounds' ratios. Before
-anything is timed each variant's results are compared with NumPy's.
+What is swept stands in SWEPT, and in EDITS what it changes in the sources. Each variant is a copy of csrc with these
+changes, of which the table's file in csrc/isa/ is compiled with setup.py's flags and a C compiler (`CC`, or cc). By
+default one number at a time is changed; `--grid` takes every combination, `--variants` those that are named. Products
+are those of the benchmark's cases on one thread, with operands and results where a pass finds them: a block of token
+rows in cache; weights, dy and results beyond the second-level cache. In each round every variant takes a short turn at
+a product, and the probe of the peak another; what counts is the median of the rounds' ratios. Before anything is timed
+each variant's results are compared with NumPy's.
 
 Whole passes of two builds of cvit: turns.py.
 """
@@ -23,6 +24,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -42,127 +44,202 @@ ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 FAR = 8 << 20  # bytes of weights and of results that a product goes round
 
-# What is swept for each instruction set: rows of a tile (as many as there are registers for), depth of a block,
-# steps of a turn.
+# What a number, or a word, is in csrc: in which file, or one of which, where, and what stands there with another one.
+ISA, ONE_ELEMENT = "isa/{isa}.h", "isa/{isa}_{element}.c"
+HIDDEN_APART = """
+#define hidden unused
+#define hidden_backward unused_backward
+#include "amx/hidden.inc"
+#undef hidden
+#undef hidden_backward
+#include "hidden.inc"
+"""
+EDITS = {
+    "rows": [  # of a register tile
+        ((ISA,), r"#define MR .*", lambda n: f"#define MR {n}"),
+        (
+            (ISA,),
+            r"#define EACH_ROW\(X\).*",
+            lambda n: "#define EACH_ROW(X) " + " ".join(f"X({i + 1})" for i in range(n)),
+        ),
+    ],
+    "depth": [((ISA, ONE_ELEMENT), r"#define KC .*", lambda n: f"#define KC {n}")],  # of a block
+    "unroll": [((ISA,), r"#define UNROLL .*", lambda n: f'#define UNROLL _Pragma("GCC unroll {n}")')],
+    # AMX, docs/amx.md: bytes of B that meet all rows before the next; B's lines also kept in the first-level cache;
+    # hidden rows activated by a call of their own.
+    "panels": [(("kernels/amx/gemm.inc",), r"PANELS_BYTES = [^,]*", lambda n: f"PANELS_BYTES = {n}")],
+    "weights": [(("kernels/amx/piece.inc",), r"tile_load_once\(", lambda _: "tile_load(")],
+    "hidden": [(("kernels/all.inc",), r'#include "amx/hidden.inc"', lambda _: HIDDEN_APART)],
+}
+
+# What each may be.
+KNOWN = {
+    "rows": range(1, 17), "depth": range(16, 1025, 16), "unroll": range(1, 17),
+    "panels": range(100_000, 4_000_001, 100_000), "weights": ("kept",), "hidden": ("apart",),
+}  # fmt: skip
+
+# What is swept of each table: of a tile as many rows as there are registers for.
 SWEPT = {
-    "portable": ((4, 5, 6), (128, 256, 384), (1, 2, 4)),
-    "neon": ((6, 8, 12), (128, 256, 384), (1, 2, 4)),
-    "avx2": ((4, 5, 6), (128, 192, 256, 384, 512), (1, 2, 4)),
-    "avx512": ((8, 10, 12, 14), (128, 192, 256, 384, 512), (1, 2, 4)),
+    ("portable", "f32"): {"rows": (4, 5, 6), "depth": (128, 256, 384), "unroll": (1, 2, 4)},
+    ("neon", "f32"): {"rows": (6, 8, 12), "depth": (128, 256, 384), "unroll": (1, 2, 4)},
+    ("avx2", "f32"): {"rows": (4, 5, 6), "depth": (128, 192, 256, 384, 512), "unroll": (1, 2, 4)},
+    ("avx512", "f32"): {"rows": (8, 10, 12, 14), "depth": (128, 192, 256, 384, 512), "unroll": (1, 2, 4)},
+    ("portable", "bf16"): {"rows": (4, 5, 6), "unroll": (1, 2, 4)},
+    ("neon", "bf16"): {"rows": (6, 8, 12), "unroll": (1, 2, 4)},
+    ("avx2", "bf16"): {"rows": (4, 5, 6), "unroll": (1, 2, 4)},
+    ("avx512", "bf16"): {"rows": (8, 10, 12, 14), "unroll": (1, 2, 4)},
+    ("avx512", "bf16-fast"): {"panels": (300000, 1200000)},
+    ("amx", "bf16"): {"panels": (600000, 900000, 2000000), "weights": ("kept",), "hidden": ("apart",)},
 }
 
-# name: (m, n, k, whether it is a weight gradient's); rows of a block times weights, or columns of x times dy
+# name: (m, n, k, kind); rows of a block times weights, or columns of x times dy; "hidden": one block of hidden columns
+# and their GELU
 PRODUCTS = {
-    "digits q": (119, 64, 64, False),
-    "cifar-s fc1": (112, 384, 192, False),
-    "ti16 fc2": (112, 192, 768, False),
-    "s16 fc1": (112, 1536, 384, False),
-    "s16 fc2": (112, 384, 1536, False),
-    "b16 fc1": (98, 3072, 768, False),
-    "digits dW1": (64, 128, 432, True),
-    "ti16 dW1": (56, 768, 394, True),
-    "s16 dW1": (56, 1536, 394, True),
+    "digits q": (119, 64, 64, "rows"),
+    "cifar-s fc1": (112, 384, 192, "rows"),
+    "ti16 fc2": (112, 192, 768, "rows"),
+    "s16 fc1": (112, 1536, 384, "rows"),
+    "s16 fc2": (112, 384, 1536, "rows"),
+    "b16 fc1": (98, 3072, 768, "rows"),
+    "digits dW1": (64, 128, 432, "columns"),
+    "ti16 dW1": (56, 768, 394, "columns"),
+    "s16 dW1": (56, 1536, 394, "columns"),
+    "ti16 GELU": (112, 384, 192, "hidden"),
+    "s16 GELU": (112, 384, 384, "hidden"),
+    "b16 GELU": (98, 384, 768, "hidden"),
+    "l16 GELU": (98, 384, 1024, "hidden"),
 }
 
-# The kernels are static: what times them is compiled with them.
+# The kernels are static: what times them is compiled with them. Hidden rows are kept for the comparison alone.
 TIMED = """
-void sweep_pack(ptrdiff_t k, ptrdiff_t n, real *x, real *b)
+void sweep_pack(ptrdiff_t k, ptrdiff_t n, real *x, packed_panel *b)
 {
     pack_panels(&(cvit_pack_panels){.k = k, .n = n, .x = {x, n}, .b = {b, k, 0}});
 }
-void sweep_pack_rows(ptrdiff_t m, ptrdiff_t k, real *x, real *a)
+void sweep_pack_rows(ptrdiff_t m, ptrdiff_t k, real *x, void *a)
 {
     pack_rows(&(cvit_pack_rows){.rows = m, .k = k, .x = {x, k}, .scale = 1, .a = {a, m}});
 }
-void sweep_pack_columns(ptrdiff_t k, ptrdiff_t m, real *x, real *a)
+void sweep_pack_columns(ptrdiff_t k, ptrdiff_t m, real *x, void *a)
 {
     pack_columns(&(cvit_pack_columns){.k = k, .m = m, .x = {x, m}, .a = a});
 }
-void sweep_rows(ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, real *a, real *b, ptrdiff_t sets,
-                ptrdiff_t size, real *c, ptrdiff_t places)
+#define EACH_PRODUCT                                               \\
+    for (ptrdiff_t i = 0; i < times; i++) {                        \\
+        const cvit_panels panels = {b + i % sets * size, k, 0};    \\
+        const cvit_matrix result = {c + i % places * m * n, n};
+#define SWEEP_ARGS                                                                                             \\
+    ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, void *a, packed_panel *b, ptrdiff_t sets,          \\
+        ptrdiff_t size, real *c, ptrdiff_t places
+void sweep_rows(SWEEP_ARGS)
 {
-    cvit_gemm g = {.m = m, .n = n, .k = k, .a = {a, m}};
-    for (ptrdiff_t i = 0; i < times; i++) {
-        g.b = (cvit_panels){b + i % sets * size, k, 0};
-        g.c = (cvit_matrix){c + i % places * m * n, n};
-        gemm(&g);
+    enter();
+    EACH_PRODUCT
+        gemm(&(cvit_gemm){.m = m, .n = n, .k = k, .a = {a, m}, .b = panels, .c = result});
     }
+    leave();
 }
-void sweep_columns(ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, real *a, real *b, ptrdiff_t sets,
-                   ptrdiff_t size, real *c, ptrdiff_t places)
+void sweep_columns(SWEEP_ARGS)
 {
-    cvit_gemm_columns g = {.m = m, .n = n, .k = k, .a = a};
-    for (ptrdiff_t i = 0; i < times; i++) {
-        g.b = (cvit_panels){b + i % sets * size, k, 0};
-        g.c = (cvit_matrix){c + i % places * m * n, n};
-        gemm_columns(&g);
+    enter();
+    EACH_PRODUCT
+        gemm_columns(&(cvit_gemm_columns){.m = m, .n = n, .k = k, .a = a, .b = panels, .c = result});
     }
+    leave();
 }
+static void sweep_activated(SWEEP_ARGS, int keep)
+{
+    static packed_row out[128 * KC];
+    enter();
+    EACH_PRODUCT
+        const cvit_matrix u = {result.at, n, !keep};
+        hidden(&(cvit_hidden){.product = {.m = m, .n = n, .k = k, .a = {a, m}, .b = panels, .c = u},
+                              .activation = {.kind = CVIT_GELU_TANH, .rows = m, .n = n, .x = u, .a = {out, m}},
+                              .keep = keep});
+    }
+    leave();
+}
+void sweep_hidden(SWEEP_ARGS) { sweep_activated(times, m, n, k, a, b, sets, size, c, places, 0); }
+void sweep_hidden_kept(SWEEP_ARGS) { sweep_activated(times, m, n, k, a, b, sets, size, c, places, 1); }
 """
 
 
-def build_flags():
-    """CFLAGS and ISA_FLAGS as setup.py has them; importing it would start a build."""
+def build_flags(isa, element):
+    """Flags of a table as setup.py has them; importing it would start a build."""
     found = {}
     for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("CFLAGS", "ISA_FLAGS"):
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in (
+            "CFLAGS", "ISA_FLAGS", "ELEMENT_FLAGS"
+        ):  # fmt: skip
             found[node.targets[0].id] = ast.literal_eval(node.value)
-    return found["CFLAGS"], found["ISA_FLAGS"]
+    return [*found["CFLAGS"], *found["ISA_FLAGS"][isa], *found["ELEMENT_FLAGS"][element]]
 
 
-def source_of(isa):
-    """The float32 file of an instruction set, its header in place of the #include."""
-    source = (CSRC / "isa" / f"{isa}_f32.c").read_text(encoding="utf-8")
-    header = (CSRC / "isa" / f"{isa}.h").read_text(encoding="utf-8")
-    return source.replace(f'#include "{isa}.h"\n', header).replace("../", f"{CSRC}/")
+def element_of(precision):
+    """As the files of csrc/isa/ name it."""
+    return precision.replace("-", "")
 
 
-def defined(source, name):
-    """The number that an isa file gives `name`; UNROLL is a pragma."""
-    return int(re.search(rf"#define {name} \D*(\d+)", source).group(1))
+def edited(isa, element, changes):
+    """The files of csrc that these changes change, and their text then."""
+    texts = {}
+    for name, value in changes.items():
+        for files, pattern, new in EDITS[name]:
+            found = 0
+            for path in (CSRC / file.format(isa=isa, element=element) for file in files):
+                before = texts.get(path) or path.read_text(encoding="utf-8")
+                texts[path], count = re.subn(pattern, lambda _, new=new, value=value: new(value), before)
+                found += count
+            if not found:
+                sys.exit(f"sweep.py: there is no {pattern!r} in {path.relative_to(ROOT)}: EDITS is out of date")
+    return {path: text for path, text in texts.items() if text != path.read_text(encoding="utf-8")}
 
 
 class Variant:
-    """One build of the float32 kernels, with its own packed operands for each product."""
+    """One build of a table's kernels, with its own packed operands for each product."""
 
-    def __init__(self, isa, folder, tile, compiler):
-        self.tile = tile
-        rows, depth, unroll = tile
-        source = source_of(isa)
-        for name, value in (
-            ("MR", rows), ("KC", depth), ("UNROLL", f'_Pragma("GCC unroll {unroll}")'),
-            ("EACH_ROW\\(X\\)", " ".join(f"X({i})" for i in range(1, rows + 1))),
-        ):  # fmt: skip
-            source = re.sub(rf"(#define {name} ).*", lambda found, value=value: f"{found.group(1)}{value}", source)
-        name = Path(folder, f"{isa}-{rows}-{depth}-{unroll}.c")
-        name.write_text(source + TIMED, encoding="utf-8")
-        flags, isa_flags = build_flags()
-        library = str(name.with_suffix(".so"))
-        command = [*compiler, *flags, *isa_flags[isa], "-fPIC", "-shared", f"-I{CSRC}", str(name), "-o", library, "-lm"]
-        subprocess.run(command, check=True)
+    def __init__(self, isa, precision, folder, changes, compiler):
+        self.changes = changes
+        self.name = title(changes)
+        self.half = precision != "f32"
+        element = element_of(precision)
+        sources = Path(folder, self.name.replace(" ", "-"))
+        shutil.copytree(CSRC, sources)
+        for path, text in edited(isa, element, changes).items():
+            (sources / path.relative_to(CSRC)).write_text(text, encoding="utf-8")
+        source = sources / "isa" / f"{isa}_{element}.c"
+        with source.open("a", encoding="utf-8") as file:
+            file.write(TIMED)
+        library = str(sources / "kernels.so")
+        flags = build_flags(isa, element)
+        subprocess.run(
+            [*compiler, *flags, "-fPIC", "-shared", f"-I{sources}", str(source), "-o", library, "-lm"], check=True
+        )
         self.library = ctypes.CDLL(library)
         self.ready = {}
 
     def prepare(self, product, x, w, results):
         """Pack `product`'s operands from x and w, and compare the result with NumPy's."""
-        m, n, k, gradient = PRODUCTS[product]
-        size = -(-n // 64) * 64 * k
-        sets, places = max(2, FAR // (4 * size)), max(2, min(results.size, FAR // 4) // (m * n))
-        a, b = allocate(2 * (m + 32) * (k + 640), np.float32), allocate(sets * size, np.float32)
-        call = self.library.sweep_columns if gradient else self.library.sweep_rows
-        if gradient:
+        (m, k), n, kind = x.shape, w.shape[1], PRODUCTS[product][3]
+        size = -(-n // 64) * 64 * -(-k // 32) * 32
+        bytes_of_size = size * (2 if self.half else 4)
+        sets, places = max(2, FAR // bytes_of_size), max(2, min(results.size, FAR // 4) // (m * n))
+        a, b = allocate(2 * (m + 32) * (k + 640), np.float32), allocate(sets * bytes_of_size, np.uint8)
+        if kind == "columns":
             columns = np.ascontiguousarray(x.T)
             self.library.sweep_pack_columns(*numbers(k, m), at(columns), at(a))
         else:
             self.library.sweep_pack_rows(*numbers(m, k), at(x), at(a))
         for i in range(sets):
-            self.library.sweep_pack(*numbers(k, n), at(w), at(b[i * size :]))
+            self.library.sweep_pack(*numbers(k, n), at(w), at(b[i * bytes_of_size :]))
         operands = (*numbers(m, n, k), at(a), at(b), *numbers(sets, size), at(results), *numbers(places))
+        call = getattr(self.library, f"sweep_{kind}")
         self.ready[product] = call, operands, (a, b)
         results[:] = np.nan
-        self.run(product, 1)
+        checked = self.library.sweep_hidden_kept if kind == "hidden" else call
+        checked(*numbers(1), *operands)
         found = results[: m * n].reshape(m, n)
-        np.testing.assert_allclose(found, x @ w, rtol=1e-4, atol=1e-4 * k**0.5, err_msg=f"{product} with {self.tile}")
+        np.testing.assert_allclose(found, x @ w, rtol=1e-4, atol=1e-4 * k**0.5, err_msg=f"{product} with {self.name}")
 
     def run(self, product, times):
         """Seconds of `times` products."""
@@ -180,41 +257,64 @@ def numbers(*values):
     return map(ctypes.c_ssize_t, values)
 
 
-def tile(text):
-    """MRxKCxUNROLL."""
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= 16 or int(found[2]) % 16 or not int(found[2]) or not int(found[3]):
+def title(changes):
+    return " ".join(f"{name} {value}" for name, value in changes.items()) or "as it is"
+
+
+def changes(text):
+    """NAME=VALUE,…"""
+    found = dict(re.findall(r"(\w+)=(\w+)", text))
+    if ",".join(f"{name}={value}" for name, value in found.items()) != text or not found:
         raise argparse.ArgumentTypeError(
-            f"must be MRxKCxUNROLL, MR at most 16, KC a multiple of 16, like 6x256x2, got {text!r}"
+            f"must be NAME=VALUE, or several with commas, like rows=6,unroll=2, got {text!r}"
         )
-    return tuple(map(int, found.groups()))
+    for name, value in found.items():
+        if name not in EDITS:
+            raise argparse.ArgumentTypeError(f"there is no {name!r}: {', '.join(EDITS)}")
+        known = KNOWN[name]
+        if value not in map(str, known):
+            several = f"one of {known[0]}, {known[1]}, …, {known[-1]}" if len(known) > 1 else known[0]
+            raise argparse.ArgumentTypeError(f"{name} must be {several}, got {value!r}")
+    return {name: int(value) if value.isdigit() else value for name, value in found.items()}
 
 
-def tiles(isa, chosen, grid, named):
-    """(MR, KC, UNROLL) of all variants, the one in csrc/isa/ first."""
+def variants_of(isa, element, swept, grid, named):
+    """The changes of each variant: first none, then those that differ from what csrc has, and from one another."""
     if named:
-        found = named
+        wanted = named
     elif grid:
-        found = itertools.product(*SWEPT[isa])
+        wanted = [dict(zip(swept, values)) for values in itertools.product(*swept.values())]
     else:
-        found = [(*chosen[:i], value, *chosen[i + 1 :]) for i, values in enumerate(SWEPT[isa]) for value in values]
-    return list(dict.fromkeys([chosen, *found]))
+        wanted = [{name: value} for name, values in swept.items() for value in values]
+    found = [{}]
+    for one in wanted:
+        if all(edited(isa, element, one) != edited(isa, element, other) for other in found):
+            found.append(one)
+    return found
 
 
-def measure(variants, rounds, seconds):
+def rounded(x):
+    """x to nearest bfloat16, so that its products are those of its rounded operands."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def measure(variants, precision, products, rounds, seconds):
     """For each product and variant its share of the peak, and its speed over that of the first variant; medians."""
     rng = np.random.default_rng(0)
-    results = allocate(max(FAR // 4, max(2 * m * n for m, n, _, _ in PRODUCTS.values())), np.float32)
+    results = allocate(max(FAR // 4, max(2 * m * n for m, n, _, _ in products.values())), np.float32)
     table = {}
-    for product, (m, n, k, _) in PRODUCTS.items():
+    for product, (m, n, k, _) in products.items():
         x, w = (rng.standard_normal(shape, np.float32) for shape in ((m, k), (k, n)))
+        if precision != "f32":
+            x, w = rounded(x), rounded(w)
         for variant in variants:
             variant.prepare(product, x, w, results)
         times = max(2, round(seconds / (variants[0].run(product, 3) / 3)))
         speeds = [[] for _ in variants]
         peaks = []
         for _ in range(rounds):
-            peaks.append(team.measure_peak("float32", 1, seconds))
+            peaks.append(team.measure_peak(threads=1, seconds=seconds, precision=precision))
             for own, variant in zip(speeds, variants):
                 variant.run(product, 1)
                 own.append(2 * m * n * k * times / variant.run(product, times))
@@ -230,7 +330,7 @@ def measure(variants, rounds, seconds):
         cells = zip(table[product]["share"], table[product]["ratio"])
         print(
             f"{product:12} {m:4} x {n:4} x {k:4}",
-            *(f"{share:5.0%} {ratio:5.3f}" for share, ratio in cells),
+            *(f"{share:6.0%} {ratio:5.3f}" for share, ratio in cells),
             sep="  ",
             flush=True,
         )
@@ -240,11 +340,17 @@ def measure(variants, rounds, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--isa", choices=SWEPT, default=cvit.get_isa(), help="instruction set (default: the one in use)"
+        "--isa",
+        choices=dict.fromkeys(isa for isa, _ in SWEPT),
+        default=cvit.get_isa(),
+        help="instruction set (default: the one in use)",
+    )
+    parser.add_argument(
+        "--precision", choices=dict.fromkeys(precision for _, precision in SWEPT), default="f32", help="(default: f32)"
     )
     parser.add_argument("--grid", action="store_true", help="every combination, not one number at a time")
     parser.add_argument(
-        "--tiles", type=tile, nargs="+", metavar="MRxKCxUNROLL", help="these only, and the one in csrc/isa/"
+        "--variants", type=changes, nargs="+", metavar="NAME=VALUE,…", help="these only, and what csrc has"
     )
     parser.add_argument("--rounds", type=int, default=60, help="rounds, of which the median counts (default: 60)")
     parser.add_argument("--seconds", type=float, default=0.004, help="length of a turn (default: 0.004)")
@@ -254,27 +360,38 @@ def main():
         parser.error("--rounds and --seconds must be above 0")
     if args.json and not args.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {args.json.parent}")
+    table = f"{args.isa} in {args.precision}"
+    if (args.isa, args.precision) not in SWEPT:
+        known = ", ".join(f"{isa} in {precision}" for isa, precision in SWEPT)
+        parser.error(f"nothing is swept of {table}; there are {known}")
+    swept = SWEPT[args.isa, args.precision]
+    for name in {name for one in args.variants or () for name in one}:
+        if name not in swept:
+            parser.error(f"--variants: {table} has {', '.join(swept)}, not {name}")
     try:
         cvit.set_isa(args.isa)
+        team.measure_peak(threads=1, seconds=1e-4, precision=args.precision)
     except ValueError as error:
         parser.error(str(error))
-    machine = describe(1) | {"isa": args.isa}
-    source = source_of(args.isa)
-    wanted = tiles(args.isa, tuple(defined(source, name) for name in ("MR", "KC", "UNROLL")), args.grid, args.tiles)
+    machine = describe(1) | {"isa": args.isa, "precision": args.precision}
+    wanted = variants_of(args.isa, element_of(args.precision), swept, args.grid, args.variants)
+    products = {name: product for name, product in PRODUCTS.items() if product[3] != "hidden" or "hidden" in swept}
+    if args.isa == "amx" or args.precision == "bf16-fast":  # blocks of rows are multiples of 32 there
+        products = {name: (-(-m // 32) * 32, n, k, kind) for name, (m, n, k, kind) in products.items()}
     compiler = shlex.split(os.environ.get("CC", "cc"))
     with tempfile.TemporaryDirectory(prefix="cvit-sweep-") as folder:
         print(f"compiling {len(wanted)} variants", file=sys.stderr)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            variants = list(pool.map(lambda tile: Variant(args.isa, folder, tile, compiler), wanted))
+            variants = list(pool.map(lambda one: Variant(args.isa, args.precision, folder, one, compiler), wanted))
         if cpus := pick_cpus(1):
             os.sched_setaffinity(0, cpus)
-        print(f"{'':12} {'m      n      k':18}", *("{:>4} {:3} {:<2}".format(*tile) for tile in wanted), sep="  ")
-        table = measure(variants, args.rounds, args.seconds)
+        print(f"{'':12} {'m      n      k':18}", *(f"{variant.name:>12}" for variant in variants), sep="  ")
+        table = measure(variants, args.precision, products, args.rounds, args.seconds)
     if args.json:
         data = {
             "machine": machine, "date": datetime.date.today().isoformat(),
             "command": shlex.join(["python", "bench/sweep.py", *map(os.path.basename, sys.argv[1:])]),
-            "settings": {"rounds": args.rounds, "seconds": args.seconds}, "tiles": wanted, "products": table,
+            "settings": {"rounds": args.rounds, "seconds": args.seconds}, "variants": wanted, "products": table,
         }  # fmt: skip
         with replacing(args.json) as temporary:
             temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")

@@ -460,21 +460,43 @@ def test_plots_are_drawn(results, tmp_path):
 
 
 @pytest.mark.skipif(not (shutil.which("cc") or "CC" in os.environ), reason="no C compiler")
-def test_sweep_of_tiles(tmp_path):
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_sweep_of_tiles(precision, tmp_path):
     file = tmp_path / "sweep.json"
     short = ("--rounds", 3, "--seconds", 0.005, "--json", file)  # less would be a question of what else runs
-    done = script("sweep.py", "--isa", "portable", "--tiles", "4x128x1", *short)
+    named = ("--variants", "rows=4,unroll=1", "rows=6")  # the second is what csrc has
+    done = script("sweep.py", "--isa", "portable", "--precision", precision, *named, *short)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
-    assert found["tiles"] == [[6, 256, 2], [4, 128, 1]]
+    assert found["variants"] == [{}, {"rows": 4, "unroll": 1}]
     for product, entry in found["products"].items():
         assert entry["ratio"][0] == 1 and 0.1 < entry["ratio"][1] < 10, product
         assert all(0 < share <= best < 1.5 for share, best in zip(entry["share"], entry["best"])), product
-    failed = script("sweep.py", "--isa", "portable", "--tiles", "17x128x1")
-    assert failed.returncode == 2 and "MR at most 16" in failed.stderr
-    for wrong in (("--rounds", 0), ("--json", tmp_path / "none" / "x.json")):
-        failed = script("sweep.py", *wrong)
-        assert failed.returncode == 2 and wrong[0] in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_sweep_refuses(tmp_path):
+    for words, message in (
+        (("--variants", "rows=17"), "rows must be one of 1, 2, …, 16, got '17'"),
+        (("--variants", "rows=4,"), "like rows=6,unroll=2"),
+        (("--variants", "columns=4"), "there is no 'columns'"),
+        (("--isa", "portable", "--variants", "panels=600000"), "has rows, depth, unroll, not panels"),
+        (("--isa", "amx"), "nothing is swept of amx in f32"),
+        (("--rounds", 0), "--rounds"),
+        (("--json", tmp_path / "none" / "x.json"), "--json"),
+    ):
+        failed = script("sweep.py", *words)
+        assert failed.returncode == 2 and message in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_what_is_swept_is_in_the_sources():
+    """Each change of each table, AMX's too: where its pattern is found no more, the program says so and ends."""
+    spec = importlib.util.spec_from_file_location("sweep", BENCH / "sweep.py")
+    sweep = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sweep)
+    for (isa, precision), swept in sweep.SWEPT.items():
+        for name, values in swept.items():
+            changed = [sweep.edited(isa, sweep.element_of(precision), {name: value}) for value in values]
+            assert any(changed), (isa, precision, name)
 
 
 def test_builds_take_turns(tmp_path):
