@@ -29,7 +29,7 @@ STOPS = 20
 KILLS = 200
 MINUTES = 5
 
-C_FILES = $(shell find csrc cvit tests fuzz -name '*.c' -o -name '*.h' -o -name '*.inc')
+C_FILES = $(shell find bench csrc cvit tests fuzz -name '*.c' -o -name '*.h' -o -name '*.inc')
 
 .PHONY: build test check format asan tsan fuzz fuzz-native aarch64 amx long hosts bench clean
 

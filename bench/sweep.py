@@ -42,6 +42,7 @@ from cvit.engine.memory import allocate
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
+TIMED = ROOT / "bench" / "sweep.inc"  # what calls the kernels
 FAR = 8 << 20  # bytes of weights and of results that a product goes round
 
 # What a number, or a word, is in csrc: in which file, or one of which, where, and what stands there with another one.
@@ -110,60 +111,6 @@ PRODUCTS = {
     "l16 GELU": (98, 384, 1024, "hidden"),
 }
 
-# The kernels are static: what times them is compiled with them. Hidden rows are kept for the comparison alone.
-TIMED = """
-void sweep_pack(ptrdiff_t k, ptrdiff_t n, real *x, packed_panel *b)
-{
-    pack_panels(&(cvit_pack_panels){.k = k, .n = n, .x = {x, n}, .b = {b, k, 0}});
-}
-void sweep_pack_rows(ptrdiff_t m, ptrdiff_t k, real *x, void *a)
-{
-    pack_rows(&(cvit_pack_rows){.rows = m, .k = k, .x = {x, k}, .scale = 1, .a = {a, m}});
-}
-void sweep_pack_columns(ptrdiff_t k, ptrdiff_t m, real *x, void *a)
-{
-    pack_columns(&(cvit_pack_columns){.k = k, .m = m, .x = {x, m}, .a = a});
-}
-#define EACH_PRODUCT                                               \\
-    for (ptrdiff_t i = 0; i < times; i++) {                        \\
-        const cvit_panels panels = {b + i % sets * size, k, 0};    \\
-        const cvit_matrix result = {c + i % places * m * n, n};
-#define SWEEP_ARGS                                                                                             \\
-    ptrdiff_t times, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, void *a, packed_panel *b, ptrdiff_t sets,          \\
-        ptrdiff_t size, real *c, ptrdiff_t places
-void sweep_rows(SWEEP_ARGS)
-{
-    enter();
-    EACH_PRODUCT
-        gemm(&(cvit_gemm){.m = m, .n = n, .k = k, .a = {a, m}, .b = panels, .c = result});
-    }
-    leave();
-}
-void sweep_columns(SWEEP_ARGS)
-{
-    enter();
-    EACH_PRODUCT
-        gemm_columns(&(cvit_gemm_columns){.m = m, .n = n, .k = k, .a = a, .b = panels, .c = result});
-    }
-    leave();
-}
-static void sweep_activated(SWEEP_ARGS, int keep)
-{
-    static packed_row out[128 * KC];
-    enter();
-    EACH_PRODUCT
-        const cvit_matrix u = {result.at, n, !keep};
-        hidden(&(cvit_hidden){.product = {.m = m, .n = n, .k = k, .a = {a, m}, .b = panels, .c = u},
-                              .activation = {.kind = CVIT_GELU_TANH, .rows = m, .n = n, .x = u, .a = {out, m}},
-                              .keep = keep});
-    }
-    leave();
-}
-void sweep_hidden(SWEEP_ARGS) { sweep_activated(times, m, n, k, a, b, sets, size, c, places, 0); }
-void sweep_hidden_kept(SWEEP_ARGS) { sweep_activated(times, m, n, k, a, b, sets, size, c, places, 1); }
-"""
-
-
 def build_flags(isa, element):
     """Flags of a table as setup.py has them; importing it would start a build."""
     found = {}
@@ -209,7 +156,7 @@ class Variant:
             (sources / path.relative_to(CSRC)).write_text(text, encoding="utf-8")
         source = sources / "isa" / f"{isa}_{element}.c"
         with source.open("a", encoding="utf-8") as file:
-            file.write(TIMED)
+            file.write(TIMED.read_text(encoding="utf-8"))
         library = str(sources / "kernels.so")
         flags = build_flags(isa, element)
         subprocess.run(
