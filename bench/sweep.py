@@ -111,6 +111,7 @@ PRODUCTS = {
     "l16 GELU": (98, 384, 1024, "hidden"),
 }
 
+
 def build_flags(isa, element):
     """Flags of a table as setup.py has them; importing it would start a build."""
     found = {}
