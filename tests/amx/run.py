@@ -45,6 +45,7 @@ LEFT_OUT = [
 ]  # fmt: skip
 # no5lvl: Bochs leaves its system management mode with five levels of page tables only by an error.
 KERNEL_OPTIONS = "console=ttyS0 quiet panic=1 nokaslr no5lvl hpet=disable no_timer_check tsc=reliable mitigations=off"
+# info: Bochs tells its speed from a signal's handler, and waits for itself if that meets a line half written.
 BOCHSRC = f"""\
 cpu: model=sapphire_rapids, count=1, ips=100000000, reset_on_triple_fault=0
 memory: guest=2048, host=2048
@@ -58,6 +59,7 @@ clock: sync=none, time0=utc
 log: {HOME}/bochs.log
 panic: action=fatal
 error: action=report
+info: action=ignore
 display_library: nogui
 """
 INIT = """\
