@@ -147,7 +147,6 @@ class Variant:
     """One build of a table's kernels, with its own packed operands for each product."""
 
     def __init__(self, isa, precision, folder, changes, compiler):
-        self.changes = changes
         self.name = title(changes)
         self.half = precision != "f32"
         element = element_of(precision)
@@ -308,14 +307,14 @@ def main():
         parser.error("--rounds and --seconds must be above 0")
     if args.json and not args.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {args.json.parent}")
-    table = f"{args.isa} in {args.precision}"
+    asked = f"{args.isa} in {args.precision}"
     if (args.isa, args.precision) not in SWEPT:
         known = ", ".join(f"{isa} in {precision}" for isa, precision in SWEPT)
-        parser.error(f"nothing is swept of {table}; there are {known}")
+        parser.error(f"nothing is swept of {asked}; there are {known}")
     swept = SWEPT[args.isa, args.precision]
     for name in {name for one in args.variants or () for name in one}:
         if name not in swept:
-            parser.error(f"--variants: {table} has {', '.join(swept)}, not {name}")
+            parser.error(f"--variants: {asked} has {', '.join(swept)}, not {name}")
     try:
         cvit.set_isa(args.isa)
         team.measure_peak(threads=1, seconds=1e-4, precision=args.precision)
