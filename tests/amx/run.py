@@ -1,6 +1,7 @@
 """AMX's table on an emulated machine: Linux on Bochs's Sapphire Rapids, whose instructions and tiles are Bochs's own.
 
-    python tests/amx/run.py --bochs DIR                            as root; DIR: the source of Bochs 3.0, unpacked
+    python tests/amx/run.py --bochs DIR                            as root, with cvit built in place; DIR: the source
+                                                                   of Bochs 3.0, unpacked
     python tests/amx/run.py --bochs DIR tests/test_amx.py ...      these tests instead
 
 Here Linux grants the permission for tiles, allocates their room at a thread's first use, and saves and restores them
@@ -198,8 +199,9 @@ def main():
     build_guest()
     make_disc(given.tests)
     said = boot(given.seconds)
-    run(sys.executable, "tests/aarch64/models.py", HOME / "here.npz", "bf16", cwd=ROOT)
-    here = run(sys.executable, "tests/amx/digests.py", HOME / "here.npz", cwd=ROOT, capture_output=True)
+    ours = dict(cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    run(sys.executable, "tests/aarch64/models.py", HOME / "here.npz", "bf16", **ours)
+    here = run(sys.executable, "tests/amx/digests.py", HOME / "here.npz", capture_output=True, **ours)
     print("this machine's:", here, end="")
     digest = here.split()[-1]
     if "tables: portable avx2 avx512 amx" not in said or digest not in said or " failed" in said:
