@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import reference
 from cvit import cli
 from cvit.bench import cases, kernels, lineup, machine, peers, report
 from cvit.bench.sections import BusyLoops
+from cvit.engine import team
 from cvit.model.layout import Layout
 
 BENCH = Path(__file__).parent.parent / "bench"
@@ -459,7 +461,10 @@ def test_plots_are_drawn(results, tmp_path):
         assert (tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(not (shutil.which("cc") or "CC" in os.environ), reason="no C compiler")
+needs_compiler = pytest.mark.skipif(not (shutil.which("cc") or "CC" in os.environ), reason="no C compiler")
+
+
+@needs_compiler
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_sweep_of_tiles(precision, tmp_path):
     file = tmp_path / "sweep.json"
@@ -488,11 +493,36 @@ def test_sweep_refuses(tmp_path):
         assert failed.returncode == 2 and message in failed.stderr and "Traceback" not in failed.stderr
 
 
-def test_what_is_swept_is_in_the_sources():
-    """Each change of each table, AMX's too: where its pattern is found no more, the program says so and ends."""
+@pytest.fixture
+def sweep():
     spec = importlib.util.spec_from_file_location("sweep", BENCH / "sweep.py")
-    sweep = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sweep)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@needs_compiler
+def test_hidden_rows_are_swept(sweep, tmp_path, monkeypatch):
+    """They are only of AMX's table; the program that calls them serves every one."""
+    monkeypatch.setattr(sweep, "PRODUCTS", {"hidden": (5, 40, 33, "hidden")})
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    variant = sweep.Variant("portable", "bf16", tmp_path, {"hidden": "apart"}, compiler)
+    rng, results = np.random.default_rng(0), sweep.allocate(2 * 5 * 40, np.float32)  # two places
+    x, w = (sweep.rounded(rng.standard_normal(shape, np.float32)) for shape in ((5, 33), (33, 40)))
+    variant.prepare("hidden", x, w, results)  # compares
+    assert variant.run("hidden", 2) > 0
+
+
+@needs_compiler
+@pytest.mark.skipif("amx" not in team.isa_names(False), reason="built without AMX's table")
+def test_all_changes_of_amx_compile(sweep, tmp_path):
+    """Together, and are linked: nothing of it runs, so the CPU may lack AMX."""
+    changes = {name: values[-1] for name, values in sweep.SWEPT["amx", "bf16"].items()}
+    sweep.Variant("amx", "bf16", tmp_path, changes, shlex.split(os.environ.get("CC", "cc")))
+
+
+def test_what_is_swept_is_in_the_sources(sweep):
+    """Each change of each table, AMX's too: where its pattern is found no more, the program says so and ends."""
     for (isa, precision), swept in sweep.SWEPT.items():
         for name, values in swept.items():
             changed = [sweep.edited(isa, sweep.element_of(precision), {name: value}) for value in values]
